@@ -1,0 +1,42 @@
+# Each target makes the virtual environment .venv when there is none, with the versions of
+# constraints.txt. Data files are looked for in $VAEFLOW_DATA, when that is set.
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALLED := .venv/.installed
+
+.PHONY: quickstart test lint notebooks bench kdd-paper ring table1
+
+quickstart: $(INSTALLED)
+	$(BIN)/vaeflow run quickstart --out results/quickstart
+
+# One thread a process: the two pytest workers already fill two cores, and torch's own threads on top
+# of them would only wait for each other. The package itself never sets a number of threads.
+test: $(INSTALLED)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+notebooks: $(INSTALLED)
+	$(BIN)/jupytext --to ipynb --execute notebooks/*.py
+
+bench: $(INSTALLED)
+	$(BIN)/python -m benchmarks
+
+kdd-paper: $(INSTALLED)
+	$(BIN)/vaeflow run kdd-paper --out results/kdd-paper
+
+ring: $(INSTALLED)
+	$(BIN)/vaeflow run ring --out results/ring
+
+# Runs that are finished are not run again.
+table1: kdd-paper
+	$(BIN)/vaeflow table results/kdd-paper
+
+# Not the folder but a stamp: an installation that was cut short is taken up again.
+$(INSTALLED): setup.py setup.cfg constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install -c constraints.txt -e ".[test]"
+	touch $@

@@ -1,0 +1,61 @@
+"""Amortised variational inference with flow posteriors, in Pyro, for finding anomalies in tables.
+
+Names are imported when first used, so that ``vaeflow --help`` need not wait for torch.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pyro_vaeflow.annealing import CapacityELBO as CapacityELBO
+    from pyro_vaeflow.annealing import anneal as anneal
+    from pyro_vaeflow.annealing import constant as constant
+    from pyro_vaeflow.annealing import cosine as cosine
+    from pyro_vaeflow.annealing import cyclical as cyclical
+    from pyro_vaeflow.annealing import linear as linear
+    from pyro_vaeflow.attribution import contributions as contributions
+    from pyro_vaeflow.datasets import load_kddcup99 as load_kddcup99
+    from pyro_vaeflow.datasets import make_ring as make_ring
+    from pyro_vaeflow.draws import log_weights as log_weights
+    from pyro_vaeflow.flows import FLOWS as FLOWS
+    from pyro_vaeflow.isolation import param_scope as param_scope
+    from pyro_vaeflow.likelihoods import LIKELIHOODS as LIKELIHOODS
+    from pyro_vaeflow.programs import Guide as Guide
+    from pyro_vaeflow.programs import Model as Model
+    from pyro_vaeflow.scoring import KhatWarning as KhatWarning
+    from pyro_vaeflow.scoring import Scores as Scores
+    from pyro_vaeflow.scoring import score as score
+    from pyro_vaeflow.training import History as History
+    from pyro_vaeflow.training import NonFiniteError as NonFiniteError
+    from pyro_vaeflow.training import train as train
+
+__version__ = "0.1.0"
+
+_HOME = {
+    name: module
+    for module, names in {
+        "annealing": "CapacityELBO anneal constant cosine cyclical linear",
+        "attribution": "contributions",
+        "datasets": "load_kddcup99 make_ring",
+        "draws": "log_weights",
+        "flows": "FLOWS",
+        "isolation": "param_scope",
+        "likelihoods": "LIKELIHOODS",
+        "programs": "Guide Model",
+        "scoring": "KhatWarning Scores score",
+        "training": "History NonFiniteError train",
+    }.items()
+    for name in names.split()
+}
+
+__all__ = [*_HOME, "__version__"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

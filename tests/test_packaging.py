@@ -1,0 +1,122 @@
+"""What an install gives, what an import does not do, and what is kept out of the repository."""
+
+import configparser
+import re
+import shutil
+import subprocess
+import sys
+from importlib.metadata import entry_points, version
+from importlib.resources import files
+from pathlib import Path
+
+import pytest
+
+import pyro_vaeflow
+
+ROOT = Path(__file__).parents[1]
+DATA_OR_CHECKPOINT = re.compile(
+    r"\.(ckpt|gz|mat|npy|npz|parquet|pickle|pkl|pt|pth|safetensors|zip)$"
+)
+
+
+def run_python(code: str) -> str:
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def source_files() -> list[Path]:
+    """Files that are tracked, or would be by ``git add``."""
+    if not (ROOT / ".git").exists() or not shutil.which("git"):
+        pytest.skip("not a git checkout")
+    command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    return [ROOT / name for name in listed.stdout.split("\0") if name and (ROOT / name).is_file()]
+
+
+def test_import_waits_for_torch_until_a_name_is_used():
+    run_python("import sys, pyro_vaeflow; assert 'torch' not in sys.modules")
+
+
+def test_import_of_every_module_changes_no_global_state():
+    run_python(
+        """
+import pkgutil, random, warnings, numpy, pyro, torch
+
+def state():
+    return (
+        torch.get_num_threads(), torch.get_num_interop_threads(), torch.get_default_dtype(),
+        torch.is_grad_enabled(), torch.get_rng_state().tolist(), random.getstate(),
+        str(numpy.random.get_state()), pyro.distributions.Distribution.__dict__.keys(),
+        pyro.settings.get(), len(pyro.get_param_store()), torch.distributions.Distribution
+        ._validate_args, numpy.geterr(),
+    )
+
+before = state()
+import pyro_vaeflow
+for module in pkgutil.walk_packages(pyro_vaeflow.__path__, "pyro_vaeflow."):
+    if not module.name.endswith("__main__"):
+        __import__(module.name)
+after = state()
+assert before == after, [(a, b) for a, b in zip(before, after) if a != b]
+"""
+    )
+
+
+def test_every_public_name_can_be_imported():
+    for name in pyro_vaeflow.__all__:
+        assert getattr(pyro_vaeflow, name) is not None
+    with pytest.raises(AttributeError, match="no_such_name"):
+        pyro_vaeflow.no_such_name  # noqa: B018
+
+
+def test_installed_metadata():
+    assert version("pyro_vaeflow") == pyro_vaeflow.__version__
+    (script,) = entry_points(group="console_scripts", name="vaeflow")
+    assert callable(script.load())
+
+
+def test_presets_are_installed_with_the_package():
+    presets = {path.name for path in (files("pyro_vaeflow") / "presets").iterdir()}
+    assert {"quickstart.yaml", "kdd-paper.yaml", "ring.yaml"} <= presets
+
+
+def test_constraints_pin_every_requirement():
+    def key(name: str) -> str:
+        return re.sub("[-_.]+", "-", name.partition("[")[0]).lower()
+
+    text = (ROOT / "constraints.txt").read_text()
+    lines = [line.partition("#")[0].strip() for line in text.splitlines()]
+    pins = dict(line.split("==") for line in lines if line)
+    pinned = {key(name) for name in pins}
+    # A local version or a path would install on one machine only.
+    assert all(re.fullmatch(r"[\w.]+", number) for number in pins.values())
+    setup = configparser.ConfigParser()
+    setup.read(ROOT / "setup.cfg")
+    required = setup["options"]["install_requires"].split()
+    for extra in setup["options.extras_require"].values():
+        required += extra.split()
+    assert [name for name in required if key(name) not in pinned] == []
+
+
+def test_no_data_and_no_checkpoint_in_the_repository():
+    found = source_files()
+    assert [p.name for p in found if DATA_OR_CHECKPOINT.search(p.name)] == []
+    assert [p.name for p in found if p.stat().st_size > 600_000] == []
+
+
+def test_package_never_sets_threads():
+    for path in (ROOT / "pyro_vaeflow").rglob("*.py"):
+        assert not re.search(r"set_num(_interop)?_threads\(", path.read_text()), path
+
+
+def test_make_and_continuous_integration_agree():
+    text = (ROOT / "Makefile").read_text()
+    targets = set(re.findall(r"^([\w-]+):", text, re.MULTILINE))
+    phony = set(re.search(r"^\.PHONY: (.*)$", text, re.MULTILINE)[1].split())
+    assert phony == targets
+    assert {"quickstart", "test", "lint", "notebooks", "bench", "kdd-paper", "table1"} <= targets
+    script = (ROOT / ".ci" / "run").read_text()
+    for target in re.findall(r"^make ([\w-]+)$", script, re.MULTILINE):
+        assert target in targets
+    assert "make test" in script and "make lint" in script
