@@ -1,0 +1,114 @@
+"""Draws of the guide for many rows, chunk after chunk: memory does not grow with the rows."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pyro
+import torch
+from pyro.poutine.trace_struct import Trace
+from tqdm.auto import tqdm
+
+from pyro_vaeflow.isolation import Program, module_mode, param_scope, seeded
+from pyro_vaeflow.noise import RowNoise
+from pyro_vaeflow.traces import (
+    RowTerms,
+    as_args,
+    check_contract,
+    paired_traces,
+    row_terms,
+    take_rows,
+)
+
+# Rows times draws of one chunk. The widest layers of a chunk then stay in the processor's cache:
+# chunks of 20,000 took 0.6 of the time of chunks of 100,000.
+DRAWS_PER_CHUNK = 20_000
+
+
+def trace_chunks(
+    model: Program,
+    guide: Program,
+    x: Any,
+    *,
+    num_samples: int,
+    seed: int = 0,
+    chunk_size: int | None = None,
+    plate: str = "data",
+    progress: bool = False,
+) -> Iterator[tuple[Trace, Trace]]:
+    """Yields, chunk after chunk of rows, the traces of model and guide with `num_samples` draws.
+
+    Their log probabilities are computed, without gradients and with the modules in evaluation
+    mode. A row's draws depend on the row and the seed alone (see `pyro_vaeflow.noise`).
+    """
+    args = as_args(x)
+    _check_positive("num_samples", num_samples)
+    chunk_size = max(1, DRAWS_PER_CHUNK // num_samples) if chunk_size is None else chunk_size
+    _check_positive("chunk_size", chunk_size)
+    if len(args[0]) == 0:
+        return
+    depth = check_contract(model, guide, args, plate=plate)
+    starts = range(0, len(args[0]), chunk_size)
+    for start in tqdm(starts, desc="score", unit="chunk", disable=not progress):
+        rows = take_rows(args, slice(start, start + chunk_size))
+        with (
+            param_scope(model, guide),
+            module_mode(model, guide, training=False),
+            seeded(seed),
+            torch.no_grad(),
+            pyro.validation_enabled(False),  # check_contract has validated
+        ):
+            traces = paired_traces(
+                model,
+                guide,
+                rows,
+                num_samples=num_samples,
+                max_plate_nesting=depth,
+                noise=RowNoise(rows[0], seed, plate),
+            )
+        yield traces
+
+
+def draws(
+    model: Program, guide: Program, x: Any, *, num_samples: int, plate: str = "data", **options: Any
+) -> Iterator[RowTerms]:
+    """Yields log p(x|z), log p(z), log q(z|x) of chunk after chunk, ``(num_samples, rows)``, nats.
+
+    Options and errors are those of `trace_chunks`.
+    """
+    options |= {"num_samples": num_samples, "plate": plate}
+    for model_trace, guide_trace in trace_chunks(model, guide, x, **options):
+        yield row_terms(model_trace, guide_trace, plate)
+
+
+def log_weights(
+    model: Program,
+    guide: Program,
+    x: Any,
+    *,
+    num_samples: int = 64,
+    seed: int = 0,
+    chunk_size: int | None = None,
+    plate: str = "data",
+) -> torch.Tensor:
+    r"""The log importance weights :math:`\log p(x, z_k) - \log q(z_k|x)`, nats.
+
+    Returns:
+        Shape ``(num_samples, num_data)``. They are all kept: for many rows use `score`.
+
+    Raises:
+        ValueError, TypeError: as in `score`.
+
+    Example:
+        >>> from pyro_vaeflow import Guide, Model, log_weights
+        >>> log_weights(Model(3), Guide(3), torch.rand(5, 3), num_samples=7).shape
+        torch.Size([7, 5])
+    """
+    options: dict[str, Any] = {"seed": seed, "chunk_size": chunk_size, "plate": plate}
+    parts = [t.log_weight for t in draws(model, guide, x, num_samples=num_samples, **options)]
+    return torch.cat(parts, dim=1) if parts else as_args(x)[0].new_empty(num_samples, 0)
+
+
+def _check_positive(name: str, value: Any) -> None:
+    if not isinstance(value, int | np.integer) or value < 1:
+        raise ValueError(f"{name} must be an integer of at least 1, got {value!r}")

@@ -1,0 +1,120 @@
+"""What surrounds a run of two Pyro programs: whose parameters, which random state, which mode.
+
+Pyro keeps parameters in one global store, by name. Two models of one class therefore share an
+entry, and the second one silently never learns. Here each pair (model, guide) has a store of its
+own, and the parameters of modules are found in the modules.
+"""
+
+import inspect
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import pyro
+import torch
+from pyro.util import get_rng_state, set_rng_state
+
+Program = Callable[..., Any]
+
+_STORES: WeakKeyDictionary[Any, WeakKeyDictionary[Any, dict]] = WeakKeyDictionary()
+_ENTERED: list[dict] = []  # the states of the scopes that are open, the innermost last
+
+
+def _owner(program: Program) -> Any:
+    """The object that outlives a call: a bound method is made anew at each access."""
+    return program.__self__ if inspect.ismethod(program) else program
+
+
+def modules(*programs: Program) -> list[torch.nn.Module]:
+    """The modules behind the programs, each once; none for plain functions."""
+    owners = [_owner(program) for program in programs]
+    return list({id(m): m for m in owners if isinstance(m, torch.nn.Module)}.values())
+
+
+@contextmanager
+def param_scope(model: Program, guide: Program) -> Iterator[None]:
+    """Makes ``pyro.param`` read and write the parameters that belong to this (model, guide).
+
+    `train`, `score` and the diagnostics enter it by themselves; enter it to read a plain
+    function's parameters after training. Global parameters come back unchanged at the end.
+
+    Example:
+        >>> import torch, pyro
+        >>> def model(x): pyro.param("a", torch.tensor(1.0))
+        >>> def guide(x): pass
+        >>> with param_scope(model, guide):
+        ...     model(None)
+        >>> "a" in pyro.get_param_store()
+        False
+        >>> with param_scope(model, guide):
+        ...     print(pyro.param("a").item())
+        1.0
+    """
+    of_guide = _STORES.setdefault(_owner(guide), WeakKeyDictionary())
+    state = of_guide.setdefault(_owner(model), {"params": {}, "constraints": {}})
+    if _ENTERED and _ENTERED[-1] is state:  # the store is the pair's, and newer than `state`
+        yield
+        return
+    store = pyro.get_param_store()
+    with store.scope(state):
+        _ENTERED.append(state)
+        try:
+            yield
+        finally:  # an interrupted run keeps what it learned
+            _ENTERED.pop()
+            state.update(store.get_state())
+
+
+def named_parameters(model: Program, guide: Program) -> dict[str, torch.Tensor]:
+    """Every unconstrained parameter of the pair that takes a gradient, in a fixed order.
+
+    Call it inside `param_scope`, after the programs have run once. The order makes sums over
+    parameters, such as a gradient norm, the same in each run.
+
+    Raises:
+        ValueError: a PyroParam of the model and one of the guide have one name; in Pyro's store
+            the second would silently replace the first.
+    """
+    if len(pair := modules(model, guide)) == 2:
+        one, other = (dict(module.named_parameters()) for module in pair)
+        for name in one.keys() & other.keys():
+            if name.endswith("_unconstrained") and one[name] is not other[name]:
+                raise ValueError(
+                    "model and guide both have a PyroParam "
+                    f"{name.removesuffix('_unconstrained')!r}; rename one of them"
+                )
+    found = [  # names that no parameter of the store has, even where both are of one class
+        (f"{role} {name}", value)
+        for role, program in (("model", model), ("guide", guide))
+        for module in modules(program)
+        for name, value in module.named_parameters()
+    ]
+    found += list(pyro.get_param_store().named_parameters())
+    unique = {id(value): (name, value) for name, value in reversed(found) if value.requires_grad}
+    return {name: value for name, value in reversed(unique.values())}
+
+
+@contextmanager
+def module_mode(*programs: Program, training: bool) -> Iterator[None]:
+    """Puts the modules in training or evaluation mode, and each part back in its own after."""
+    parts = [part for module in modules(*programs) for part in module.modules()]
+    before = [part.training for part in parts]
+    for part in parts:
+        part.training = training
+    try:
+        yield
+    finally:
+        for part, mode in zip(parts, before, strict=True):
+            part.training = mode
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Seeds every random state that Pyro knows, and puts the caller's states back after."""
+    state = get_rng_state()
+    pyro.set_rng_seed(seed)
+    try:
+        yield
+    finally:
+        set_rng_state(state)

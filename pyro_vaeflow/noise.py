@@ -1,0 +1,135 @@
+r"""Noise that belongs to a row's content, so that a score depends on the row and the seed alone.
+
+With one stream of random numbers a row's score would depend on its neighbours in the chunk. Here a
+row is hashed, and number j of its noise is the hash of (row, seed, site, j), made normal by the
+transform of Box and Muller (1958). Splitting, reordering or repeating the rows changes no score,
+and rows that differ have independent noise: the error of a mean over rows falls with their number.
+"""
+
+import math
+from typing import Any
+
+import torch
+from pyro.poutine.messenger import Messenger
+from pyro.poutine.runtime import Message
+from pyro.poutine.util import site_is_subsample
+from torch.overrides import TorchFunctionMode
+
+_GOLDEN = -7046029254386353131  # the odd constants of splitmix64, as signed 64-bit integers
+_MIX_1 = -4658895280553007687
+_MIX_2 = -7723592293110705685
+
+
+def _mix(value: torch.Tensor) -> torch.Tensor:
+    """The finaliser of splitmix64: 64-bit integers in, well mixed 64-bit integers out."""
+
+    def xor_shifted(v: torch.Tensor, bits: int) -> torch.Tensor:  # `>>` alone would keep the sign
+        return (v >> bits).bitwise_and_((1 << (64 - bits)) - 1).bitwise_xor_(v)
+
+    value = xor_shifted(value, 30).mul_(_MIX_1)
+    value = xor_shifted(value, 27).mul_(_MIX_2)
+    return xor_shifted(value, 31)
+
+
+def row_hash(x: torch.Tensor) -> torch.Tensor:
+    """A 64-bit hash of each row's values, shape ``(num_data,)``, the same on every machine.
+
+    Example:
+        >>> a, b = row_hash(torch.tensor([[1.0, 2.0], [2.0, 1.0]]))
+        >>> bool(a == b)
+        False
+    """
+    flat = x.detach().reshape(len(x), -1)
+    # + 0.0 makes -0.0 and 0.0 one; float64 bits hold every value of the narrower types
+    bits = flat.to(torch.float64).add(0.0).view(torch.int64)
+    place = torch.arange(1, bits.shape[1] + 1, device=x.device) * _GOLDEN
+    return _mix(_mix(bits + place).sum(1))
+
+
+class _RowNumbers(TorchFunctionMode):
+    """Answers requests for normal and uniform numbers of a shape that has the rows at an axis."""
+
+    def __init__(self, hashes: torch.Tensor, axis_from_right: int) -> None:
+        super().__init__()
+        self.hashes, self.axis_from_right = hashes, axis_from_right
+
+    def _has_rows(self, shape: torch.Size) -> bool:
+        n = self.axis_from_right
+        return len(shape) >= n and shape[-n] == len(self.hashes)
+
+    def _bits(self, before: int, after: int) -> torch.Tensor:
+        """Fresh 64-bit numbers, shape ``(before, num_data, after)``, one stream a row."""
+        count = torch.arange(1, before * after + 1, device=self.hashes.device)
+        places = (count * _GOLDEN).view(before, 1, after)
+        numbers = _mix(self.hashes.unsqueeze(-1) + places)
+        self.hashes = _mix(self.hashes)  # the next request has another stream
+        return numbers
+
+    def _sizes(self, shape: torch.Size) -> tuple[int, int]:
+        place = len(shape) - self.axis_from_right
+        return math.prod(shape[:place]), math.prod(shape[place + 1 :])
+
+    def normal(self, shape: torch.Size, like: torch.Tensor) -> torch.Tensor:
+        before, after = self._sizes(shape)
+        bits = self._bits((before + 1) // 2, after)  # each gives two normal numbers
+        high, low = (bits >> 32).add_(2**31), bits & 0xFFFFFFFF  # each in [0, 2^32)
+        uniform = high.to(like.dtype).add_(0.5).mul_(2.0**-32)  # in (0, 1]
+        angle = low.to(like.dtype).mul_(2.0 * math.pi * 2.0**-32)
+        radius = uniform.log_().mul_(-2.0).sqrt_()
+        pairs = torch.cat([angle.cos().mul_(radius), angle.sin().mul_(radius)])
+        return pairs[:before].reshape(shape)
+
+    def uniform(self, shape: torch.Size, like: torch.Tensor) -> torch.Tensor:
+        bits = self._bits(*self._sizes(shape))
+        return (bits >> 40).add_(2**23).to(like.dtype).mul_(2.0**-24).view(shape)
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> torch.Tensor:
+        kwargs = kwargs or {}
+        if func is torch.rand and self._has_rows(torch.Size(args[0])):
+            like = torch.empty((), dtype=kwargs.get("dtype"), device=kwargs.get("device"))
+            return self.uniform(torch.Size(args[0]), like)
+        if not args or not isinstance(args[0], torch.Tensor) or not self._has_rows(args[0].shape):
+            return func(*args, **kwargs)
+        first, shape = args[0], args[0].shape
+        if func is torch.Tensor.normal_ and len(args) == 1:
+            return first.copy_(self.normal(shape, first))
+        if func is torch.normal and len(args) == 2:
+            return torch.addcmul(first, args[1], self.normal(shape, first))
+        if func is torch.Tensor.uniform_ and len(args) == 3:
+            low, high = args[1:]
+            return first.copy_(self.uniform(shape, first) * (high - low) + low)
+        if func is torch.bernoulli:
+            return (self.uniform(shape, first) < first).to(first.dtype)
+        return func(*args, **kwargs)
+
+
+class RowNoise(Messenger):
+    """Draws a guide's latents from noise that depends on the row's content and the seed alone.
+
+    Distributions that draw normal or uniform numbers, or Bernoulli ones, of the plate's shape are
+    covered, with any transform on top. Others, such as Gamma, fall back on torch's stream: they
+    repeat under a seed, but not under another chunking of the rows.
+    """
+
+    def __init__(self, x: torch.Tensor, seed: int, plate: str = "data") -> None:
+        super().__init__()
+        self.seeded = _mix(row_hash(x) + torch.tensor(seed % 2**63, device=x.device) * _GOLDEN)
+        self.plate = plate
+        self.num_sites = 0
+
+    def __enter__(self) -> "RowNoise":
+        self.num_sites = 0
+        return super().__enter__()
+
+    def _process_message(self, msg: Message) -> None:
+        frame = next((f for f in msg["cond_indep_stack"] if f.name == self.plate), None)
+        if msg["type"] != "sample" or msg["is_observed"] or msg["value"] is not None:
+            return
+        if frame is None or site_is_subsample(msg):
+            return
+        self.num_sites += 1  # sites of one program must not share their noise
+        hashes = _mix(self.seeded ^ self.num_sites)
+        with _RowNumbers(hashes, msg["fn"].event_dim - frame.dim):
+            msg["value"] = msg["fn"](*msg["args"], **msg["kwargs"])

@@ -1,0 +1,147 @@
+"""One SVI step as `train` takes it: ``pyro.infer.SVI``, one torch optimizer, per-row units."""
+
+import math
+from collections.abc import Callable
+from copy import copy
+from typing import Any
+
+import pyro
+import torch
+from pyro import poutine
+from pyro.infer import ELBO, SVI
+from pyro.optim import PyroOptim
+from pyro.poutine.messenger import Messenger
+from pyro.poutine.runtime import Message
+from pyro.poutine.trace_struct import Trace
+
+from pyro_vaeflow.isolation import Program
+
+
+def make_svi(model: Program, guide: Program, optim: "OneOptimizer", loss: ELBO) -> SVI:
+    """An SVI object that leaves the finding of parameters to the optimizer.
+
+    SVI looks parameters up in the global store by name. Parameters of modules are not in it here
+    (see `pyro_vaeflow.isolation`), hence the block; `OneOptimizer` knows them all.
+    """
+    grads = poutine.block(loss.loss_and_grads, hide_types=["param"])
+    return SVI(model, guide, optim, loss=loss.loss, loss_and_grads=grads)
+
+
+class OneOptimizer(PyroOptim):
+    """One torch optimizer over all parameters, clipped by the norm of their joint gradient.
+
+    Pyro's own makes an optimizer object a parameter: a fifth of a step's time for small networks.
+    """
+
+    def __init__(
+        self,
+        parameters: dict[str, torch.Tensor],
+        optimizer: Callable[..., torch.optim.Optimizer],
+        clip_norm: float | None = None,
+    ) -> None:
+        if not parameters:
+            raise ValueError(
+                "there is nothing to train: neither program is a module, or a method of one, with "
+                "parameters, nor calls pyro.param or pyro.module"
+            )
+        self.parameters = parameters
+        self.torch_optimizer = optimizer(list(parameters.values()), lr=0.0)
+        self.torch_optimizer.zero_grad()  # what the caller, or an interrupted run, left there
+        self.clip_norm = clip_norm
+        self.num_stored = len(pyro.get_param_store())
+        self.grad_norm = 0.0
+        self.not_finite: list[str] = []
+
+    def set_learning_rate(self, value: float) -> None:
+        for group in self.torch_optimizer.param_groups:
+            group["lr"] = value
+
+    def __call__(self, params: Any, *args: Any, **kwargs: Any) -> None:
+        store = pyro.get_param_store()
+        if len(store) != self.num_stored:
+            self._add_late(dict(store.named_parameters()))
+        values = list(self.parameters.values())
+        norm = torch.nn.utils.get_total_norm([p.grad for p in values if p.grad is not None])
+        self.grad_norm = norm.item()
+        if math.isfinite(self.grad_norm):  # else keep the last good parameters: train stops
+            if self.clip_norm is not None:
+                torch.nn.utils.clip_grads_with_norm_(values, self.clip_norm, norm)
+            self.torch_optimizer.step()
+        else:
+            self.not_finite = [
+                name
+                for name, p in self.parameters.items()
+                if p.grad is not None and not p.grad.isfinite().all()
+            ]
+        self.torch_optimizer.zero_grad()
+
+    def _add_late(self, stored: dict[str, torch.Tensor]) -> None:
+        """Takes on each ``pyro.param`` behind a branch that no step had reached before."""
+        known = {id(value) for value in self.parameters.values()}
+        for name, value in stored.items():
+            if id(value) not in known:
+                self.parameters[name] = value
+                self.torch_optimizer.add_param_group({"params": [value]})
+        self.num_stored = len(stored)
+
+
+class PerRow(Messenger):
+    """Turns sums over a mini-batch into nats a row; a shared latent counts once over all rows."""
+
+    def __init__(self, plate: str, batch_size: int, num_data: int) -> None:
+        super().__init__()
+        self.plate, self.row, self.shared = plate, 1.0 / batch_size, 1.0 / num_data
+
+    def _process_message(self, msg: Message) -> None:
+        if msg["type"] == "sample":
+            inside = any(frame.name == self.plate for frame in msg["cond_indep_stack"])
+            msg["scale"] = msg["scale"] * (self.row if inside else self.shared)
+
+
+class LastTraces:
+    """Keeps the traces that a loss has just taken, to report from them at no further cost."""
+
+    def __init__(self) -> None:
+        self.model: Trace | None = None
+        self.guide: Trace | None = None
+
+    def watch(self, loss: ELBO) -> ELBO:
+        """A copy of the loss whose traces are kept here."""
+        watched = copy(loss)
+        get_trace = watched._get_trace
+
+        def _get_trace(*args: Any) -> tuple[Trace, Trace]:
+            self.model, self.guide = get_trace(*args)
+            # Pyro's losses call backward only if a param site is in sight. The methods of a module
+            # leave none, and their parameters would silently never learn.
+            self.guide.add_node("parameters", name="parameters", type="param", value=None)
+            return self.model, self.guide
+
+        watched._get_trace = _get_trace
+        return watched
+
+    def odd_site(self) -> str | None:
+        """The first site, guide before model, whose log probability is not finite."""
+        for trace in (self.guide, self.model):
+            for name, site in trace.nodes.items() if trace is not None else ():
+                if site["type"] == "sample" and not site["unscaled_log_prob"].isfinite().all():
+                    return name
+        return None
+
+    def largest_log_scale(self) -> tuple[str, float]:
+        """The guide's site with the largest log-scale, its base's or its transforms', and that."""
+        found = [("none", -math.inf)]
+        for name, site in self.guide.nodes.items() if self.guide is not None else ():
+            if site["type"] == "sample":
+                found += [(name, value.max().item()) for value in _log_scales(site["fn"])]
+        return max(found, key=lambda item: math.inf if math.isnan(item[1]) else item[1])
+
+
+def _log_scales(distribution: Any) -> list[torch.Tensor]:
+    transforms = getattr(distribution, "transforms", [])
+    cached = [getattr(transform, "_cached_log_scale", None) for transform in transforms]
+    found = [value for value in cached if value is not None]
+    if hasattr(distribution, "base_dist"):
+        return found + _log_scales(distribution.base_dist)
+    scale = getattr(distribution, "scale", None)
+    return found + ([scale.log()] if isinstance(scale, torch.Tensor) else [])

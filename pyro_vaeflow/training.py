@@ -1,0 +1,250 @@
+"""Stochastic variational inference of any pair of Pyro programs, in one readable loop."""
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import pandas as pd
+import pyro
+import torch
+from pyro.infer import ELBO, Trace_ELBO
+from tqdm.auto import tqdm
+
+from pyro_vaeflow.annealing import CapacityELBO, Schedule, anneal, constant
+from pyro_vaeflow.isolation import Program, module_mode, named_parameters, param_scope, seeded
+from pyro_vaeflow.scoring import score
+from pyro_vaeflow.svi import LastTraces, OneOptimizer, PerRow, make_svi
+from pyro_vaeflow.traces import Args, as_args, check_contract, row_terms, take_rows
+
+COLUMNS = (
+    "step loss elbo log_likelihood kl anneal learning_rate grad_norm seconds held_out_elbo".split()
+)
+
+
+ADAM = partial(torch.optim.Adam, fused=True)  # fused: one call for all parameters
+
+
+@dataclass(frozen=True)
+class History:
+    """What `train` saw.
+
+    Attributes:
+        frame: one row a step: ``loss`` (annealed, nats a row), ``elbo`` (the true bound, nats a
+            row) and its parts ``log_likelihood`` and ``kl``, ``anneal`` (beta or capacity),
+            ``learning_rate``, ``grad_norm`` (before clipping), ``seconds`` since the start, and
+            ``held_out_elbo`` where it was evaluated, else NaN.
+        best_step: the step whose parameters the programs hold, if held-out rows chose it.
+    """
+
+    frame: pd.DataFrame
+    best_step: int | None = None
+
+
+class NonFiniteError(ArithmeticError):
+    """A loss or gradient is not finite; ``history`` holds the steps before it."""
+
+    def __init__(self, message: str, history: History) -> None:
+        super().__init__(message)
+        self.history = history
+
+
+def train(
+    model: Program,
+    guide: Program,
+    x: Any,
+    *,
+    num_steps: int,
+    batch_size: int = 256,
+    learning_rate: float | Schedule = 1e-3,
+    schedule: Schedule | None = None,
+    loss: ELBO | None = None,
+    optimizer: Callable[..., torch.optim.Optimizer] = ADAM,
+    clip_norm: float | None = None,
+    weights: torch.Tensor | None = None,
+    held_out: Any = None,
+    eval_every: int = 100,
+    patience: int | None = None,
+    plate: str = "data",
+    seed: int = 0,
+    progress: bool = True,
+) -> History:
+    r"""Fits `model` and `guide` to the rows of `x` by SVI; returns the history, in nats a row.
+
+    Minimises :math:`-E_q[\log p(x|z)] + \beta_t\,KL(q(z|x)\,\|\,p(z))`, averaged over a mini-batch,
+    with ``pyro.infer.SVI``. Parameters of modules change in place; those of ``pyro.param`` belong
+    to the pair (see `param_scope`). A second call goes on from there. Pyro's validation runs once,
+    before the first step, and is off in the loop.
+
+    Args:
+        model, guide: Pyro programs that meet the contract of `pyro_vaeflow.traces`.
+        x: tensor ``(num_data, ...)``, or a tuple of arguments that starts with it.
+        num_steps: mini-batches.
+        batch_size: rows a batch, drawn without replacement within a pass over the data.
+        learning_rate: a number, or a schedule of the step such as ``cosine(num_steps, 1e-3, 0.0)``.
+        schedule: beta as a function of the step, 1 by default; with `CapacityELBO`, the capacity.
+        loss: a trace-based loss of ``pyro.infer``, ``Trace_ELBO()`` by default.
+        optimizer: makes a torch optimizer from parameters and ``lr``: Adam by default, or
+            ``pyro.optim.clipped_adam.ClippedAdam``, say.
+        clip_norm: the largest norm of the whole gradient; none by default.
+        weights: ``(num_data,)``; rows are drawn in proportion, with replacement.
+        held_out: further rows, like `x`; their ELBO is evaluated every `eval_every` steps, and the
+            programs end with the parameters of the best evaluation.
+        patience: stop after as many evaluations without a better one.
+
+    Raises:
+        ValueError: the contract is broken, there is nothing to train, or an argument is out of
+            range.
+        NonFiniteError: a loss or gradient is not finite; names the step, the site and the largest
+            log-scale of the guide.
+
+    Example:
+        >>> from pyro_vaeflow import Guide, Model, cyclical, train
+        >>> history = train(Model(3), Guide(3), torch.rand(64, 3), num_steps=20, batch_size=32,
+        ...                 schedule=cyclical(20), progress=False)
+        >>> history.frame[["loss", "elbo", "kl"]].shape
+        (20, 3)
+    """
+    args = as_args(x)
+    num_data = len(args[0])
+    _check_at_least_one(num_steps=num_steps, batch_size=batch_size, eval_every=eval_every)
+    _check_at_least_one(patience=1 if patience is None else patience, rows_of_x=num_data)
+    if patience is not None and held_out is None:
+        raise ValueError(f"patience={patience} needs held_out rows to evaluate")
+    if held_out is None:
+        check_contract(model, guide, args, plate=plate, seed=seed, shared_latents=True)
+    else:
+        _check_at_least_one(rows_of_held_out=len(as_args(held_out)[0]))
+        check_contract(model, guide, args, plate=plate, seed=seed)  # it will be scored
+    batch_size = min(batch_size, num_data)
+    draw = _Batches(num_data, batch_size, weights, seed)
+    last = LastTraces()
+    watched = last.watch(Trace_ELBO() if loss is None else loss)
+    annealed = watched.at if isinstance(watched, CapacityELBO) else anneal
+    level_at = constant(1.0) if schedule is None else schedule
+    rate_at = learning_rate if callable(learning_rate) else constant(learning_rate)
+    records: list[dict[str, float]] = []
+    start = time.perf_counter()
+
+    with param_scope(model, guide), module_mode(model, guide, training=True), seeded(seed):
+        optim = OneOptimizer(named_parameters(model, guide), optimizer, clip_norm)
+        svi = make_svi(model, guide, optim, watched)
+        best = _Best(model, guide)
+        bar = tqdm(range(num_steps), desc="train", unit="step", disable=not progress)
+        for step in bar:
+            optim.set_learning_rate(rate_at(step))
+            batch = take_rows(args, draw(step).to(args[0].device))
+            with pyro.validation_enabled(False), PerRow(plate, batch_size, num_data):
+                with annealed(level_at(step)):
+                    value = svi.step(*batch)
+            if not (math.isfinite(value) and math.isfinite(optim.grad_norm)):
+                message = _explain(step, value, optim, last)
+                raise NonFiniteError(message, History(_frame(records)))
+            with torch.no_grad():
+                terms = row_terms(last.model, last.guide, plate=plate)
+            log_likelihood, kl = terms.log_likelihood.mean().item(), terms.kl.mean().item()
+            record = {
+                "step": step,
+                "loss": value,
+                "elbo": log_likelihood - kl,
+                "log_likelihood": log_likelihood,
+                "kl": kl,
+                "anneal": level_at(step),
+                "learning_rate": rate_at(step),
+                "grad_norm": optim.grad_norm,
+                "seconds": time.perf_counter() - start,
+                "held_out_elbo": math.nan,
+            }
+            records.append(record)
+            if step % 20 == 0:
+                bar.set_postfix(loss=f"{value:.3f}", elbo=f"{record['elbo']:.3f}", refresh=False)
+            if held_out is not None and ((step + 1) % eval_every == 0 or step + 1 == num_steps):
+                record["held_out_elbo"] = _elbo(model, guide, as_args(held_out), plate)
+                best.see(step, record["held_out_elbo"])
+                if best.evaluations_since > (math.inf if patience is None else patience - 1):
+                    break
+        best.restore()
+    return History(_frame(records), best.step)
+
+
+def _frame(records: list[dict[str, float]]) -> pd.DataFrame:
+    return pd.DataFrame(records, columns=COLUMNS)
+
+
+def _check_at_least_one(**sizes: int) -> None:
+    for name, value in sizes.items():
+        if not isinstance(value, int) or value < 1:
+            raise ValueError(f"{name} must be an integer of at least 1, got {value!r}")
+
+
+def _elbo(model: Program, guide: Program, args: Args, plate: str) -> float:
+    """Held-out ELBO in nats a row, from the same noise at each evaluation."""
+    return float(score(model, guide, args, num_samples=8, plate=plate).elbo.mean())
+
+
+def _explain(step: int, value: float, optim: OneOptimizer, last: LastTraces) -> str:
+    site, (widest, log_scale) = last.odd_site(), last.largest_log_scale()
+    what = f"the loss is {value}" if not math.isfinite(value) else "the gradient is not finite"
+    where = f" at site {site!r}" if site else f" for parameters {optim.not_finite[:3]}"
+    return (
+        f"step {step}: {what}{where}; the guide's largest log-scale is {log_scale:.3g} at site "
+        f"{widest!r}. Try a lower learning_rate, a clip_norm, fewer flows or scaled columns"
+    )
+
+
+class _Batches:
+    """The rows of a step, a function of the seed and the step alone: a run can go on anywhere."""
+
+    def __init__(
+        self, num_data: int, batch_size: int, weights: torch.Tensor | None, seed: int
+    ) -> None:
+        if weights is not None and not (
+            weights.shape == (num_data,) and (weights >= 0).all() and 0 < weights.sum() < math.inf
+        ):
+            raise ValueError(
+                f"weights must be {num_data} numbers of at least 0, one a row of x, not all 0; got "
+                f"shape {tuple(weights.shape)} and sum {weights.sum():.3g}"
+            )
+        self.num_data, self.batch_size = num_data, batch_size
+        self.weights, self.seed = weights, seed
+        self.per_pass = num_data // batch_size
+        self.current: tuple[int, torch.Tensor] = (-1, torch.empty(0))
+
+    def __call__(self, step: int) -> torch.Tensor:
+        number, place = divmod(step, self.per_pass)
+        if self.current[0] != number:
+            self.current = number, self._pass(number)
+        return self.current[1][place * self.batch_size : (place + 1) * self.batch_size]
+
+    def _pass(self, number: int) -> torch.Tensor:
+        generator = torch.Generator().manual_seed((self.seed * 1_000_003 + number) % 2**63)
+        if self.weights is None:
+            return torch.randperm(self.num_data, generator=generator)
+        count = self.per_pass * self.batch_size
+        return torch.multinomial(self.weights.cpu(), count, replacement=True, generator=generator)
+
+
+class _Best:
+    """The parameters of the best held-out evaluation."""
+
+    def __init__(self, model: Program, guide: Program) -> None:
+        self.pair = (model, guide)
+        self.value, self.evaluations_since = -math.inf, 0
+        self.step: int | None = None
+        self.kept: dict[str, torch.Tensor] = {}
+
+    def see(self, step: int, value: float) -> None:
+        if value > self.value:
+            self.value, self.step, self.evaluations_since = value, step, 0
+            parameters = named_parameters(*self.pair)
+            self.kept = {name: p.detach().clone() for name, p in parameters.items()}
+        else:
+            self.evaluations_since += 1
+
+    def restore(self) -> None:
+        parameters = named_parameters(*self.pair)
+        with torch.no_grad():
+            for name, value in self.kept.items():
+                parameters[name].copy_(value)

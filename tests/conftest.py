@@ -1,0 +1,37 @@
+"""Fixtures that every test file may use."""
+
+import pyro
+import pytest
+import torch
+
+from tests.programs import ZOO, Pair
+
+
+@pytest.fixture(autouse=True)
+def own_state():
+    """Each test starts from one random state and an empty global store of parameters."""
+    pyro.clear_param_store()
+    pyro.set_rng_seed(0)
+    yield
+    pyro.clear_param_store()
+
+
+@pytest.fixture
+def float64():
+    """Double precision, where it makes a law sharp."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(before)
+
+
+@pytest.fixture(params=sorted(ZOO))
+def pair(request: pytest.FixtureRequest) -> Pair:
+    """Each pair of the zoo in turn, newly made in the default precision."""
+    return ZOO[request.param]()
+
+
+@pytest.fixture(params=sorted(name for name in ZOO if name != "shared_latent"))
+def row_pair(request: pytest.FixtureRequest) -> Pair:
+    """Each pair of the zoo whose latents are all rows' own."""
+    return ZOO[request.param]()

@@ -1,0 +1,199 @@
+"""Schedules by value and by law, the handler, and the capacity loss."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from pyro.infer import SVI, Trace_ELBO
+from pyro.optim import Adam
+
+from pyro_vaeflow import (
+    CapacityELBO,
+    anneal,
+    constant,
+    cosine,
+    cyclical,
+    linear,
+    param_scope,
+    score,
+    train,
+)
+from pyro_vaeflow.isolation import named_parameters, seeded
+from pyro_vaeflow.svi import LastTraces
+from pyro_vaeflow.traces import row_terms
+from tests.programs import ZOO, Pair
+
+pytestmark = pytest.mark.filterwarnings("ignore::pyro_vaeflow.scoring.KhatWarning")
+
+STEPS = st.integers(0, 3000)
+SIZES = st.integers(1, 1000)
+LEVELS = st.floats(-10.0, 10.0)
+
+
+def test_schedules_by_hand() -> None:
+    assert [constant(0.3)(t) for t in (0, 10**9)] == [0.3, 0.3]
+    assert [linear(4, 1.0, 3.0)(t) for t in range(6)] == [1.0, 1.5, 2.0, 2.5, 3.0, 3.0]
+    halves = [cosine(2, 1.0, 0.0)(t) for t in range(4)]
+    assert halves == pytest.approx([1.0, 0.5, 0.0, 0.0])
+    # Fu et al. 2019: T = 12, M = 3, R = 1/2: rises over two steps of four
+    assert [cyclical(12, 3, 0.5)(t) for t in range(14)] == [0.0, 0.5, 1.0, 1.0] * 3 + [1.0, 1.0]
+    assert [cyclical(4, 1, 1.0, 2.0, 4.0)(t) for t in range(5)] == [2.0, 2.5, 3.0, 3.5, 4.0]
+
+
+@given(STEPS, SIZES, LEVELS, LEVELS)
+def test_a_schedule_stays_between_its_ends_and_reaches_the_last(step, size, start, stop) -> None:
+    cycles = min(4, size)
+    for schedule in (
+        linear(size, start, stop),
+        cosine(size, start, stop),
+        cyclical(size, cycles, 0.5, start, stop),
+    ):
+        assert min(start, stop) - 1e-9 <= schedule(step) <= max(start, stop) + 1e-9
+        assert schedule(0) == pytest.approx(start)
+        assert schedule(size + step) == pytest.approx(stop, abs=1e-9)
+
+
+@given(st.integers(1, 20), st.integers(1, 50), st.floats(0.05, 1.0), st.integers(0, 2000))
+def test_cycles_repeat_and_rise(num_cycles, period, ratio, step) -> None:
+    beta = cyclical(num_cycles * period, num_cycles, ratio)
+    step %= num_cycles * period
+    assert beta(step) == pytest.approx(beta(step % period), abs=1e-9)
+    if (step + 1) % period:
+        assert beta(step + 1) >= beta(step) - 1e-9
+
+
+@pytest.mark.parametrize(
+    ("make", "name"),
+    [
+        (lambda: linear(0), "num_steps"),
+        (lambda: cosine(-1), "num_steps"),
+        (lambda: cyclical(0), "num_steps"),
+        (lambda: cyclical(10, num_cycles=11), "num_cycles"),
+        (lambda: cyclical(10, num_cycles=0), "num_cycles"),
+        (lambda: cyclical(10, ratio=0.0), "ratio"),
+        (lambda: cyclical(10, ratio=1.1), "ratio"),
+        (lambda: anneal(-0.1), "beta"),
+        (lambda: anneal(math.nan), "beta"),
+        (lambda: anneal(math.inf), "beta"),
+        (lambda: CapacityELBO(gamma=-1.0), "gamma"),
+        (lambda: CapacityELBO().at(-1.0).__enter__(), "capacity"),
+    ],
+)
+def test_a_bad_value_is_named(make, name) -> None:
+    with pytest.raises(ValueError, match=f"{name} must .* got"):
+        make()
+
+
+def loss_and_gradient(pair: Pair, loss=None) -> tuple[float, torch.Tensor]:
+    """Under one seed, hence one draw: the loss in nats, and its gradient as one vector."""
+    with param_scope(pair.model, pair.guide), seeded(0):
+        value = (
+            LastTraces()
+            .watch(loss or Trace_ELBO())
+            .loss_and_grads(pair.model, pair.guide, *pair.args)
+        )
+        parameters = list(named_parameters(pair.model, pair.guide).values())
+        gradient = torch.cat([
+            torch.zeros(p.numel()) if p.grad is None else p.grad.flatten() for p in parameters
+        ])  # fmt: skip
+        for p in parameters:
+            p.grad = None
+    return value, gradient
+
+
+@pytest.mark.usefixtures("float64")
+def test_loss_and_gradient_are_linear_in_beta(pair: Pair) -> None:
+    found = {}
+    for beta in (0.0, 0.37, 1.0, 5.0):
+        with anneal(beta):
+            found[beta] = loss_and_gradient(pair)
+    for part in (0, 1):
+        at_zero, slope = found[0.0][part], found[1.0][part] - found[0.0][part]
+        for beta, values in found.items():
+            expected = torch.as_tensor(at_zero + beta * slope)
+            torch.testing.assert_close(torch.as_tensor(values[part]), expected)
+    assert (found[1.0][1] - found[0.0][1]).abs().max() > 0
+    assert found[0.0][1].abs().max() > 0
+
+
+def test_beta_one_is_no_handler_at_all(pair: Pair) -> None:
+    plain = loss_and_gradient(pair)
+    with anneal(1.0):
+        assert loss_and_gradient(pair)[0] == plain[0]
+
+
+def test_beta_leaves_every_score_as_it_is(row_pair: Pair) -> None:
+    plain = score(row_pair.model, row_pair.guide, row_pair.x, num_samples=5)
+    with anneal(0.3):
+        annealed = score(row_pair.model, row_pair.guide, row_pair.x, num_samples=5)
+    assert torch.equal(plain.log_evidence, annealed.log_evidence)
+    assert torch.equal(plain.elbo, annealed.elbo)
+
+
+def test_a_users_own_svi_loop() -> None:
+    pair = ZOO["planar"]()
+    svi = SVI(pair.model, pair.guide, Adam({"lr": 0.01}), loss=Trace_ELBO())
+    before = score(pair.model, pair.guide, pair.x).elbo.mean()
+    beta = cyclical(num_steps=150)
+    for step in range(150):
+        with anneal(beta(step)):
+            svi.step(pair.x)
+    assert score(pair.model, pair.guide, pair.x).elbo.mean() > before + 0.5
+
+
+REPARAMETERISED = [name for name in ZOO if name != "discrete_latent"]
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize("name", REPARAMETERISED)
+def test_capacity_zero_and_stiffness_one_is_the_elbo_where_the_kl_is_positive(name: str) -> None:
+    pair = ZOO[name]()
+    train(pair.model, pair.guide, pair.x, num_steps=20, learning_rate=0.05, progress=False)
+    (elbo, gradient), (capacity, other) = (
+        loss_and_gradient(pair, loss) for loss in (Trace_ELBO(), CapacityELBO(gamma=1.0))
+    )
+    assert capacity == pytest.approx(elbo)
+    torch.testing.assert_close(other, gradient)
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize("vectorised", [False, True])
+def test_the_capacity_loss_is_its_formula(vectorised: bool) -> None:
+    pair = ZOO["planar"]()
+    loss = CapacityELBO(
+        gamma=3.0, num_particles=4 if vectorised else 1, vectorize_particles=vectorised
+    )
+    last = LastTraces()
+    for capacity, sign in ((0.0, 1.0), (1e4, -1.0)):
+        with loss.at(capacity), seeded(0):
+            value = last.watch(loss).loss_and_grads(pair.model, pair.guide, pair.x)
+            terms = row_terms(last.model, last.guide)
+            log_likelihood, kl = (t.sum(-1).mean() for t in (terms.log_likelihood, terms.kl))
+        assert value == pytest.approx((-log_likelihood + 3.0 * sign * (kl - capacity)).item())
+        with loss.at(capacity), seeded(0):
+            assert loss.loss(pair.model, pair.guide, pair.x) == pytest.approx(value)
+
+
+@pytest.mark.parametrize("capacity", [0.5, 3.0])
+def test_the_kl_settles_at_the_capacity(capacity: float) -> None:
+    pair = ZOO["diagonal"]()
+    history = train(
+        pair.model,
+        pair.guide,
+        pair.x,
+        num_steps=500,
+        learning_rate=0.01,
+        loss=CapacityELBO(gamma=100.0, num_particles=8, vectorize_particles=True),
+        schedule=linear(100, stop=capacity),
+        progress=False,
+    )
+    assert history.frame["kl"].tail(100).mean() == pytest.approx(capacity, abs=0.1)
+    assert history.frame["anneal"].iloc[-1] == capacity
+
+
+def test_the_capacity_loss_refuses_a_discrete_latent_by_name() -> None:
+    pair = ZOO["discrete_latent"]()
+    with pytest.raises(ValueError, match="site 'on' is not reparameterised"):
+        train(pair.model, pair.guide, pair.x, num_steps=1, loss=CapacityELBO(), progress=False)

@@ -1,0 +1,61 @@
+"""Contributions: what they add up to, and which likelihoods have them."""
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+
+from pyro_vaeflow import contributions
+from pyro_vaeflow.attribution import feature_log_prob
+from pyro_vaeflow.draws import draws
+from tests.programs import ZOO, LinearGaussian
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize("name", ["diagonal", "iaf", "bernoulli_likelihood", "masked"])
+def test_a_rows_contributions_add_up_to_its_posterior_negative_log_likelihood(name: str) -> None:
+    pair = ZOO[name]()
+    parts = contributions(pair.model, pair.guide, pair.x, num_samples=50, seed=2, chunk_size=7)
+    assert parts.shape == pair.args[0].shape
+    (terms,) = draws(pair.model, pair.guide, pair.x, num_samples=50, seed=2)
+    expected = -(terms.log_weight.softmax(0) * terms.log_likelihood).sum(0)
+    torch.testing.assert_close(parts.sum(-1), expected)
+
+
+@pytest.mark.usefixtures("float64")
+def test_the_column_that_was_spoilt_contributes_most() -> None:
+    exact = LinearGaussian()
+    x = exact.sample(20)
+    x[:, 1] += 20.0 * exact.scale
+    before = contributions(exact.model, exact.exact_guide, exact.sample(20))
+    after = contributions(exact.model, exact.exact_guide, x)
+    assert (after.argmax(-1) == 1).all()
+    assert after[:, 1].min() > before[:, 1].max()
+
+
+def test_a_site_that_is_not_observed_is_refused_by_name() -> None:
+    pair = ZOO["diagonal"]()
+    with pytest.raises(ValueError, match=r"one of \['x'\], got 'z'"):
+        contributions(pair.model, pair.guide, pair.x, site="z")
+
+
+def test_a_likelihood_that_does_not_factorise_is_refused() -> None:
+    def model(x: torch.Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+            pyro.sample("x", dist.MultivariateNormal(z, torch.eye(2)), obs=x)
+
+    def guide(x: torch.Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(x, 1.0).to_event(1))
+
+    with pytest.raises(ValueError, match="MultivariateNormal of event_dim 1 does not factorise"):
+        contributions(model, guide, torch.randn(5, 2))
+
+
+def test_a_distribution_may_say_its_own_feature_log_probs() -> None:
+    class Own(dist.Normal):
+        def feature_log_prob(self, value: torch.Tensor) -> torch.Tensor:
+            return value + 1.0
+
+    assert feature_log_prob(Own(0.0, 1.0), torch.zeros(3)).tolist() == [1.0, 1.0, 1.0]

@@ -1,0 +1,183 @@
+"""Every pair has parameters of its own, and the caller's states are left as they were."""
+
+import gc
+import weakref
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro.nn import PyroModule, PyroParam
+from pyro.util import get_rng_state
+from torch import nn
+
+from pyro_vaeflow import Guide, Model, param_scope, score, train
+from pyro_vaeflow.isolation import module_mode, modules, named_parameters, seeded
+from tests.programs import ZOO, Pair, rows
+
+pytestmark = pytest.mark.filterwarnings("ignore::pyro_vaeflow.scoring.KhatWarning")
+
+
+def fit(pair: Pair, **options):
+    options = {"num_steps": 40, "learning_rate": 0.02, "progress": False} | options
+    return train(pair.model, pair.guide, pair.x, **options)
+
+
+def parameters(pair: Pair) -> dict[str, torch.Tensor]:
+    with param_scope(pair.model, pair.guide):
+        return {k: p.detach().clone() for k, p in named_parameters(pair.model, pair.guide).items()}
+
+
+def test_two_pairs_of_one_class_both_learn(pair: Pair, request: pytest.FixtureRequest) -> None:
+    name = request.node.callspec.params["pair"]
+    for made in (pair, ZOO[name]()):
+        fit(made, num_steps=1, learning_rate=0.0)  # makes the parameters
+        before = parameters(made)
+        fit(made)
+        after = parameters(made)
+        assert before.keys() == after.keys() and len(after) > 0
+        assert not [key for key in after if torch.equal(before[key], after[key])]
+
+
+def test_the_global_store_is_left_alone(pair: Pair) -> None:
+    pyro.param("loading", torch.tensor(7.0))
+    fit(pair, num_steps=2)
+    assert dict(pyro.get_param_store()) == {"loading": torch.tensor(7.0)}
+
+
+def test_a_plain_functions_parameters_are_read_in_its_scope() -> None:
+    pair = ZOO["linear_gaussian"]()
+    untrained = score(pair.model, pair.guide, pair.x).elbo
+    with param_scope(pair.model, pair.guide):
+        start = pyro.param("scale").clone()
+        pyro.param("scale").unconstrained().data.add_(1.0)
+    with param_scope(pair.model, pair.guide):
+        torch.testing.assert_close(pyro.param("scale"), start * torch.tensor(1.0).exp())
+    assert (score(pair.model, pair.guide, pair.x).elbo < untrained).all()
+    fit(pair, num_steps=200)
+    torch.testing.assert_close(
+        score(pair.model, pair.guide, pair.x).elbo, untrained, rtol=0.1, atol=0.3
+    )
+
+
+def test_a_scope_inside_that_of_the_same_pair_sees_what_was_learned_there() -> None:
+    pair = ZOO["param_functions"]()
+    with param_scope(pair.model, pair.guide):
+        pyro.param("late", torch.tensor(3.0))
+        with param_scope(pair.model, pair.guide):
+            assert pyro.param("late").item() == 3.0
+
+
+def test_parameters_die_with_their_programs() -> None:
+    pair = ZOO["bound_methods"]()
+    fit(pair, num_steps=2)
+    owner = weakref.ref(pair.model.__self__)
+    del pair
+    gc.collect()
+    assert owner() is None
+
+
+class Net(PyroModule):
+    """Model and guide may be of one class, here with an argument that says which."""
+
+    def __init__(self, is_model: bool) -> None:
+        super().__init__()
+        self.is_model, self.net = is_model, nn.Linear(3, 3)
+
+    def forward(self, x: torch.Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            if self.is_model:
+                z = pyro.sample("z", dist.Normal(torch.zeros(3), 1.0).to_event(1))
+                pyro.sample("x", dist.Normal(self.net(z), 1.0).to_event(1), obs=x)
+            else:
+                pyro.sample("z", dist.Normal(self.net(x), 1.0).to_event(1))
+
+
+def test_model_and_guide_of_one_class_both_learn() -> None:
+    pair = Pair(Net(True), Net(False), rows())
+    before = [net.net.weight.clone() for net in (pair.model, pair.guide)]
+    fit(pair, num_steps=2)
+    assert len(named_parameters(pair.model, pair.guide)) == 4
+    for net, start in zip((pair.model, pair.guide), before, strict=True):
+        assert not torch.equal(net.net.weight, start)
+
+
+def test_a_pyroparam_of_one_name_in_both_is_refused() -> None:
+    pair = ZOO["two_latents"]()
+    pair.guide.noise = PyroParam(torch.tensor(1.0))
+    with pytest.raises(ValueError, match="both have a PyroParam 'noise'; rename"):
+        fit(pair, num_steps=1)
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_the_same_seed_gives_the_same_parameters(seed: int, pair: Pair, request) -> None:
+    made = []
+    for _ in range(2):
+        with seeded(5):
+            made.append(ZOO[request.node.callspec.params["pair"]]())
+        torch.randn(3)  # the caller's state does not matter
+        fit(made[-1], num_steps=5, batch_size=8, seed=seed)
+    one, other = (parameters(p) for p in made)
+    assert all(torch.equal(one[key], other[key]) for key in one)
+
+
+def test_another_seed_gives_other_parameters(pair: Pair, request) -> None:
+    made = []
+    for seed in (0, 1):
+        with seeded(5):
+            made.append(ZOO[request.node.callspec.params["pair"]]())
+        fit(made[-1], num_steps=5, batch_size=8, seed=seed)
+    one, other = (parameters(p) for p in made)
+    assert not all(torch.equal(one[key], other[key]) for key in one)
+
+
+def test_a_lazy_start_value_follows_the_seed() -> None:
+    starts = []
+    for seed in (0, 0, 1):
+
+        def model(x):
+            with pyro.plate("data", len(x)):
+                z = pyro.sample("z", dist.Normal(torch.zeros(3), 1.0).to_event(1))
+                pyro.sample("x", dist.Normal(z, 1.0).to_event(1), obs=x)
+
+        def guide(x):
+            gain = pyro.param("gain", lambda: torch.randn(3))
+            with pyro.plate("data", len(x)):
+                pyro.sample("z", dist.Normal(x * gain, 1.0).to_event(1))
+
+        fit(Pair(model, guide, rows()), num_steps=1, learning_rate=0.0, seed=seed)
+        with param_scope(model, guide):
+            starts.append(pyro.param("gain").tolist())
+    assert starts[0] == starts[1] != starts[2]
+
+
+def test_the_callers_random_states_come_back(row_pair: Pair) -> None:
+    def states():
+        state = get_rng_state()
+        return state["torch"].tolist(), state["random"], state["numpy"][1].tolist()
+
+    before = states()
+    fit(row_pair, num_steps=2)
+    score(row_pair.model, row_pair.guide, row_pair.x, num_samples=3)
+    assert states() == before
+    with seeded(1):
+        first = torch.randn(3)
+    assert states() == before
+    with seeded(1):
+        assert torch.equal(torch.randn(3), first)
+
+
+def test_modes_are_set_and_each_part_gets_its_own_back() -> None:
+    model, guide = Model(3), Guide(3)
+    guide.encoder[0].eval()  # frozen by the user, inside a module that trains
+    before = [m.training for m in guide.modules()]
+    with module_mode(model, guide, training=False):
+        assert not any(m.training for net in (model, guide) for m in net.modules())
+    assert [m.training for m in guide.modules()] == before
+    assert model.training
+
+
+def test_modules_are_found_behind_bound_methods_once() -> None:
+    pair = ZOO["bound_methods"]()
+    assert modules(pair.model, pair.guide) == [pair.model.__self__]
+    assert modules(rows, len) == []

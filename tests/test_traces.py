@@ -1,0 +1,168 @@
+"""The contract: what keeps it, what breaks it, and the sums of log probabilities to rows."""
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro import poutine
+
+from pyro_vaeflow import anneal, score, train
+from pyro_vaeflow.traces import as_args, check_contract, paired_traces, row_terms, take_rows
+from tests.programs import ZOO, Pair, rows
+
+pytestmark = pytest.mark.filterwarnings("ignore::pyro_vaeflow.scoring.KhatWarning")
+
+
+def standard() -> dist.TorchDistribution:
+    return dist.Normal(torch.zeros(2), torch.ones(2)).to_event(1)
+
+
+def model(x):
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", standard())
+        pyro.sample("x", dist.Normal(z @ torch.ones(2, 3), 1.0).to_event(1), obs=x)
+
+
+def model_that_observes_outside(x):
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", standard())
+    pyro.sample("x", dist.Normal(z @ torch.ones(2, 3), 1.0).to_event(2), obs=x)
+
+
+def guide(x):
+    gain = pyro.param("gain", torch.zeros(3, 2))
+    with pyro.plate("data", len(x)):
+        pyro.sample("z", dist.Normal(x @ gain, 1.0).to_event(1))
+
+
+def guide_without_plate(x):
+    pyro.sample("z", dist.Normal(torch.zeros(len(x), 2), 1.0).to_event(2))
+
+
+def guide_of_another_name(x):
+    with pyro.plate("data", len(x)):
+        pyro.sample("latent", standard())
+
+
+def guide_of_one_more(x):
+    with pyro.plate("data", len(x)):
+        pyro.sample("z", standard())
+        pyro.sample("extra", standard())
+
+
+def guide_of_fixed_size(x):
+    with pyro.plate("data", 30):
+        pyro.sample("z", standard())
+
+
+def guide_of_subsamples(x):
+    with pyro.plate("data", 30, subsample_size=len(x)):
+        pyro.sample("z", standard())
+
+
+def guide_in_a_loop(x):
+    for i in pyro.plate("data", len(x)):
+        pyro.sample(f"z_{i}", standard())
+
+
+def model_from_the_left(x):
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", standard())
+        pyro.sample("x", dist.Normal(z[:, :1] * torch.ones(3), 1.0).to_event(1), obs=x)
+
+
+BREACHES = {
+    "no plate": (model, guide_without_plate, "guide has no site inside a plate named 'data'"),
+    "another name": (model, guide_of_another_name, r"no site for the model's latent \['z'\]"),
+    "one too many": (model, guide_of_one_more, r"samples \['extra'\]"),
+    "fixed size": (model, guide_of_fixed_size, "plate 'data' of the guide has 30 rows"),
+    "subsamples": (model, guide_of_subsamples, "plate 'data' of the guide has 30 rows"),
+    "a loop": (model, guide_in_a_loop, "plate 'data' of the guide is a loop"),
+    "seen outside": (model_that_observes_outside, guide, "'x' of the model is outside plate"),
+}
+
+
+@pytest.mark.parametrize("breach", BREACHES)
+@pytest.mark.parametrize("run", [score, lambda *pair: train(*pair, num_steps=1, progress=False)])
+def test_a_breach_is_an_error_that_names_it(breach: str, run) -> None:
+    model, guide, message = BREACHES[breach]
+    with pytest.raises(ValueError, match=message):
+        run(model, guide, rows())
+
+
+def test_a_program_that_does_not_broadcast_is_told_how() -> None:
+    with pytest.raises(ValueError, match="(?s)do not broadcast over 3 draws.*x.*from the right"):
+        score(model_from_the_left, guide, rows())
+
+
+def test_a_shared_latent_can_be_trained_but_is_named_when_rows_are_scored() -> None:
+    pair = ZOO["shared_latent"]()
+    train(pair.model, pair.guide, pair.x, num_steps=2, progress=False)
+    with pytest.raises(ValueError, match="'offset' of the guide is outside plate 'data'.*per-row"):
+        score(pair.model, pair.guide, pair.x)
+    with pytest.raises(ValueError, match="'offset' of the guide is outside plate 'data'"):
+        train(pair.model, pair.guide, pair.x, num_steps=1, held_out=pair.x, progress=False)
+
+
+def test_the_plate_may_have_another_name() -> None:
+    def in_rows(program):
+        def renamed(x):
+            with pyro.plate("rows", len(x)):
+                return program(x)
+
+        return renamed
+
+    def prior(x):
+        z = pyro.sample("z", standard())
+        pyro.sample("x", dist.Normal(z @ torch.ones(2, 3), 1.0).to_event(1), obs=x)
+
+    def posterior(x):
+        pyro.sample("z", dist.Normal(x[..., :2], 1.0).to_event(1))
+
+    pair = in_rows(prior), in_rows(posterior)
+    assert score(*pair, rows(), plate="rows").elbo.shape == (30,)
+    with pytest.raises(ValueError, match=r"plates: \['rows'\]"):
+        score(*pair, rows())
+
+
+def test_every_pair_keeps_the_contract(row_pair: Pair) -> None:
+    depth = check_contract(row_pair.model, row_pair.guide, row_pair.args)
+    assert depth == (2 if "nested_plate" in str(row_pair.model) else 1)
+
+
+def test_the_terms_of_rows_add_up_to_pyros_own_sums(row_pair: Pair) -> None:
+    traces = paired_traces(
+        row_pair.model, row_pair.guide, row_pair.args, num_samples=5, max_plate_nesting=2
+    )
+    terms = row_terms(*traces)
+    assert terms.log_weight.shape[-2:] in {(5, 30), (1, 30)}
+    expected = traces[0].log_prob_sum() - traces[1].log_prob_sum()
+    torch.testing.assert_close(terms.log_weight.sum(), expected, rtol=1e-4, atol=1e-2)
+
+
+def test_masks_hold_and_scales_do_not() -> None:
+    pair = ZOO["masked"]()
+    x, seen = pair.x
+    options = {"num_samples": 4, "max_plate_nesting": 1}
+    with anneal(0.3), poutine.scale(scale=7.0):
+        traces = paired_traces(pair.model, pair.guide, pair.args, **options)
+    terms = row_terms(*traces)
+    z = traces[0].nodes["z"]["value"]
+    normal = torch.distributions.Normal(z.unsqueeze(-1), 0.5).log_prob(x).sum(-1)
+    torch.testing.assert_close(terms.log_likelihood, normal * seen)
+    prior = torch.distributions.Normal(0.0, 1.0).log_prob(z)
+    torch.testing.assert_close(terms.log_prior, prior)
+    assert (terms.log_likelihood[:, ~seen] == 0).all()
+
+
+def test_rows_are_taken_of_every_argument_that_has_them() -> None:
+    x, flags, table = torch.arange(6.0).reshape(3, 2), torch.arange(3), torch.arange(4)
+    cut = take_rows((x, flags, table, "option"), torch.tensor([2, 0]))
+    assert cut[0].tolist() == [[4.0, 5.0], [0.0, 1.0]] and cut[1].tolist() == [2, 0]
+    assert cut[2] is table and cut[3] == "option"
+
+
+@pytest.mark.parametrize("x", [[[1.0, 2.0]], (), torch.tensor(1.0), rows().numpy()])
+def test_rows_that_are_no_tensor_are_refused(x) -> None:
+    with pytest.raises(TypeError, match="x must be a tensor"):
+        as_args(x)

@@ -1,0 +1,423 @@
+"""`train`: what it minimises and records, when it stops, what it says when it cannot go on."""
+
+import math
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro.infer import Trace_ELBO, TraceGraph_ELBO, TraceMeanField_ELBO
+from pyro.optim.clipped_adam import ClippedAdam
+from torch import nn
+
+from pyro_vaeflow import (
+    Guide,
+    History,
+    Model,
+    NonFiniteError,
+    constant,
+    cosine,
+    linear,
+    param_scope,
+    score,
+    train,
+)
+from tests.programs import ZOO, LinearGaussian, Pair, rows
+
+pytestmark = pytest.mark.filterwarnings("ignore::pyro_vaeflow.scoring.KhatWarning")
+
+COLUMNS = [
+    "step", "loss", "elbo", "log_likelihood", "kl", "anneal", "learning_rate", "grad_norm",
+    "seconds", "held_out_elbo",
+]  # fmt: skip
+
+
+def fit(pair: Pair, **options) -> History:
+    options = {"num_steps": 30, "learning_rate": 0.02, "progress": False} | options
+    return train(pair.model, pair.guide, pair.x, **options)
+
+
+def gain(pair: Pair) -> torch.Tensor:
+    with param_scope(pair.model, pair.guide):
+        return pyro.param("gain").detach().clone()
+
+
+def test_the_loss_falls(pair: Pair) -> None:
+    if "linear_gaussian" in str(pair.guide) or "LinearGaussian" in str(pair.guide):
+        pytest.skip("starts at its optimum")
+    loss = fit(pair, num_steps=150).frame["loss"]
+    assert loss.tail(20).mean() < loss.head(5).mean() - 0.1
+
+
+def test_the_history_of_every_pair(pair: Pair) -> None:
+    frame = fit(pair, num_steps=6, schedule=linear(4), batch_size=8).frame
+    assert list(frame.columns) == COLUMNS and list(frame["step"]) == list(range(6))
+    assert frame["elbo"].to_numpy() == pytest.approx(
+        frame["log_likelihood"] - frame["kl"], rel=1e-5
+    )
+    assert frame["anneal"].tolist() == [0.0, 0.25, 0.5, 0.75, 1.0, 1.0]
+    assert (frame["learning_rate"] == 0.02).all() and (frame["grad_norm"] > 0).all()
+    assert frame["seconds"].is_monotonic_increasing and frame["held_out_elbo"].isna().all()
+
+
+def test_the_loss_is_the_annealed_elbo_in_nats_a_row(row_pair: Pair) -> None:
+    frame = fit(row_pair, num_steps=6, schedule=linear(4), batch_size=8).frame
+    expected = -frame["log_likelihood"] + frame["anneal"] * frame["kl"]
+    assert frame["loss"].to_numpy() == pytest.approx(expected.to_numpy(), rel=1e-4, abs=1e-4)
+
+
+def test_a_shared_latent_counts_once_over_all_rows() -> None:
+    """30 rows in batches of 10: the batch's mean, and a thirtieth of the shared site."""
+    terms = []
+
+    def posterior():
+        return dist.Normal(pyro.param("loc", torch.tensor(0.5)), 0.1)
+
+    def model(x):
+        offset = pyro.sample("offset", dist.Normal(0.0, 1.0))
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(offset, 1.0).expand([3]).to_event(1), obs=x)
+        likelihood = dist.Normal(offset, 1.0).log_prob(x).sum(-1).mean()
+        kl = posterior().log_prob(offset) - dist.Normal(0.0, 1.0).log_prob(offset)
+        terms.append((kl / 30.0 - likelihood).item())
+
+    def guide(x):
+        pyro.sample("offset", posterior())
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(0.0, 1.0))
+
+    frame = fit(Pair(model, guide, rows()), num_steps=3, batch_size=10).frame
+    assert frame["loss"].tolist() == pytest.approx(terms[-3:], rel=1e-5)
+
+
+def test_training_finds_the_closed_form() -> None:
+    """The best factorised normal: posterior means, and variances 1 / precision_jj."""
+    exact = LinearGaussian()
+
+    def guide(x):
+        gain = pyro.param("gain", torch.zeros(3, 2))
+        offset = pyro.param("offset", torch.zeros(2))
+        scale = pyro.param("scale", torch.ones(2), constraint=dist.constraints.positive)
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(x @ gain + offset, scale).to_event(1))
+
+    pair = Pair(exact.model, guide, exact.sample(500))
+    rate = cosine(1500, 0.05, 1e-4)
+    fit(pair, num_steps=1500, learning_rate=rate, batch_size=100)
+    with param_scope(*(pair.model, pair.guide)):
+        learned = {name: value.detach() for name, value in pyro.get_param_store().items()}
+    best_scale = torch.linalg.inv(exact.covariance).diagonal().rsqrt()
+    torch.testing.assert_close(learned["gain"], exact.gain.T, rtol=0, atol=0.01)
+    torch.testing.assert_close(learned["offset"], -exact.gain @ exact.offset, rtol=0, atol=0.01)
+    torch.testing.assert_close(learned["scale"], best_scale, rtol=0.03, atol=0)
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        Trace_ELBO(),
+        TraceMeanField_ELBO(),
+        TraceGraph_ELBO(),
+        Trace_ELBO(num_particles=3),
+        Trace_ELBO(num_particles=3, vectorize_particles=True),
+        TraceMeanField_ELBO(num_particles=3, vectorize_particles=True, max_plate_nesting=1),
+    ],
+)
+def test_losses_of_pyro(loss) -> None:
+    pair = ZOO["diagonal"]()
+    before = score(pair.model, pair.guide, pair.x).elbo.mean()
+    frame = fit(pair, num_steps=100, loss=loss).frame
+    assert score(pair.model, pair.guide, pair.x).elbo.mean() > before + 0.3
+    if not isinstance(loss, TraceMeanField_ELBO) and loss.num_particles in (1,):
+        assert frame["loss"].to_numpy() == pytest.approx(-frame["elbo"].to_numpy(), rel=1e-4)
+
+
+@pytest.mark.parametrize("vectorised", [False, True])
+def test_more_particles_make_the_loss_steadier(vectorised: bool) -> None:
+    options = {"num_steps": 60, "learning_rate": 0.0}
+    spread = [
+        fit(
+            ZOO["param_functions"](),
+            loss=Trace_ELBO(num_particles=k, vectorize_particles=vectorised),
+            **options,
+        ).frame["loss"]
+        for k in (1, 16)
+    ]
+    assert spread[1].std() < 0.5 * spread[0].std()
+    assert spread[1].mean() == pytest.approx(spread[0].mean(), abs=0.5)
+
+
+@pytest.mark.parametrize("optimizer", [ClippedAdam, torch.optim.SGD, torch.optim.AdamW])
+def test_optimizers_of_torch_and_pyro(optimizer) -> None:
+    loss = fit(ZOO["param_functions"](), num_steps=100, optimizer=optimizer).frame["loss"]
+    assert loss.tail(10).mean() < loss.head(10).mean()
+
+
+def test_the_learning_rate_schedule_is_applied() -> None:
+    """Plain gradient descent without noise: each step is rate times gradient."""
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(torch.zeros(()), 1.0))
+            pyro.sample("x", dist.Normal(pyro.param("gain", torch.zeros(())), 1.0), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(torch.zeros(()), 1.0))
+
+    pair, rate = Pair(model, guide, torch.full((4,), 1.0)), linear(4, 0.4, 0.0)
+    frame = fit(pair, num_steps=4, optimizer=torch.optim.SGD, learning_rate=rate).frame
+    assert frame["learning_rate"].tolist() == pytest.approx([0.4, 0.3, 0.2, 0.1])
+    left = 0.6 * 0.7 * 0.8 * 0.9  # each step removes rate of what is left of 1
+    assert gain(pair).item() == pytest.approx(1.0 - left)
+    assert frame["grad_norm"].tolist() == pytest.approx([1.0, 0.6, 0.42, 0.336])
+
+    fit(pair, num_steps=1, optimizer=torch.optim.SGD, learning_rate=1.0, clip_norm=0.01)
+    assert gain(pair).item() == pytest.approx(1.0 - left + 0.01)  # as far as the clip lets it
+
+
+def test_gradients_left_on_parameters_do_not_matter() -> None:
+    ends = []
+    for left in (0.0, 1e3):
+        torch.manual_seed(0)
+        pair = ZOO["diagonal"]()
+        for p in pair.guide.parameters():
+            p.grad = torch.full_like(p, left)
+        fit(pair, num_steps=2)
+        ends.append(pair.guide.base.weight.clone())
+    assert torch.equal(*ends)
+
+
+def seen_rows(num_data: int = 12, **options) -> list[list[int]]:
+    """The rows of each batch, by their number."""
+    batches = []
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(pyro.param("gain", torch.tensor(0.0)), 1.0))
+            pyro.sample("x", dist.Normal(0.0, 1.0), obs=x)
+        batches.append(x.int().tolist())
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(0.0, 1.0))
+
+    num_steps = options.setdefault("num_steps", 6)
+    fit(Pair(model, guide, torch.arange(float(num_data))), **options)
+    return batches[-num_steps:]
+
+
+def test_a_pass_sees_every_row_once_in_an_order_of_the_seeds() -> None:
+    batches = seen_rows(batch_size=4)
+    for number in (0, 1):
+        one_pass = sum(batches[3 * number : 3 * number + 3], [])
+        assert sorted(one_pass) == list(range(12)) and one_pass != sorted(one_pass)
+    assert batches[:3] != batches[3:]
+    assert seen_rows(batch_size=4) == batches != seen_rows(batch_size=4, seed=1)
+    assert [len(batch) for batch in seen_rows(batch_size=5)] == [5] * 6
+    assert sorted(seen_rows(batch_size=100)[0]) == list(range(12))
+
+
+def test_weights_draw_rows_in_proportion() -> None:
+    weights = torch.tensor([0.0, 1.0, 3.0, 0.0])
+    batches = seen_rows(4, batch_size=4, num_steps=500, weights=weights)
+    counts = torch.tensor(sum(batches, [])).bincount(minlength=4) / 2000
+    torch.testing.assert_close(counts, weights / 4.0, rtol=0, atol=0.04)
+    assert counts[0] == counts[3] == 0.0
+
+
+def test_held_out_rows_choose_the_parameters() -> None:
+    """A rate that becomes absurd: the best evaluation is not the last, and comes back."""
+    pair, held_out = ZOO["masked"](), (rows(20), torch.ones(20, dtype=torch.bool))
+    options = {"num_steps": 60, "eval_every": 10, "held_out": held_out}
+    history = fit(pair, learning_rate=lambda step: 0.02 if step < 40 else 5.0, **options)
+    evaluated = history.frame["held_out_elbo"].dropna()
+    assert evaluated.index.tolist() == [9, 19, 29, 39, 49, 59]
+    assert history.best_step == evaluated.idxmax() != 59
+    again = score(pair.model, pair.guide, held_out, num_samples=8).elbo.mean().item()
+    assert again == pytest.approx(evaluated.max(), rel=1e-5)
+
+
+def test_patience_stops_after_so_many_evaluations_without_a_better_one() -> None:
+    options = {"eval_every": 5, "held_out": rows(20), "learning_rate": 0.0, "num_steps": 100}
+    history = fit(ZOO["two_latents"](), patience=3, **options)
+    assert history.best_step == 4 and len(history.frame) == 20  # then 9, 14 and 19 are no better
+    assert len(fit(ZOO["two_latents"](), **options).frame) == 100
+    assert fit(ZOO["two_latents"]()).best_step is None
+
+
+def test_held_out_rows_are_scored_without_dropout_and_training_goes_on_with_it() -> None:
+    modes = []
+    pair = ZOO["bound_methods"]()
+    pair.model.__self__.decoder.register_forward_hook(lambda m, *_: modes.append(m.training))
+    fit(pair, num_steps=4, eval_every=2, held_out=rows(5))
+    assert modes[-1] is False and True in modes[modes.index(True) + 1 :][2:]
+
+
+def test_a_second_call_goes_on_from_the_first() -> None:
+    pair = ZOO["param_functions"]()
+    first = fit(pair, num_steps=100).frame["elbo"]
+    second = fit(pair, num_steps=20, learning_rate=0.0).frame["elbo"]
+    assert second.mean() > first.head(20).mean() + 0.3
+
+
+def exploding_guide(what: str):
+    """The scale, or its gradient alone, is not finite from the seventh step on."""
+    calls = iter(range(10_000))
+
+    class Infinite(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx, grad):
+            return grad * math.inf
+
+    def guide(x):
+        scale = pyro.param("scale", torch.tensor(0.5))
+        if x.shape[0] == 8 and next(calls) >= 6:
+            scale = Infinite.apply(scale) if what == "gradient" else scale * math.nan
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(torch.zeros(()), scale, validate_args=False))
+
+    return guide
+
+
+@pytest.mark.filterwarnings("ignore:Encountered NaN")
+@pytest.mark.parametrize(
+    ("what", "message"),
+    [
+        ("loss", r"step 6: the loss is nan at site 'z'.*largest log-scale is nan at site 'z'"),
+        (
+            "gradient",
+            r"step 6: the gradient is not finite for parameters \['scale'\].*is -0\.\d+ at",
+        ),
+    ],
+)
+def test_what_is_not_finite_stops_the_run_by_name_and_keeps_the_history(what, message) -> None:
+    pair = Pair(ZOO["param_functions"]().model, exploding_guide(what), rows())
+    with pytest.raises(NonFiniteError, match=message) as caught:
+        fit(pair, batch_size=8)
+    assert caught.value.history.frame["step"].tolist() == list(range(6))
+    with param_scope(pair.model, pair.guide):
+        assert all(value.isfinite().all() for value in dict(pyro.get_param_store()).values())
+
+
+@pytest.mark.filterwarnings("ignore:Encountered NaN")
+def test_a_run_that_cannot_start_has_an_empty_history_of_the_same_columns() -> None:
+    pair = ZOO["param_functions"]()
+    pair.x[2:] = math.nan
+    with pytest.raises(NonFiniteError) as caught:
+        fit(pair)
+    frame = caught.value.history.frame
+    assert list(frame.columns) == COLUMNS and len(frame) == 0
+
+
+@pytest.mark.filterwarnings("ignore:Encountered NaN")
+def test_the_widest_log_scale_is_found_under_a_flow() -> None:
+    model = Model(3, 2, (8,), likelihood="normal")
+    guide = Guide(3, 2, (8,), flow="iaf", num_flows=2)
+    with torch.no_grad():
+        guide.base.bias.fill_(1e25)  # its logarithm is 57.6, its square overflows
+    with pytest.raises(
+        NonFiniteError, match=r"loss is nan at site .z.*largest log-scale is 57\.\d at site 'z'"
+    ):
+        train(model, guide, rows(), num_steps=3, progress=False)
+
+
+def no_parameters(x: torch.Tensor) -> None:
+    with pyro.plate("data", len(x)):
+        pyro.sample("z", dist.Normal(torch.zeros(()), 1.0))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"num_steps": 0}, "num_steps must be an integer of at least 1, got 0"),
+        ({"num_steps": 2.0}, "num_steps must be .* got 2.0"),
+        ({"batch_size": 0}, "batch_size must be .* got 0"),
+        ({"eval_every": 0}, "eval_every must be .* got 0"),
+        ({"patience": 0, "held_out": rows()}, "patience must be .* got 0"),
+        ({"patience": 2}, "patience=2 needs held_out"),
+        ({"held_out": rows()[:0]}, "rows_of_held_out must be .* got 0"),
+        ({"weights": torch.ones(3)}, r"weights must be 30 numbers of at least 0.*\(3,\)"),
+        ({"weights": -torch.ones(30)}, "weights must be 30 numbers of at least 0"),
+        ({"weights": torch.full((30,), math.nan)}, "weights must be 30 numbers of at least 0"),
+        ({"weights": torch.zeros(30)}, "weights must be 30 numbers of at least 0"),
+        ({"schedule": constant(-1.0)}, "beta must be finite and at least 0, got -1.0"),
+    ],
+)
+def test_a_bad_argument_is_named(options: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        fit(ZOO["param_functions"](), **options)
+
+
+def test_nothing_to_train_and_no_rows_are_named() -> None:
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(()), 1.0))
+            pyro.sample("x", dist.Normal(z.unsqueeze(-1), 1.0).expand(x.shape).to_event(1), obs=x)
+
+    with pytest.raises(ValueError, match="nothing to train.*pyro.param"):
+        fit(Pair(no_parameters, no_parameters, rows()))
+    with pytest.raises(ValueError, match="rows_of_x must be .* got 0"):
+        fit(Pair(*(ZOO["diagonal"]().__dict__[k] for k in ("model", "guide")), rows()[:0]))
+
+
+def test_parameters_that_a_later_branch_makes_learn_too() -> None:
+    calls = iter(range(1000))
+
+    def guide(x):
+        loc = pyro.param("gain", torch.zeros(3))
+        late = pyro.param("late", torch.tensor(0.0)) if next(calls) > 10 else 0.0
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(x @ loc + late, 0.8))
+
+    pair = Pair(ZOO["param_functions"]().model, guide, rows() + 1.0)
+    history = fit(pair, num_steps=40, held_out=rows() + 1.0, eval_every=20)
+    with param_scope(pair.model, pair.guide):
+        assert pyro.param("late").abs() > 1e-3
+    assert score(*(pair.model, pair.guide), rows() + 1.0, num_samples=8).elbo.mean().item() == (
+        pytest.approx(history.frame["held_out_elbo"].max())
+    )
+
+
+def test_parts_that_take_no_gradient_stay() -> None:
+    pair = ZOO["diagonal"]()
+    pair.guide.encoder.requires_grad_(False)
+    before = pair.guide.encoder[0].weight.clone()
+    fit(pair, num_steps=3)
+    assert torch.equal(pair.guide.encoder[0].weight, before)
+
+
+def test_progress_is_shown_where_it_is_asked_for(capfd: pytest.CaptureFixture) -> None:
+    fit(ZOO["diagonal"](), num_steps=3)
+    assert capfd.readouterr().err == ""
+    fit(ZOO["diagonal"](), num_steps=3, progress=True)
+    assert "train: 100%" in capfd.readouterr().err
+
+
+def test_plain_modules_train_like_pyros() -> None:
+    class Decoder(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = nn.Linear(2, 3)
+
+        def forward(self, x):
+            with pyro.plate("data", len(x)):
+                z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+                pyro.sample("x", dist.Normal(self.net(z), 0.5).to_event(1), obs=x)
+
+    class Encoder(Decoder):
+        def __init__(self):
+            super().__init__()
+            self.net = nn.Linear(3, 2)
+
+        def forward(self, x):
+            with pyro.plate("data", len(x)):
+                pyro.sample("z", dist.Normal(self.net(x), 0.5).to_event(1))
+
+    loss = fit(Pair(Decoder(), Encoder(), rows()), num_steps=100).frame["loss"]
+    assert loss.tail(10).mean() < loss.head(10).mean() - 0.5
