@@ -1,0 +1,131 @@
+"""Posteriors by name: each entry of `FLOWS` builds a stack of Pyro transforms.
+
+A builder is a function ``(latent_dim, num_flows, context_dim, **options)`` that returns a list of
+Pyro transform modules: conditional ones when ``context_dim`` is a size, plain ones when it is
+None. To add a posterior, register one:
+
+    >>> from pyro.distributions import transforms
+    >>> def radial(latent_dim, num_flows, context_dim=None):
+    ...     if context_dim is None:
+    ...         return [transforms.radial(latent_dim) for _ in range(num_flows)]
+    ...     sizes = latent_dim, context_dim
+    ...     return [transforms.conditional_radial(*sizes) for _ in range(num_flows)]
+    >>> FLOWS["radial"] = radial
+    >>> from pyro_vaeflow import Guide
+    >>> guide = Guide(num_features=3, latent_dim=2, flow="radial", num_flows=4)
+    >>> del FLOWS["radial"]
+"""
+
+import math
+from collections.abc import Callable
+
+import torch
+from pyro.distributions import transforms
+from pyro.nn import AutoRegressiveNN
+from torch import nn
+
+from pyro_vaeflow.iaf import (
+    AutoregressiveLayers,
+    ConditionalIAFStack,
+    gate_bias,
+    layer_order,
+)
+from pyro_vaeflow.planar import ConditionalPlanarStack, PlanarLayers, start_near_identity
+
+MAX_FLOWS = 100
+
+
+def diagonal(latent_dim: int, num_flows: int, context_dim: int | None = None) -> list[nn.Module]:
+    """No transform: the base VAE's normal posterior with a diagonal covariance."""
+    if num_flows != 0:
+        raise ValueError(f"num_flows must be 0 for flow='diagonal', got {num_flows!r}")
+    return []
+
+
+def planar(latent_dim: int, num_flows: int, context_dim: int | None = None) -> list[nn.Module]:
+    """Planar layers: Pyro's ``Planar``, or a `ConditionalPlanarStack` given a context."""
+    _check_depth("planar", num_flows)
+    if context_dim is not None:
+        return [ConditionalPlanarStack(latent_dim, context_dim, num_flows)]
+    layers = [transforms.Planar(latent_dim) for _ in range(num_flows)]
+    for layer in layers:
+        start_near_identity(layer.u, layer.w)
+    return [PlanarLayers(layers)]
+
+
+def iaf(
+    latent_dim: int,
+    num_flows: int,
+    context_dim: int | None = None,
+    hidden_dim: int | None = None,
+    stable: bool = False,
+) -> list[nn.Module]:
+    """Inverse autoregressive layers, order reversed in between: Pyro's ``AffineAutoregressive``,
+    or `ConditionalIAFStack` given a context.
+
+    Args:
+        hidden_dim: the MADE's width, ``4 * latent_dim`` by default.
+        stable: gates in place of scales.
+    """
+    _check_depth("iaf", num_flows)
+    hidden_dim = 4 * latent_dim if hidden_dim is None else hidden_dim
+    if context_dim is not None:
+        return [ConditionalIAFStack(latent_dim, context_dim, num_flows, hidden_dim, stable)]
+    layers = []
+    for k in range(num_flows):
+        made = AutoRegressiveNN(latent_dim, [hidden_dim], permutation=layer_order(latent_dim, k))
+        _start_near_zero(made.layers[-1])
+        layers.append(
+            transforms.AffineAutoregressive(
+                made, log_scale_min_clip=-3.0, stable=stable, sigmoid_bias=gate_bias(num_flows)
+            )
+        )
+    return [AutoregressiveLayers(layers)]
+
+
+def spline(
+    latent_dim: int,
+    num_flows: int,
+    context_dim: int | None = None,
+    hidden_dim: int | None = None,
+    count_bins: int = 8,
+    bound: float = 4.0,
+) -> list[nn.Module]:
+    """Autoregressive rational splines, as they are in Pyro (Durkan et al. 2019, arXiv:1906.04032).
+
+    Args:
+        hidden_dim: the MADE's width, ``4 * latent_dim`` by default.
+        count_bins: segments of each spline.
+        bound: the spline acts within ``[-bound, bound]`` and is the identity outside.
+    """
+    _check_depth("spline", num_flows)
+    hidden_dims = [4 * latent_dim if hidden_dim is None else hidden_dim]
+    options = {"hidden_dims": hidden_dims, "count_bins": count_bins, "bound": bound}
+    if context_dim is not None:
+        return [
+            transforms.conditional_spline_autoregressive(latent_dim, context_dim, **options)
+            for _ in range(num_flows)
+        ]
+    return [transforms.spline_autoregressive(latent_dim, **options) for _ in range(num_flows)]
+
+
+FLOWS: dict[str, Callable[..., list[nn.Module]]] = {
+    "diagonal": diagonal,
+    "planar": planar,
+    "iaf": iaf,
+    "spline": spline,
+}
+
+
+def _check_depth(name: str, num_flows: int) -> None:
+    if not isinstance(num_flows, int) or not 1 <= num_flows <= MAX_FLOWS:
+        raise ValueError(
+            f"num_flows must be an integer from 1 to {MAX_FLOWS} for flow={name!r}, "
+            f"got {num_flows!r}"
+        )
+
+
+def _start_near_zero(layer: nn.Linear) -> None:
+    with torch.no_grad():
+        layer.weight.normal_(0.0, 0.01 / math.sqrt(layer.in_features))
+        layer.bias.zero_()

@@ -1,0 +1,60 @@
+"""Likelihood heads: from the decoder's last hidden layer to p(x | z), a Distribution over a row.
+
+A head is a module ``Head(hidden_dim, num_features)``; called with ``h``, shape
+``(..., hidden_dim)``, it returns a Pyro distribution of event shape ``(num_features,)``. To add
+one: ``LIKELIHOODS["mine"] = MyHead``.
+"""
+
+from collections.abc import Callable
+
+import pyro.distributions as dist
+import torch
+from pyro.distributions import TorchDistribution
+from torch import nn
+
+
+class BernoulliHead(nn.Module):
+    r"""Columns in [0, 1] as Bernoulli means: :math:`\sum_j x_j \log p_j + (1 - x_j)\log(1 - p_j)`.
+
+    The paper's likelihood of min-max scaled columns. For columns that are not binary it is no
+    density (its integral is not 1), so its nats compare models of one encoding only.
+
+    Example:
+        >>> BernoulliHead(8, 3)(torch.zeros(5, 8)).log_prob(torch.rand(5, 3)).shape
+        torch.Size([5])
+    """
+
+    def __init__(self, hidden_dim: int, num_features: int) -> None:
+        super().__init__()
+        self.logits = nn.Linear(hidden_dim, num_features)
+
+    def forward(self, h: torch.Tensor) -> TorchDistribution:
+        return dist.Bernoulli(logits=self.logits(h), validate_args=False).to_event(1)
+
+
+class NormalHead(nn.Module):
+    r"""Independent normal columns, means from z, one learned scale a column.
+
+    Columns should be standardised: the scale starts at 1. It stays above `min_scale`, because on
+    a column that the decoder fits exactly the likelihood has no maximum.
+
+    Example:
+        >>> NormalHead(8, 3)(torch.zeros(5, 8)).log_prob(torch.rand(5, 3)).shape
+        torch.Size([5])
+    """
+
+    def __init__(self, hidden_dim: int, num_features: int, min_scale: float = 1e-3) -> None:
+        super().__init__()
+        self.loc = nn.Linear(hidden_dim, num_features)
+        self.log_scale = nn.Parameter(torch.zeros(num_features))
+        self.min_scale = min_scale
+
+    def forward(self, h: torch.Tensor) -> TorchDistribution:
+        scale = self.log_scale.exp() + self.min_scale
+        return dist.Normal(self.loc(h), scale).to_event(1)
+
+
+LIKELIHOODS: dict[str, Callable[..., nn.Module]] = {
+    "bernoulli": BernoulliHead,
+    "normal": NormalHead,
+}

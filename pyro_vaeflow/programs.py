@@ -1,0 +1,154 @@
+"""The two programs that ship: the variational autoencoder's model and its flow guide."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import torch
+import torch.nn.functional as F
+from pyro.nn import PyroModule
+from torch import nn
+
+from pyro_vaeflow.flows import FLOWS
+from pyro_vaeflow.likelihoods import LIKELIHOODS
+
+MIN_SCALE = 1e-4  # of the posterior's base: keeps its log-scale and the KL finite
+
+ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
+    "leaky_relu": lambda: nn.LeakyReLU(0.1, inplace=True),  # the paper's
+    "silu": nn.SiLU,
+    "tanh": nn.Tanh,
+}
+
+
+def mlp(sizes: Sequence[int], dropout: float, activation: str) -> nn.Sequential:
+    """Hidden layers: linear, activation, dropout."""
+    make = _registered("activation", activation, ACTIVATIONS)
+    layers: list[nn.Module] = []
+    for before, after in zip(sizes[:-1], sizes[1:], strict=True):
+        layers += [nn.Linear(before, after), make()]
+        layers += [nn.Dropout(dropout)] if dropout > 0 else []
+    return nn.Sequential(*layers)
+
+
+class Model(PyroModule):
+    r"""The generative program: :math:`z \sim N(0, I)`, :math:`x \sim p(x | z)`, plate ``data``.
+
+    Args:
+        num_features: columns of x.
+        latent_dim: size of z.
+        hidden_dims: the decoder's widths, from z to x.
+        likelihood: a name in `pyro_vaeflow.likelihoods.LIKELIHOODS`.
+        dropout: in the hidden layers, while training.
+        activation: a name in `ACTIVATIONS`.
+        likelihood_options: passed on to the likelihood head.
+
+    Raises:
+        ValueError: a size is below 1, or the likelihood or activation is not registered.
+
+    Example:
+        >>> x = torch.rand(5, 3)
+        >>> trace = pyro.poutine.trace(Model(3, latent_dim=2)).get_trace(x)
+        >>> trace.nodes["z"]["value"].shape
+        torch.Size([5, 2])
+    """
+
+    def __init__(
+        self,
+        num_features: int,
+        latent_dim: int = 12,
+        hidden_dims: Sequence[int] = (64, 128),
+        likelihood: str = "bernoulli",
+        dropout: float = 0.2,
+        activation: str = "leaky_relu",
+        likelihood_options: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        _check_sizes(num_features=num_features, latent_dim=latent_dim, hidden_dims=hidden_dims)
+        head = _registered("likelihood", likelihood, LIKELIHOODS)
+        self.latent_dim = latent_dim
+        self.decoder = mlp([latent_dim, *hidden_dims], dropout, activation)
+        self.likelihood = head(hidden_dims[-1], num_features, **(likelihood_options or {}))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        prior_loc = x.new_zeros(self.latent_dim)
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(prior_loc, 1.0).to_event(1))
+            return pyro.sample("x", self.likelihood(self.decoder(z)), obs=x)
+
+
+class Guide(PyroModule):
+    r"""The posterior program: :math:`z_0 \sim N(\mu(x), \sigma(x))`, :math:`z = f_K \circ \dots
+    \circ f_1(z_0)`, plate ``data``.
+
+    Args:
+        num_features: columns of x.
+        latent_dim: size of z.
+        hidden_dims: the encoder's widths, from x to z.
+        flow: a name in `pyro_vaeflow.flows.FLOWS`; ``diagonal`` is the base VAE.
+        num_flows: K, from 1 to 100; 0 for ``diagonal``.
+        conditioned: whether the flow's parameters depend on the encoder's last hidden layer, its
+            context, as in the paper, or are the same for all rows.
+        dropout: in the hidden layers, while training.
+        activation: a name in `ACTIVATIONS`.
+        flow_options: passed on to the flow's builder.
+
+    References:
+        D. Rezende, S. Mohamed, Variational Inference with Normalizing Flows, 2015,
+        arXiv:1505.05770.
+
+    Raises:
+        ValueError: a size is out of range, or the flow or activation is not registered.
+
+    Example:
+        >>> guide = Guide(3, latent_dim=2, flow="planar", num_flows=5)
+        >>> guide(torch.rand(4, 3)).shape
+        torch.Size([4, 2])
+    """
+
+    def __init__(
+        self,
+        num_features: int,
+        latent_dim: int = 12,
+        hidden_dims: Sequence[int] = (128, 64),
+        flow: str = "diagonal",
+        num_flows: int = 0,
+        conditioned: bool = True,
+        dropout: float = 0.2,
+        activation: str = "leaky_relu",
+        flow_options: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        _check_sizes(num_features=num_features, latent_dim=latent_dim, hidden_dims=hidden_dims)
+        builder = _registered("flow", flow, FLOWS)
+        self.encoder = mlp([num_features, *hidden_dims], dropout, activation)
+        self.base = nn.Linear(hidden_dims[-1], 2 * latent_dim)
+        context_dim = hidden_dims[-1] if conditioned else None
+        self.flow = nn.ModuleList(
+            builder(latent_dim, num_flows, context_dim, **(flow_options or {}))
+        )
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        context = self.encoder(x)
+        loc, raw_scale = self.base(context).chunk(2, dim=-1)
+        posterior: Any = dist.Normal(loc, F.softplus(raw_scale) + MIN_SCALE).to_event(1)
+        if flow := list(self.flow):
+            conditional = dist.ConditionalTransformedDistribution(posterior, flow)
+            posterior = conditional.condition(context)
+        with pyro.plate("data", len(x)):
+            return pyro.sample("z", posterior)
+
+
+def _registered(name: str, value: str, registry: Mapping[str, Any]) -> Any:
+    if value not in registry:
+        raise ValueError(f"{name} must be one of {sorted(registry)}, got {value!r}")
+    return registry[value]
+
+
+def _check_sizes(hidden_dims: Sequence[int], **sizes: int) -> None:
+    for name, value in sizes.items():
+        if not isinstance(value, int) or value < 1:
+            raise ValueError(f"{name} must be an integer of at least 1, got {value!r}")
+    if not hidden_dims or min(hidden_dims) < 1:
+        raise ValueError(f"hidden_dims must be sizes of at least 1, got {hidden_dims!r}")

@@ -1,0 +1,251 @@
+"""Posteriors: densities that are exact at any depth, Pyro's own numbers, and registration."""
+
+import math
+
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro.distributions import transforms
+from pyro.distributions.transforms.planar import ConditionedPlanar
+from pyro.nn import ConditionalAutoRegressiveNN
+from torch import nn
+
+from pyro_vaeflow import FLOWS, Guide, Model, score, train
+from pyro_vaeflow.flows import MAX_FLOWS, planar
+from pyro_vaeflow.iaf import ConditionalIAFStack, gate_bias, layer_order
+from pyro_vaeflow.planar import ConditionalPlanarStack
+from tests.programs import rows
+
+CONTEXT = 3
+KINDS = {"planar": ("planar", {}), "iaf": ("iaf", {}), "iaf_gated": ("iaf", {"stable": True})}
+KINDS["spline"] = ("spline", {"count_bins": 4})
+kinds = pytest.mark.parametrize("kind", KINDS)
+invertible = pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "planar"])
+conditioned = pytest.mark.parametrize("conditioned", [True, False])
+
+
+def flow(kind: str, num_flows: int, conditioned: bool, dim: int = 3, spread: float = 1.0):
+    """Transforms of one context, far from where they start."""
+    name, options = KINDS[kind]
+    modules = nn.ModuleList(
+        FLOWS[name](dim, num_flows, CONTEXT if conditioned else None, **options)
+    )
+    with torch.no_grad():
+        for parameter in modules.parameters():
+            parameter.add_(spread / math.sqrt(num_flows) * torch.randn_like(parameter))
+    context = torch.randn(CONTEXT)
+    return [m.condition(context) if conditioned else m for m in modules]
+
+
+def push(layers, z: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The flow's value at z and its log-determinant, nats."""
+    log_det = torch.zeros(z.shape[:-1])
+    for layer in layers:
+        y = layer(z)
+        log_det = log_det + layer.log_abs_det_jacobian(z, y)
+        z = y
+    return z, log_det
+
+
+@pytest.mark.usefixtures("float64")
+@kinds
+@conditioned
+@pytest.mark.parametrize("num_flows", [1, 5, 50])
+def test_the_log_determinant_is_autograds(kind: str, conditioned: bool, num_flows: int) -> None:
+    layers = flow(kind, num_flows, conditioned, spread=0.5)
+    z = torch.randn(10, 3, requires_grad=True)
+    y, log_det = push(layers, z)
+    columns = [torch.autograd.grad(y[:, j].sum(), z, retain_graph=True)[0] for j in range(3)]
+    expected = torch.linalg.slogdet(torch.stack(columns, 1)).logabsdet
+    torch.testing.assert_close(log_det, expected, rtol=1e-8, atol=1e-8)
+    assert log_det.abs().max() > 1e-2
+
+
+@pytest.mark.usefixtures("float64")
+@conditioned
+def test_a_planar_density_integrates_to_one(conditioned: bool) -> None:
+    """No inverse, so over cells of a grid that is pushed through the flow, with their new areas."""
+    edges = torch.linspace(-6.0, 6.0, 601)
+    centres = (edges[1:] + edges[:-1]) / 2
+    layers = flow("planar", 3, conditioned, dim=2)
+    with torch.no_grad():
+        y, log_det = push(layers, torch.cartesian_prod(centres, centres))
+        corner, _ = push(layers, torch.cartesian_prod(edges, edges))
+    corner = corner.view(601, 601, 2)
+    across, down = corner[1:, 1:] - corner[:-1, :-1], corner[1:, :-1] - corner[:-1, 1:]
+    area = 0.5 * (across[..., 0] * down[..., 1] - across[..., 1] * down[..., 0]).abs()
+    base = dist.Normal(torch.zeros(2), 1.0).to_event(1)
+    density = (base.log_prob(torch.cartesian_prod(centres, centres)) - log_det).exp()
+    assert (density.view(600, 600) * area).sum().item() == pytest.approx(1.0, abs=1e-3)
+    assert area.max() > 2.0 * area.min()
+
+
+@pytest.mark.usefixtures("float64")
+@invertible
+@conditioned
+def test_a_density_at_any_point_integrates_to_one(kind, conditioned) -> None:
+    layers = flow(kind, 2, conditioned, dim=2, spread=0.3)
+    base = dist.Normal(torch.zeros(2), 1.0).to_event(1)
+    posterior = dist.TransformedDistribution(base, layers)
+    y = posterior.sample((2000,))
+    middle, half = y.mean(0), 1.5 * (y - y.mean(0)).abs().max()
+    side = torch.linspace(-half, half, 401)
+    grid = torch.cartesian_prod(side, side) + middle
+    with torch.no_grad():
+        total = posterior.log_prob(grid).exp().sum() * (side[1] - side[0]) ** 2
+    assert total.item() == pytest.approx(1.0, abs=1e-3)
+
+
+@pytest.mark.usefixtures("float64")
+@invertible
+@conditioned
+def test_the_inverse_is_the_inverse(kind: str, conditioned: bool) -> None:
+    layers = flow(kind, 5, conditioned)
+    z = torch.randn(4, 7, 3)
+    with torch.no_grad():
+        y, log_det = push(layers, z)
+        back, y = y.clone(), y.clone()
+        for layer in reversed(layers):
+            back = layer.inv(back.clone())
+        torch.testing.assert_close(back, z, rtol=1e-7, atol=1e-7)
+        base = dist.Normal(torch.zeros(3), 1.0).to_event(1)
+        expected = base.log_prob(z) - log_det
+        scored = dist.TransformedDistribution(base, layers).log_prob(y)
+    torch.testing.assert_close(scored, expected, rtol=1e-7, atol=1e-7)
+
+
+@pytest.mark.usefixtures("float64")
+@kinds
+@conditioned
+def test_an_old_value_is_scored_again_after_another(kind: str, conditioned: bool) -> None:
+    (layer,) = flow(kind, 1, conditioned)
+    with torch.no_grad():
+        one, two = torch.randn(5, 3), torch.randn(5, 3)
+        at_one = layer(one)
+        first = layer.log_abs_det_jacobian(one, at_one).clone()
+        layer.log_abs_det_jacobian(two, at_one)
+        torch.testing.assert_close(layer.log_abs_det_jacobian(one, at_one), first)
+        layer(two)
+        torch.testing.assert_close(layer.log_abs_det_jacobian(one, at_one), first)
+
+
+@pytest.mark.usefixtures("float64")
+def test_our_planar_stack_is_pyros_layers() -> None:
+    """Pyro 1.9.2's ConditionedPlanar, one a layer, given the parameters of ours."""
+    stack = ConditionalPlanarStack(4, CONTEXT, num_flows=5)
+    context, z = torch.randn(6, CONTEXT), torch.randn(20, 6, 4)
+    with torch.no_grad():
+        stack.parameter_map.weight.normal_()
+        stack.parameter_map.bias.normal_()
+        flat = stack.parameter_map(context).unflatten(-1, (5, 9))
+        layers = [
+            ConditionedPlanar((flat[:, k, :1], flat[:, k, 1:5], flat[:, k, 5:])) for k in range(5)
+        ]
+        for ours, pyros in zip(push([stack.condition(context)], z), push(layers, z), strict=True):
+            torch.testing.assert_close(ours, pyros, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize("stable", [False, True])
+def test_our_iaf_stack_is_pyros_layers(stable: bool) -> None:
+    """Pyro 1.9.2's ConditionalAffineAutoregressive, one a layer, given the parameters of ours."""
+    stack = ConditionalIAFStack(4, CONTEXT, num_flows=3, hidden_dim=8, stable=stable)
+    context, z = torch.randn(6, CONTEXT), torch.randn(20, 6, 4)
+    layers = []
+    with torch.no_grad():
+        for parameter in stack.parameters():
+            parameter.normal_()
+        for k in range(3):
+            made = ConditionalAutoRegressiveNN(4, CONTEXT, [8], permutation=layer_order(4, k))
+            first, last = made.layers
+            of_layer = slice(8 * k, 8 * (k + 1))
+            first.weight.copy_(
+                torch.cat([stack.context_map.weight[of_layer], stack.weight_in[k]], 1)
+            )
+            first.bias.copy_(stack.context_map.bias[of_layer])
+            last.weight.copy_(stack.weight_out[k])
+            last.bias.copy_(stack.bias_out[k])
+            options = {"stable": stable, "sigmoid_bias": gate_bias(3), "log_scale_min_clip": -3.0}
+            layer = transforms.ConditionalAffineAutoregressive(made, **options)
+            layers.append(layer.condition(context.expand(20, 6, CONTEXT)))
+        for ours, pyros in zip(push([stack.condition(context)], z), push(layers, z), strict=True):
+            torch.testing.assert_close(ours, pyros, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize("kind", ["planar", "iaf", "iaf_gated"])
+def test_unconditioned_layers_run_as_one_are_pyros_one_by_one(kind: str) -> None:
+    (fused,) = flow(kind, 4, conditioned=False)
+    z = torch.randn(20, 6, 3)
+    with torch.no_grad():
+        one, other = push([fused], z), push(fused.layers, z)
+    for ours, pyros in zip(one, other, strict=True):
+        torch.testing.assert_close(ours, pyros, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("num_flows", [1, 50, MAX_FLOWS])
+@pytest.mark.parametrize("kind", ["planar", "iaf", "iaf_gated"])
+@conditioned
+def test_a_stack_of_any_depth_starts_tame(kind: str, conditioned: bool, num_flows: int) -> None:
+    y, log_det = push(flow(kind, num_flows, conditioned, spread=0.0), z := torch.randn(100, 3))
+    assert (y - z).abs().max() < 6.0 and log_det.abs().max() < 6.0
+
+
+@pytest.mark.parametrize("flow_name", ["planar", "iaf"])
+@conditioned
+def test_fifty_layers_train_in_single_precision(flow_name: str, conditioned: bool) -> None:
+    sizes = {"latent_dim": 4, "hidden_dims": (8,), "dropout": 0.0}
+    model = Model(3, likelihood="normal", **sizes)
+    guide = Guide(3, flow=flow_name, num_flows=50, conditioned=conditioned, **sizes)
+    options = {"num_steps": 500, "batch_size": 32, "learning_rate": 5e-3, "progress": False}
+    frame = train(model, guide, rows(200), **options).frame
+    finite = frame[["loss", "elbo", "kl", "grad_norm"]]
+    assert len(frame) == 500 and finite.map(math.isfinite).all(axis=None)
+    assert frame["elbo"].tail(50).mean() > frame["elbo"].head(50).mean() + 0.3
+    assert all(p.isfinite().all() for p in guide.parameters())
+
+
+@pytest.mark.parametrize("flow_name", FLOWS)
+@pytest.mark.parametrize("latent_dim", [1, 2])
+def test_small_latents_work(flow_name: str, latent_dim: int) -> None:
+    for conditioned in (True, False):
+        num_flows = 0 if flow_name == "diagonal" else 2
+        guide = Guide(3, latent_dim, flow=flow_name, num_flows=num_flows, conditioned=conditioned)
+        model = Model(3, latent_dim, likelihood="normal")
+        assert score(model, guide, rows(), num_samples=5).elbo.isfinite().all()
+
+
+@pytest.mark.parametrize("name", ["planar", "iaf", "spline"])
+@pytest.mark.parametrize("num_flows", [0, MAX_FLOWS + 1, -1, 2.0])
+def test_a_depth_out_of_range_is_named(name: str, num_flows) -> None:
+    with pytest.raises(
+        ValueError, match=f"num_flows must be an integer from 1 to 100.*{num_flows}"
+    ):
+        FLOWS[name](3, num_flows)
+
+
+def test_bad_options_are_named() -> None:
+    with pytest.raises(ValueError, match="num_flows must be 0 for flow='diagonal', got 3"):
+        FLOWS["diagonal"](3, 3)
+    with pytest.raises(ValueError, match="hidden_dim must be at least latent_dim=3, got 2"):
+        FLOWS["iaf"](3, 1, CONTEXT, hidden_dim=2)
+
+
+def test_a_planar_flow_says_that_it_has_no_inverse() -> None:
+    for conditioned in (True, False):
+        (layer,) = flow("planar", 2, conditioned)
+        with pytest.raises(KeyError, match="no inverse.*use flow='iaf' or 'spline'"):
+            layer.inv(torch.randn(2, 3))
+
+
+def test_a_posterior_is_added_by_registering_one_function(monkeypatch) -> None:
+    calls = []
+
+    def twice_planar(latent_dim, num_flows, context_dim=None, scale=1.0):
+        calls.append((latent_dim, num_flows, context_dim, scale))
+        return [*planar(latent_dim, num_flows, context_dim), *planar(latent_dim, 1, context_dim)]
+
+    monkeypatch.setitem(FLOWS, "twice", twice_planar)
+    guide = Guide(3, 2, (8,), flow="twice", num_flows=3, flow_options={"scale": 2.0})
+    assert calls == [(2, 3, 8, 2.0)] and len(guide.flow) == 2
+    assert guide(rows()).shape == (30, 2)
