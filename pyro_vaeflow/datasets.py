@@ -1,0 +1,129 @@
+"""Tables to try detectors on: KDD Cup 99, ODDS and ADBench files, breast cancer and the ring.
+
+Files are looked for in the folder ``data_home`` or, without it, in ``$VAEFLOW_DATA``. They are read
+by loaders that run no code from a file, and nothing is cached.
+"""
+
+import os
+import zlib
+from pathlib import Path
+from zipfile import BadZipFile
+
+import numpy as np
+import pandas as pd
+from scipy.io import loadmat
+from scipy.io.matlab import MatReadError
+from sklearn.datasets import load_breast_cancer
+
+from pyro_vaeflow.datafiles import advice, bad_file, require_file, require_folder
+from pyro_vaeflow.kddcup99 import load_kddcup99
+from pyro_vaeflow.protocol import Dataset, Split, holdout_split, one_class_split
+from pyro_vaeflow.ring import make_ring, ring_log_density
+
+__all__ = [
+    "Dataset",
+    "Split",
+    "adbench_names",
+    "holdout_split",
+    "load_adbench",
+    "load_arrhythmia",
+    "load_breast_cancer_table",
+    "load_kddcup99",
+    "make_ring",
+    "one_class_split",
+    "ring_log_density",
+]
+
+ADBENCH = "ADBench (https://github.com/Minqi824/ADBench, adbench/datasets/Classical)"
+ODDS = "the ODDS library (https://odds.cs.stonybrook.edu/arrhythmia-dataset/)"
+# What numpy and scipy raise on files that are cut short or hold something else.
+UNREADABLE = (
+    OSError,
+    EOFError,
+    KeyError,
+    TypeError,
+    ValueError,
+    NotImplementedError,
+    BadZipFile,
+    zlib.error,
+    MatReadError,
+)
+
+
+def load_breast_cancer_table() -> Dataset:
+    """Returns scikit-learn's breast-cancer table: ``X`` (569, 30), ``y`` 1 for 212 malignant rows.
+
+    Example:
+        >>> data = load_breast_cancer_table()
+        >>> data.X.shape, int(data.y.sum())
+        ((569, 30), 212)
+    """
+    bunch = load_breast_cancer(as_frame=True)
+    labels = bunch.target_names.astype(object)[bunch.target.to_numpy()]
+    return Dataset("breast_cancer", bunch.data, (labels == "malignant").astype(np.int64), labels)
+
+
+def load_arrhythmia(data_home: str | os.PathLike[str] | None = None) -> Dataset:
+    """Returns ODDS' arrhythmia from ``arrhythmia.mat``: ``X`` (452, 274), ``y`` 1 for 66 anomalies.
+
+    Raises:
+        FileNotFoundError: when ``arrhythmia.mat`` is not in the folder.
+        ValueError: when it cannot be read or holds no ``X`` and ``y``.
+    """
+    path = require_file("arrhythmia.mat", data_home, ODDS)
+    try:
+        content = loadmat(path, variable_names=["X", "y"])
+        return _dataset("arrhythmia", content["X"], content["y"])
+    except UNREADABLE as error:
+        raise bad_file(path, f"holds no table ({error})", ODDS) from error
+
+
+def adbench_names(data_home: str | os.PathLike[str] | None = None) -> dict[str, Path]:
+    """Returns name -> path of the ADBench files at hand: ``adbench/38_thyroid.npz`` is ``thyroid``.
+
+    Raises:
+        FileNotFoundError: when there is no folder ``adbench``.
+    """
+    folder = require_folder("adbench", data_home, ADBENCH)
+    names = {path.stem.split("_", 1)[-1].lower(): path for path in folder.glob("*.npz")}
+    return dict(sorted(names.items()))
+
+
+def load_adbench(name: str, data_home: str | os.PathLike[str] | None = None) -> Dataset:
+    """Returns a classical set of ADBench: ``X`` ``(num_data, num_columns)``, ``y`` 1 for anomalies.
+
+    Args:
+        name: as in `adbench_names`, in any case, with or without the file's number.
+        data_home: folder that holds ``adbench/*.npz``; default ``$VAEFLOW_DATA``.
+
+    Raises:
+        FileNotFoundError: when there is no such file; the message lists those at hand.
+        ValueError: when the file cannot be read, or holds no ``X`` and ``y``.
+    """
+    paths = adbench_names(data_home)
+    wanted = name.lower()
+    for key, path in paths.items():
+        if wanted in (key, path.stem.lower()):
+            break
+    else:
+        raise FileNotFoundError(
+            f"no ADBench set is called {name!r}; at hand: {', '.join(paths) or 'none'}. "
+            + advice("adbench/*.npz", ADBENCH)
+        )
+    try:
+        with np.load(path, allow_pickle=False) as content:
+            return _dataset(key, content["X"], content["y"])
+    except UNREADABLE as error:
+        raise bad_file(path, f"holds no table ({error})", ADBENCH) from error
+
+
+def _dataset(name: str, X: np.ndarray, y: np.ndarray) -> Dataset:
+    if X.ndim != 2 or X.dtype.kind not in "biuf":
+        raise ValueError(f"X must be a matrix of numbers, got shape {X.shape}, dtype {X.dtype}")
+    if y.size != len(X):
+        raise ValueError(f"y has {y.size} entries for the {len(X)} rows of X")
+    if not np.isin(y, [0, 1]).all():
+        raise ValueError("y must be 0 (inlier) or 1 (anomaly)")
+    frame = pd.DataFrame(X, columns=[f"x{j}" for j in range(X.shape[1])])
+    flags = y.reshape(-1).astype(np.int64)
+    return Dataset(name, frame, flags, np.where(flags == 1, "anomaly", "normal").astype(object))
