@@ -1,0 +1,152 @@
+"""The ``vaeflow`` command: run studies, rebuild their tables, list the presets.
+
+Modules that need torch are imported where they are used, so that ``--help`` answers at once.
+"""
+
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from jsonargparse import ArgumentParser
+
+from pyro_vaeflow.checked import ConfigError
+from pyro_vaeflow.config import ExperimentConfig
+from pyro_vaeflow.studies import Study, load_study, preset_names
+
+ON_TERMINAL = "F1, top 20%|F1, true ratio|AUROC|AP|log evidence|train s".split("|")
+
+
+class _Parser(ArgumentParser):
+    """Refuses with one line that names what is allowed, exit code 2; takes no abbreviation."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(allow_abbrev=False, **options)
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        if "unrecognized arguments" in message:
+            options = [*_flags(self), *(flag for sub in _subparsers(self) for flag in _flags(sub))]
+            message += f"; allowed: {' '.join(dict.fromkeys(options))}"
+        self.exit(2, f"vaeflow: {' '.join(message.split())}\n")
+        raise AssertionError  # exit does not return
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command; 0 if all went well, 1 if a run failed, 2 if the call was refused."""
+    argv = sys.argv[1:] if argv is None else list(argv)
+    parser = _parser()
+    # Only what was given: a study's own settings are the defaults.
+    given = parser.parse_args(argv, defaults=False).as_dict()
+    values = given.get(given["subcommand"]) or {}
+    try:
+        if given["subcommand"] == "run":
+            return _run(values, command=shlex.join(["vaeflow", *argv]))
+        if given["subcommand"] == "table":
+            return _table(Path(values["dir"]), values.get("format", "md"))
+        return _presets()
+    except ConfigError as error:
+        parser.error(str(error))
+    except KeyboardInterrupt:
+        print("\nstopped; finished runs are kept, the same command goes on", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # `vaeflow table DIR | head`
+        sys.stderr.close()
+        return 1
+
+
+def _parser() -> _Parser:
+    parser = _Parser(prog="vaeflow", description="VAEs with flow posteriors for anomaly detection.")
+    commands = parser.add_subcommands(metavar="{run,table,presets}")
+    run = _Parser(description="Runs studies; finished runs are skipped.")
+    known = ", ".join(preset_names())
+    run.add_argument("presets", nargs="+", help=f"a file.yaml, or one of: {known}")
+    run.add_argument("--seeds", nargs="+", type=int, help="in place of the study's seeds")
+    run.add_argument("--jobs", type=int, default=1, help="worker processes")
+    run.add_argument("--out", help="results folder; results/STUDY by default")
+    run.add_argument("--quick", action="store_true", help="the study's small budget, in seconds")
+    run.add_class_arguments(ExperimentConfig, None, skip={"seed"})
+    commands.add_subcommand("run", run, help="run presets or study files")
+    table = _Parser(description="Prints the table of a results folder from its finished runs.")
+    table.add_argument("dir", help="a results folder")
+    table.add_argument(
+        "--format",
+        choices=["md", "csv", "latex"],
+        default="md",
+        help="md and latex: mean and standard deviation over seeds; csv: one row a run and score",
+    )
+    commands.add_subcommand("table", table, help="print a table of results")
+    listing = _Parser(description="Lists the studies that ship.")
+    commands.add_subcommand("presets", listing, help="list the studies that ship")
+    return parser
+
+
+def _run(values: dict[str, Any], command: str) -> int:
+    names, seeds, jobs = values.pop("presets"), values.pop("seeds", None), values.pop("jobs", 1)
+    out, quick = values.pop("out", None), values.pop("quick", False)
+    if jobs < 1:
+        raise ConfigError(f"--jobs: expected at least 1, got {jobs}")
+    studies = [load_study(name) for name in names]
+    groups = [(study, study.expand(values, seeds, quick)) for study in studies]
+    failed = 0
+    for study, configs in groups:
+        folder = _folder(study, configs, out, quick, len(groups))
+        failed += _run_study(configs, folder, jobs, command)
+    return 1 if failed else 0
+
+
+def _folder(
+    study: Study, configs: list[ExperimentConfig], out: str | None, quick: bool, count: int
+) -> Path:
+    if out is not None:
+        return Path(out) if count == 1 else Path(out) / study.name
+    return Path("results") / (configs[0].study + ("-quick" if quick else ""))
+
+
+def _run_study(configs: list[ExperimentConfig], out: Path, jobs: int, command: str) -> int:
+    from pyro_vaeflow.fanout import run_all
+    from pyro_vaeflow.figures import draw_figures
+    from pyro_vaeflow.report import as_text, write_tables
+    from pyro_vaeflow.tables import HEADINGS, PAPER_HEADING, aggregate
+
+    outcome = run_all(configs, out, jobs=jobs, command=command)
+    table = write_tables(out)
+    figures = draw_figures(out)
+    if table is not None:
+        shown = aggregate(table)
+        left_out = [*HEADINGS.values(), PAPER_HEADING]
+        names = [n for n in shown.columns if n not in left_out or n in ON_TERMINAL]
+        print(as_text(shown[names], "md"))
+    counts = f"{len(outcome.finished)} run, {len(outcome.skipped)} already finished"
+    print(f"{counts}, {len(outcome.failed)} failed")
+    for name, message in outcome.failed.items():
+        print(f"failed: {name}: {message} (see {out / 'failed' / name})", file=sys.stderr)
+    drawn = f", {len(figures)} figures" if figures else ""
+    print(f"results: {out} (summary.csv, table.md{drawn})")
+    return len(outcome.failed)
+
+
+def _table(out: Path, style: str) -> int:
+    from pyro_vaeflow.report import as_text
+    from pyro_vaeflow.tables import aggregate, read_summary
+
+    table = read_summary(out)
+    print(as_text(table if style == "csv" else aggregate(table), style))
+    return 0
+
+
+def _presets() -> int:
+    for name in preset_names():
+        study = load_study(name)
+        size = f"{len(study.variants)} variants x {len(study.seeds)} seeds"
+        print(f"{name}: {size}. {study.description}")
+    return 0
+
+
+def _subparsers(parser: ArgumentParser) -> list[ArgumentParser]:
+    commands = [action.choices for action in parser._actions if isinstance(action.choices, dict)]
+    return [sub for choices in commands for sub in choices.values()]
+
+
+def _flags(parser: ArgumentParser) -> list[str]:
+    return [a.option_strings[-1] for a in parser._actions if a.option_strings]

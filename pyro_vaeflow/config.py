@@ -1,0 +1,154 @@
+"""The configuration of one run: frozen, typed, checked by name. It imports no torch.
+
+Names that a registry owns (data sets, likelihoods, posteriors) are checked against the registry
+when the run is prepared, so that registering one function is all that a new one needs.
+"""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from typing import Any
+
+import yaml
+
+from pyro_vaeflow.checked import Checked, ConfigError, setting
+
+
+@dataclass(frozen=True)
+class AnnealingConfig(Checked):
+    """How the Kullback-Leibler term is weighted, step by step.
+
+    Args:
+        kind: constant, linear or cyclical beta; or capacity, the loss gamma |KL - C|.
+        start: beta (or the capacity, nats a row) at the start.
+        stop: beta (or the capacity, nats a row) at the end; the only value of constant.
+        num_cycles: cycles of cyclical.
+        ratio: the part of a cycle (cyclical) or of the run (linear, capacity) that rises.
+        gamma: stiffness of capacity.
+    """
+
+    kind: str = setting("constant", choices=("constant", "linear", "cyclical", "capacity"))
+    start: float = setting(0.0, low=0.0)
+    stop: float = setting(1.0, low=0.0)
+    num_cycles: int = setting(4, low=1)
+    ratio: float = setting(0.5, above=0.0, high=1.0)
+    gamma: float = setting(1000.0, low=0.0)
+
+
+@dataclass(frozen=True)
+class ExperimentConfig(Checked):
+    """Everything that decides the numbers of one run.
+
+    Args:
+        study: the name under which its results are kept.
+        dataset: kddcup99, ring, breast_cancer or another name of `pyro_vaeflow.datasets`.
+        split_seed: draws the training and the test rows, and the rows of generated data.
+        max_rows: at most so many rows of each part, drawn with split_seed; all by default.
+        preprocessing: how columns become numbers, learned on the training inliers.
+        likelihood: a name in `pyro_vaeflow.likelihoods.LIKELIHOODS`.
+        likelihood_options: options of the likelihood head, such as min_scale of normal.
+        model: the posterior, a name in `pyro_vaeflow.flows.FLOWS`.
+        num_flows: transforms in the posterior; 0 for diagonal.
+        conditioned: whether the flow reads the encoder's context.
+        flow_options: options of the posterior's builder, such as hidden_dim and stable of iaf.
+        latent_dim: dimensions of z.
+        encoder_dims: widths of the encoder's hidden layers.
+        decoder_dims: widths of the decoder's hidden layers.
+        activation: of both networks' hidden layers, a name in `pyro_vaeflow.programs.ACTIVATIONS`.
+        dropout: probability, in both networks, in training only.
+        num_steps: mini-batches of training; or give num_epochs.
+        num_epochs: passes over the training rows; or give num_steps.
+        batch_size: rows a mini-batch.
+        learning_rate: of Adam, at the start.
+        learning_rate_schedule: constant, linear or cosine.
+        learning_rate_stop: the last learning rate, of linear and cosine.
+        annealing: the weight of the Kullback-Leibler term.
+        clip_norm: the largest gradient norm; none by default.
+        held_out_rows: training inliers kept from training and scored after it, so that settings can
+            be chosen without labels.
+        num_samples: draws of z for each row's scores.
+        map_size: points a side of the square grid on which A(x) of two-column data is kept.
+        seed: of initial parameters, mini-batches, training and scoring noise; 0 is a seed.
+    """
+
+    study: str = "study"
+    dataset: str = "ring"
+    split_seed: int = setting(42, low=0)
+    max_rows: int | None = setting(None, low=2)
+    preprocessing: str = "minmax"
+    likelihood: str = "bernoulli"
+    likelihood_options: dict[str, Any] = setting(factory=dict)
+    model: str = "diagonal"
+    num_flows: int = setting(0, low=0, high=100)
+    conditioned: bool = True
+    flow_options: dict[str, Any] = setting(factory=dict)
+    latent_dim: int = setting(12, low=1)
+    encoder_dims: tuple[int, ...] = setting((128, 64), low=1)
+    decoder_dims: tuple[int, ...] = setting((64, 128), low=1)
+    activation: str = setting("leaky_relu", choices=("leaky_relu", "silu", "tanh"))
+    dropout: float = setting(0.2, low=0.0, below=1.0)
+    num_steps: int | None = setting(None, low=1)
+    num_epochs: float | None = setting(None, above=0.0)
+    batch_size: int = setting(256, low=1)
+    learning_rate: float = setting(1e-3, above=0.0)
+    learning_rate_schedule: str = setting("constant", choices=("constant", "linear", "cosine"))
+    learning_rate_stop: float = setting(0.0, low=0.0)
+    annealing: AnnealingConfig = setting(factory=AnnealingConfig)
+    clip_norm: float | None = setting(None, above=0.0)
+    held_out_rows: int = setting(0, low=0)
+    num_samples: int = setting(100, low=2)
+    map_size: int = setting(0, low=0)
+    seed: int = setting(0, low=0)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if (self.num_steps is None) == (self.num_epochs is None):
+            got = f"num_steps={self.num_steps!r} and num_epochs={self.num_epochs!r}"
+            raise ConfigError(f"give one of num_steps and num_epochs, got {got}")
+
+    def to_yaml(self) -> str:
+        """A YAML document, the inverse of `from_yaml`; also a file for ``vaeflow run``."""
+        return yaml.safe_dump(self.to_dict(), sort_keys=False)
+
+    @classmethod
+    def from_yaml(cls, text: str) -> "ExperimentConfig":
+        """Reads what `to_yaml` wrote.
+
+        Example:
+            >>> config = ExperimentConfig(num_steps=10, seed=0)
+            >>> ExperimentConfig.from_yaml(config.to_yaml()) == config
+            True
+        """
+        return cls.from_dict(read_mapping(text, "the configuration"))
+
+    @property
+    def digest(self) -> str:
+        """Eight hexadecimal digits of all settings but the seed and the name of the study."""
+        settings = {k: v for k, v in self.to_dict().items() if k not in ("seed", "study")}
+        return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
+
+    @property
+    def run_name(self) -> str:
+        """The name of the run's folder.
+
+        Example:
+            >>> ExperimentConfig(num_steps=10, model="iaf", num_flows=5, seed=3).run_name[:15]
+            'ring-iaf5-seed3'
+        """
+        dataset = self.dataset.replace(":", "_").replace("/", "_")
+        return f"{dataset}-{self.model}{self.num_flows}-seed{self.seed}-{self.digest}"
+
+
+def read_mapping(text: str, what: str) -> dict[str, Any]:
+    """The mapping in a YAML document.
+
+    Raises:
+        ConfigError: it is no YAML, or YAML of another kind.
+    """
+    try:
+        values = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{what} is not YAML: {error}") from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"{what} must be a mapping of keys to values, got {values!r:.60}")
+    return values

@@ -1,0 +1,124 @@
+"""One run: load, encode, build, train, score, measure. A run is one config with its seed."""
+
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from pyro_vaeflow.config import ExperimentConfig
+from pyro_vaeflow.metrics import detection_metrics
+from pyro_vaeflow.programs import Guide, Model
+from pyro_vaeflow.recipe import build, check_registered, fit
+from pyro_vaeflow.scoring import Scores, score
+from pyro_vaeflow.tasks import Task, load_task
+
+SCORES = ("reconstruction", "importance")
+
+
+@dataclass(frozen=True)
+class Result:
+    """What one run found: `metrics` are plain values, `arrays` what scores.npz holds."""
+
+    metrics: dict[str, Any]
+    history: pd.DataFrame
+    arrays: dict[str, np.ndarray]
+    density_map: dict[str, np.ndarray]
+    parameters: dict[str, torch.Tensor]
+
+
+def run(config: ExperimentConfig, progress: bool = False) -> Result:
+    """Trains on the inliers of the training rows and scores the test rows, two scores in one pass.
+
+    Args:
+        progress: whether training and scoring show bars.
+
+    Raises:
+        ConfigError: a name that is not registered; the message names those that are.
+        NonFiniteError: training met a loss or gradient that is not finite.
+    """
+    check_registered(config)
+    task = load_task(config)
+    model, guide = build(config, task.x_train.shape[1])
+    held_out, x_train = task.x_train.tensor_split([config.held_out_rows])
+    started = time.perf_counter()
+    history = fit(config, model, guide, x_train, progress)
+    trained = time.perf_counter()
+    scores = _score(config, model, guide, task.x_test, progress)
+    scored = time.perf_counter()
+    metrics = measure(task, scores)
+    metrics |= {"train_seconds": trained - started, "score_seconds": scored - trained}
+    if config.held_out_rows:
+        metrics |= _held_out(_score(config, model, guide, held_out, progress))
+    metrics["num_parameters"] = sum(p.numel() for m in (model, guide) for p in m.parameters())
+    return Result(
+        metrics=metrics,
+        history=history.frame,
+        arrays={"is_anomaly": task.is_anomaly, **_arrays(scores)},
+        density_map=_density_map(config, model, guide, task),
+        parameters=parameters(model, guide),
+    )
+
+
+def parameters(model: Model, guide: Guide) -> dict[str, torch.Tensor]:
+    """Every tensor of the pair's state, buffers too, as ``model.*`` and ``guide.*``."""
+    parts = (("model", model), ("guide", guide))
+    return {f"{role}.{k}": v for role, part in parts for k, v in part.state_dict().items()}
+
+
+def _score(
+    config: ExperimentConfig, model: Model, guide: Guide, x: torch.Tensor, progress: bool
+) -> Scores:
+    draws = {"num_samples": config.num_samples, "seed": config.seed}
+    return score(model, guide, x, **draws, progress=progress)  # type: ignore[arg-type]
+
+
+def measure(task: Task, scores: Scores) -> dict[str, Any]:
+    """Detection metrics of both scores; ELBO, log evidence and KL, nats a row over test inliers.
+
+    Anomalies are left out of the nats: one row far outside can outweigh all the others, and the
+    bound is about the rows that the model is trained to explain.
+    """
+    inlier = torch.as_tensor(task.is_anomaly == 0)
+    kl = scores.expected_log_likelihood - scores.elbo
+    nats = {"elbo": scores.elbo, "log_evidence": scores.log_evidence, "kl": kl}
+    return {
+        "num_train": len(task.x_train),
+        "num_test": len(task.x_test),
+        "num_anomalies": int(task.is_anomaly.sum()),
+        "num_features": task.x_train.shape[1],
+        **{name: value[inlier].double().mean().item() for name, value in nats.items()},
+        "median_ess": scores.ess.median().item(),
+        "share_khat_above_0.7": (scores.khat > 0.7).double().mean().item(),
+        "scores": {s: detection_metrics(task.is_anomaly, getattr(scores, s).cpu()) for s in SCORES},
+    }
+
+
+def _held_out(scores: Scores) -> dict[str, float]:
+    """Nats a row of training inliers that were kept out, and how many weights cannot be trusted."""
+    return {
+        "held_out_elbo": scores.elbo.mean().item(),
+        "held_out_log_evidence": scores.log_evidence.mean().item(),
+        "held_out_khat_above_0.7": (scores.khat > 0.7).double().mean().item(),
+    }
+
+
+def _arrays(scores: Scores) -> dict[str, np.ndarray]:
+    frame = scores.to_frame()
+    return {str(name): frame[name].to_numpy(dtype=np.float32) for name in frame}
+
+
+def _density_map(
+    config: ExperimentConfig, model: Model, guide: Guide, task: Task
+) -> dict[str, np.ndarray]:
+    """Both scores on a square grid around the training rows, for figures of two-column data."""
+    if config.map_size == 0 or task.x_train.shape[1] != 2:
+        return {}
+    reach = 1.5 * task.x_train.abs().max()
+    axis = torch.linspace(-reach, reach, config.map_size)
+    grid = torch.cartesian_prod(axis, axis)
+    scores = _score(config, model, guide, grid, progress=False)
+    maps = {s: getattr(scores, s).reshape(len(axis), -1).T.numpy() for s in SCORES}
+    return {"axis": axis.numpy(), **maps}

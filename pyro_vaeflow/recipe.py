@@ -1,0 +1,116 @@
+"""From a configuration to what it names: programs, schedules, loss and a training run."""
+
+import inspect
+from typing import Any
+
+import torch
+from pyro.infer import ELBO, Trace_ELBO
+
+from pyro_vaeflow.annealing import CapacityELBO, Schedule, constant, cosine, cyclical, linear
+from pyro_vaeflow.checked import ConfigError, check_names
+from pyro_vaeflow.config import AnnealingConfig, ExperimentConfig
+from pyro_vaeflow.flows import FLOWS
+from pyro_vaeflow.isolation import seeded
+from pyro_vaeflow.likelihoods import LIKELIHOODS
+from pyro_vaeflow.programs import Guide, Model
+from pyro_vaeflow.tasks import check_task
+from pyro_vaeflow.training import History, train
+
+
+def check_registered(config: ExperimentConfig) -> None:
+    """Refuses names and options that no registry knows, before anything is loaded.
+
+    Raises:
+        ConfigError: with the names allowed, or with what the posterior's builder said.
+    """
+    check_task(config)
+    check_names([config.likelihood], LIKELIHOODS, "likelihood")
+    check_names([config.model], FLOWS, "model")
+    head, flow = LIKELIHOODS[config.likelihood], FLOWS[config.model]
+    _check_options(config.likelihood, config.likelihood_options, head, given=2)
+    _check_options(config.model, config.flow_options, flow, given=3)
+    try:
+        build(config, num_features=2)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"{config.model} with {config.num_flows} flows: {error}") from error
+
+
+def _check_options(name: str, options: dict[str, Any], builder: Any, given: int) -> None:
+    """Options are the builder's arguments after those that the model or guide fills in."""
+    allowed = list(inspect.signature(builder).parameters)[given:]
+    check_names(options, allowed or ["none"], f"option of {name}")
+
+
+def build(config: ExperimentConfig, num_features: int) -> tuple[Model, Guide]:
+    """The model and the guide of a configuration; initial parameters depend on its seed alone."""
+    with seeded(config.seed):
+        model = Model(
+            num_features,
+            latent_dim=config.latent_dim,
+            hidden_dims=config.decoder_dims,
+            likelihood=config.likelihood,
+            dropout=config.dropout,
+            activation=config.activation,
+            likelihood_options=config.likelihood_options,
+        )
+        guide = Guide(
+            num_features,
+            latent_dim=config.latent_dim,
+            hidden_dims=config.encoder_dims,
+            flow=config.model,
+            num_flows=config.num_flows,
+            conditioned=config.conditioned,
+            dropout=config.dropout,
+            activation=config.activation,
+            flow_options=config.flow_options,
+        )
+    return model, guide
+
+
+def fit(
+    config: ExperimentConfig, model: Model, guide: Guide, x: torch.Tensor, progress: bool
+) -> History:
+    """Trains `model` and `guide` in place as the configuration says."""
+    passes = config.num_epochs or 1.0
+    num_steps = config.num_steps or max(1, round(passes * len(x) / config.batch_size))
+    schedule, loss = annealing(config.annealing, num_steps)
+    return train(
+        model,
+        guide,
+        x,
+        num_steps=num_steps,
+        batch_size=min(config.batch_size, len(x)),
+        learning_rate=_learning_rate(config, num_steps),
+        schedule=schedule,
+        loss=loss,
+        clip_norm=config.clip_norm,
+        seed=config.seed,
+        progress=progress,
+    )
+
+
+def annealing(config: AnnealingConfig, num_steps: int) -> tuple[Schedule, ELBO]:
+    """The schedule of beta, or of the capacity in nats a row, and the loss that reads it.
+
+    Example:
+        >>> schedule, loss = annealing(AnnealingConfig(kind="linear", stop=2.0, ratio=0.5), 100)
+        >>> schedule(0), schedule(25), schedule(100)
+        (0.0, 1.0, 2.0)
+    """
+    rise = max(1, round(config.ratio * num_steps))
+    if config.kind == "capacity":
+        return linear(rise, config.start, config.stop), CapacityELBO(gamma=config.gamma)
+    if config.kind == "cyclical":
+        cycles = min(config.num_cycles, num_steps)
+        cyclic = cyclical(num_steps, cycles, config.ratio, config.start, config.stop)
+        return cyclic, Trace_ELBO()
+    if config.kind == "linear":
+        return linear(rise, config.start, config.stop), Trace_ELBO()
+    return constant(config.stop), Trace_ELBO()
+
+
+def _learning_rate(config: ExperimentConfig, num_steps: int) -> float | Schedule:
+    start, stop = config.learning_rate, config.learning_rate_stop
+    kinds = {"linear": linear, "cosine": cosine}
+    make = kinds.get(config.learning_rate_schedule)
+    return start if make is None else make(num_steps, start, stop)

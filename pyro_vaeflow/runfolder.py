@@ -1,0 +1,100 @@
+"""The folder of one run: written in one move, so that a killed run never looks finished."""
+
+import json
+import os
+import platform
+import shutil
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+
+import pyro_vaeflow
+from pyro_vaeflow.checked import ConfigError
+from pyro_vaeflow.config import ExperimentConfig
+from pyro_vaeflow.experiment import Result
+from pyro_vaeflow.programs import Guide, Model
+from pyro_vaeflow.recipe import build
+
+RUN_FILES = ("config.yaml", "metrics.json", "history.csv", "scores.npz", "parameters.safetensors")
+PACKAGES = ("pyro-ppl", "torch", "numpy", "scikit-learn", "pandas")
+
+
+def write(result: Result, config: ExperimentConfig, folder: Path, command: str = "") -> None:
+    """Writes `RUN_FILES`, and map.npz if there is a map, beside `folder`, then moves them there.
+
+    Args:
+        command: kept in metrics.json with the versions, to say what made the run.
+    """
+    partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
+    origin = {"command": command, "versions": versions(), "threads": torch.get_num_threads()}
+    try:
+        partial.mkdir(parents=True)
+        (partial / "config.yaml").write_text(config.to_yaml())
+        (partial / "metrics.json").write_text(json.dumps(result.metrics | origin, indent=2) + "\n")
+        result.history.to_csv(partial / "history.csv", index=False, float_format="%.6g")
+        np.savez_compressed(partial / "scores.npz", **result.arrays)  # type: ignore[arg-type]
+        save_file(result.parameters, partial / "parameters.safetensors")
+        if result.density_map:
+            np.savez_compressed(partial / "map.npz", **result.density_map)  # type: ignore[arg-type]
+        partial.rename(folder)
+    except OSError:
+        if not folder.is_dir():  # else another process finished the same run first
+            raise
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def is_finished(folder: Path, config: ExperimentConfig) -> bool:
+    """Whether `folder` holds a complete run of just this configuration.
+
+    Raises:
+        ConfigError: the folder is there, but incomplete or of another configuration; a run never
+            overwrites what it did not make.
+    """
+    if not folder.exists():
+        return False
+    if missing := [name for name in RUN_FILES if not (folder / name).is_file()]:
+        raise ConfigError(f"{folder} lacks {', '.join(missing)}; remove it and run again")
+    found = ExperimentConfig.from_yaml((folder / "config.yaml").read_text())
+    if found.run_name != config.run_name:
+        raise ConfigError(
+            f"{folder} holds the run {found.run_name}; remove it or choose another --out"
+        )
+    return True
+
+
+def load_programs(folder: Path) -> tuple[ExperimentConfig, Model, Guide]:
+    """The configuration, model and guide of a finished run, as training left them.
+
+    Raises:
+        RuntimeError: the parameters do not fit the configuration.
+    """
+    config = ExperimentConfig.from_yaml((folder / "config.yaml").read_text())
+    tensors = load_file(folder / "parameters.safetensors")
+    num_features = json.loads((folder / "metrics.json").read_text())["num_features"]
+    model, guide = build(config, num_features)
+    for role, part in (("model", model), ("guide", guide)):
+        prefix = f"{role}."
+        state = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+        part.load_state_dict(state)
+    return config, model, guide
+
+
+def sweep(runs: Path) -> None:
+    """Removes what killed processes left half written; those that live may still be writing."""
+    for partial in runs.glob(".*.partial"):
+        try:
+            os.kill(int(partial.name.split(".")[-2]), 0)
+        except ProcessLookupError:
+            shutil.rmtree(partial, ignore_errors=True)
+        except (ValueError, PermissionError):
+            continue
+
+
+def versions() -> dict[str, str]:
+    """Versions of what the numbers depend on."""
+    own = {"pyro-vaeflow": pyro_vaeflow.__version__, "python": platform.python_version()}
+    return own | {name: version(name) for name in PACKAGES}

@@ -1,0 +1,140 @@
+"""Study files: settings that runs share, the variants that differ, seeds, and a small budget.
+
+A file's top level holds the keys of `ExperimentConfig`, and ``description``, ``seeds``,
+``variants`` (a list of mappings over the shared settings) and ``quick`` (a mapping over each
+variant, for ``--quick``). A finished run's config.yaml is such a file too.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, fields
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from pyro_vaeflow.checked import ConfigError, check_names, convert
+from pyro_vaeflow.config import ExperimentConfig
+
+CONFIG_KEYS = [entry.name for entry in fields(ExperimentConfig)]
+STUDY_KEYS = ["description", "seeds", "variants", "quick"]
+PRESETS = files("pyro_vaeflow") / "presets"
+
+
+@dataclass(frozen=True)
+class Study:
+    """A study file as it was read; `expand` makes its runs."""
+
+    name: str
+    description: str
+    settings: Mapping[str, Any]
+    variants: tuple[Mapping[str, Any], ...]
+    quick: Mapping[str, Any]
+    seeds: tuple[int, ...]
+
+    def expand(
+        self,
+        overrides: Mapping[str, Any] | None = None,
+        seeds: Iterable[int] | None = None,
+        quick: bool = False,
+    ) -> list[ExperimentConfig]:
+        """One configuration a variant and seed, each once, variants in the file's order.
+
+        Later ones win: shared settings, the variant, the quick block, `overrides`.
+
+        Raises:
+            ConfigError: an unknown key, a wrong type or a value out of range, with those allowed.
+        """
+        seeds = self.seeds if seeds is None else tuple(seeds)
+        configs = []
+        for variant in self.variants:
+            values = merge({"study": self.name, **self.settings}, variant)
+            values = merge(merge(values, self.quick if quick else {}), overrides or {})
+            configs += [ExperimentConfig.from_dict({**values, "seed": seed}) for seed in seeds]
+        return list({config.run_name: config for config in configs}.values())
+
+
+def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """`over` on top of `base`, mappings key by key.
+
+    A new posterior starts from its own options, and one kind of budget replaces the other.
+
+    Example:
+        >>> merge({"annealing": {"kind": "linear", "stop": 1.0}}, {"annealing": {"stop": 2.0}})
+        {'annealing': {'kind': 'linear', 'stop': 2.0}}
+    """
+    merged = dict(base)
+    if "model" in base and over.get("model", base["model"]) != base["model"]:
+        merged.pop("flow_options", None)
+    for given, other in (("num_steps", "num_epochs"), ("num_epochs", "num_steps")):
+        if over.get(given) is not None:
+            merged.pop(other, None)
+    for key, value in over.items():
+        both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
+        merged[key] = merge(merged[key], value) if both else value
+    return merged
+
+
+def preset_names() -> list[str]:
+    """The studies that ship, in alphabetical order.
+
+    Example:
+        >>> "kdd-paper" in preset_names()
+        True
+    """
+    return sorted(p.name.removesuffix(".yaml") for p in PRESETS.iterdir() if p.name[-5:] == ".yaml")
+
+
+def load_study(name: str) -> Study:
+    """Reads a preset by name, or a file by its path.
+
+    Raises:
+        ConfigError: neither exists, or the file has an unknown key or a wrong value.
+    """
+    if name in preset_names():
+        source = PRESETS / f"{name}.yaml"
+    elif name.endswith((".yaml", ".yml")) and Path(name).is_file():
+        source = Path(name)
+    elif name.endswith((".yaml", ".yml")):
+        raise ConfigError(f"no file {name!r}; give a file that exists or a preset: {_listed()}")
+    else:
+        check_names([name], preset_names(), "preset (or path ending in .yaml)")
+    return parse_study(source.read_text(), default_name=Path(name).stem)
+
+
+def parse_study(text: str, default_name: str = "study") -> Study:
+    """Reads a study from YAML; each variant is checked, with and without its quick block.
+
+    Raises:
+        ConfigError: as `load_study`.
+    """
+    try:
+        values = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"study {default_name!r} is not YAML: {error}") from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"study {default_name!r} must map keys to values, got {values!r:.60}")
+    check_names(values, [*STUDY_KEYS, *CONFIG_KEYS], "key")
+    variants = values.pop("variants", [{}])
+    quick = values.pop("quick", {})
+    if not isinstance(variants, list) or not variants:
+        raise ConfigError(f"variants: expected a list of mappings, at least one, got {variants!r}")
+    for name, part in [("quick", quick), *(("variants", variant) for variant in variants)]:
+        if not isinstance(part, Mapping):
+            raise ConfigError(f"{name}: expected a mapping of settings, got {part!r}")
+        check_names(part, CONFIG_KEYS, f"key in {name}")
+    seeds = convert(values.pop("seeds", [values.get("seed", 0)]), tuple[int, ...], "seeds")
+    study = Study(
+        name=values.pop("study", default_name),
+        description=values.pop("description", ""),
+        settings=values,
+        variants=tuple(variants),
+        quick=quick,
+        seeds=seeds,
+    )
+    study.expand(), study.expand(quick=True)
+    return study
+
+
+def _listed() -> str:
+    return ", ".join(preset_names())

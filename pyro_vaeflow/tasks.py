@@ -1,0 +1,116 @@
+"""What a run trains on and is tested on, by name: inlier rows, labelled test rows, as tensors.
+
+To add a data set, register a function from `ExperimentConfig` to `Split` in `TASKS`.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import pandas as pd
+import torch
+
+from pyro_vaeflow.checked import ConfigError, check_names
+from pyro_vaeflow.config import ExperimentConfig
+from pyro_vaeflow.datasets import (
+    Split,
+    adbench_names,
+    holdout_split,
+    load_adbench,
+    load_arrhythmia,
+    load_breast_cancer_table,
+    load_kddcup99,
+    make_ring,
+    one_class_split,
+)
+from pyro_vaeflow.tabular import SCALERS, TableEncoder
+
+RING_REACH = 1.2  # of the square that the ring's anomalies fill
+
+
+@dataclass(frozen=True)
+class Task:
+    """Encoded rows, float32 ``(num_data, num_features)``; training rows are all inliers."""
+
+    x_train: torch.Tensor
+    x_test: torch.Tensor
+    is_anomaly: np.ndarray
+
+
+def ring_split(split_seed: int) -> Split:
+    """5,000 rows of the ring to train on; 1,000 fresh ones and 1,000 uniform in a square to test.
+
+    Coordinates stay as they are, so that log densities compare with `ring_log_density`. Uniform
+    points can lie on the ring, so no score tells all of them apart.
+    """
+    train, inliers = make_ring(seed=split_seed), make_ring(2_000, seed=split_seed + 1)
+    anomalies = np.random.default_rng(split_seed).uniform(-RING_REACH, RING_REACH, inliers.shape)
+    test = np.concatenate([inliers.numpy(), anomalies.astype(np.float32)])
+    y = np.repeat([0, 1], len(inliers))
+    labels = np.where(y == 1, "uniform", "ring").astype(object)
+    return Split(_frame(train.numpy()), _frame(test), y, labels)
+
+
+TASKS: dict[str, Callable[[ExperimentConfig], Split]] = {
+    "kddcup99": lambda config: holdout_split(load_kddcup99(), seed=config.split_seed),
+    "ring": lambda config: ring_split(config.split_seed),
+    "breast_cancer": lambda c: holdout_split(load_breast_cancer_table(), seed=c.split_seed),
+    "arrhythmia": lambda config: one_class_split(load_arrhythmia(), seed=config.split_seed),
+}
+
+
+def check_task(config: ExperimentConfig) -> None:
+    """Refuses a data set or preprocessing that is not known.
+
+    Raises:
+        ConfigError: with the names allowed, or with where files are to be put.
+    """
+    known = [*TASKS, "adbench:NAME"]
+    if config.dataset.startswith("adbench:"):
+        try:
+            known = [f"adbench:{name}" for name in adbench_names()]
+        except FileNotFoundError as error:
+            raise ConfigError(f"dataset {config.dataset}: {error}") from error
+    check_names([config.dataset], known, "dataset")
+    check_names([config.preprocessing], ["none", *SCALERS], "preprocessing")
+
+
+def load_task(config: ExperimentConfig) -> Task:
+    """The encoded rows of a configuration; runs that share them in one process load them once.
+
+    Raises:
+        ConfigError: the data set or the preprocessing is not known.
+        FileNotFoundError: the data set's file is missing; the message says where to get it.
+    """
+    check_task(config)
+    return _load(config.dataset, config.split_seed, config.max_rows, config.preprocessing)
+
+
+@lru_cache(maxsize=2)
+def _load(dataset: str, split_seed: int, max_rows: int | None, preprocessing: str) -> Task:
+    # Only these settings decide the rows; the others must not make a second copy.
+    config = ExperimentConfig(dataset=dataset, split_seed=split_seed, num_steps=1)
+    name = dataset.removeprefix("adbench:")
+    if name == dataset:
+        split = TASKS[dataset](config)
+    else:
+        split = one_class_split(load_adbench(name), seed=split_seed)
+    train, test, y = split.X_train, split.X_test, split.y_test
+    if max_rows is not None:
+        draw = np.random.default_rng(split_seed)
+        train = train.iloc[draw.permutation(len(train))[:max_rows]]
+        kept = draw.permutation(len(test))[:max_rows]
+        test, y = test.iloc[kept], y[kept]
+    if preprocessing == "none":
+        return Task(_raw(train), _raw(test), y)
+    encoder = TableEncoder(scaling=preprocessing)  # learns from training inliers only
+    return Task(encoder.fit_transform(train), encoder.transform(test), y)
+
+
+def _frame(points: np.ndarray) -> pd.DataFrame:
+    return pd.DataFrame(points, columns=["x1", "x2"])
+
+
+def _raw(frame: pd.DataFrame) -> torch.Tensor:
+    return torch.as_tensor(frame.to_numpy(dtype=np.float32, copy=True))

@@ -1,0 +1,200 @@
+"""The ``vaeflow`` command: what it refuses and how, what it prints, how it stops."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from pyro_vaeflow.cli import main
+from pyro_vaeflow.results import finished_runs
+from pyro_vaeflow.studies import preset_names
+
+STUDY = """
+description: small
+dataset: breast_cancer
+num_steps: 5
+num_samples: 3
+encoder_dims: [8]
+decoder_dims: [8]
+seeds: [0, 1]
+variants: [{model: diagonal}, {model: planar, num_flows: 2}]
+quick: {num_steps: 3}
+"""
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> str:
+    path = tmp_path / "mine.yaml"
+    path.write_text(STUDY)
+    return str(path)
+
+
+def refusal(capsys, *argv: str) -> str:
+    """What the command says when it refuses a call."""
+    with pytest.raises(SystemExit) as stopped:
+        main(argv)
+    said = capsys.readouterr().err
+    assert stopped.value.code == 2
+    assert said.count("\n") == 1
+    assert said.startswith("vaeflow: ")
+    return said
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        ("run ring --latent 3", "unrecognized arguments: --latent 3; allowed: --help --seeds"),
+        ("run ring --latent_dim many", "latent_dim"),
+        ("run ring --latent_dim 0", "latent_dim: expected at least 1, got 0"),
+        ("run ring --annealing.kind sine", "one of constant, linear, cyclical, capacity"),
+        ("run ring --annealing.cycles 3", "--annealing.num_cycles"),
+        (
+            "run ring --model iof --num_flows 3",
+            "did you mean 'iaf'? allowed: diagonal, planar, iaf",
+        ),
+        ("run ring --dataset rnig", "allowed: kddcup99, ring, breast_cancer"),
+        ("run ring --likelihood gauss", "allowed: bernoulli, normal"),
+        ("run ring --model iaf --flow_options.width 3", "allowed: hidden_dim, stable"),
+        ("run ring --num_steps 3 --num_epochs 3", "give one of num_steps and num_epochs"),
+        ("run rnig", "did you mean 'ring'? allowed: kdd-paper"),
+        ("run none.yaml", "no file 'none.yaml'"),
+        ("run", "presets"),
+        ("run ring --jobs 0", "--jobs: expected at least 1, got 0"),
+        ("run ring --seeds a", "seeds"),
+        ("run ring --seeds -1", "seed: expected at least 0, got -1"),
+        ("table none", "none holds no finished run"),
+        ("table none --format html", "md"),
+        ("rn", "run"),
+        ("", "{run,table,presets}"),
+    ],
+)
+def test_a_wrong_call_is_refused_in_one_line_with_what_is_allowed(
+    argv: str, said: str, capsys, tmp_path, monkeypatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert said in refusal(capsys, *argv.split())
+    assert not list(tmp_path.iterdir())
+
+
+def test_run_writes_what_it_says_and_runs_nothing_twice(file, capsys, tmp_path) -> None:
+    out = tmp_path / "out"
+    assert main(["run", file, "--out", str(out)]) == 0
+    said = capsys.readouterr().out
+    assert "4 run, 0 already finished, 0 failed" in said
+    assert "| planar   | 2 " in said
+    assert str(out) in said
+    assert len(pd.read_csv(out / "summary.csv")) == 4 * 2
+    assert "vaeflow run " in (out / "table.md").read_text()
+    assert main(["run", file, "--out", str(out), "--seeds", "1", "2"]) == 0
+    assert "2 run, 2 already finished" in capsys.readouterr().out
+    assert len(finished_runs(out)) == 6
+
+
+def test_overrides_reach_every_run(file, tmp_path) -> None:
+    out = tmp_path / "out"
+    change = "--seeds 3 --num_steps 2 --encoder_dims [6,5] --annealing.stop 0.5 --clip_norm 1"
+    assert main(["run", file, "--out", str(out), *change.split()]) == 0
+    configs = [run.config for run in finished_runs(out)]
+    assert [config.model for config in configs] == ["diagonal", "planar"]
+    for config in configs:
+        assert (config.seed, config.num_steps, config.encoder_dims) == (3, 2, (6, 5))
+        assert (config.annealing.stop, config.clip_norm) == (0.5, 1.0)
+
+
+def test_results_of_a_quick_call_lie_beside_those_of_the_study(file, tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["run", file, "--quick", "--seeds", "0"]) == 0
+    runs = finished_runs(Path("results/mine-quick"))
+    assert [run.config.num_steps for run in runs] == [3, 3]
+    assert not Path("results/mine").exists()
+
+
+def test_two_studies_have_a_folder_each(file, tmp_path) -> None:
+    other = tmp_path / "other.yaml"
+    other.write_text(STUDY.replace("num_steps: 5", "num_steps: 4"))
+    out = tmp_path / "out"
+    assert main(["run", file, str(other), "--out", str(out), "--seeds", "0"]) == 0
+    assert {path.name for path in out.iterdir()} == {"mine", "other"}
+
+
+def test_a_failed_run_is_reported_and_the_others_are_kept(file, capsys, tmp_path) -> None:
+    out = tmp_path / "out"
+    argv = ["run", file, "--out", str(out), "--learning_rate", "1e30", "--num_steps", "50"]
+    assert main(argv) == 1
+    captured = capsys.readouterr()
+    assert "NonFiniteError" in captured.err
+    assert "Traceback" not in captured.err
+    assert "4 failed" in captured.out
+    assert not (out / "summary.csv").exists()
+
+
+def test_table_in_each_format(file, capsys, tmp_path) -> None:
+    out = str(tmp_path / "out")
+    main(["run", file, "--out", out])
+    capsys.readouterr()
+    first = {"md": "| dataset ", "csv": "dataset,model,num_flows,seed,score,f1_top20"}
+    for style, start in {**first, "latex": r"\begin{tabular}"}.items():
+        assert main(["table", out, "--format", style]) == 0
+        assert capsys.readouterr().out.startswith(start)
+    assert main(["table", out]) == 0
+    assert capsys.readouterr().out.startswith("| dataset ")
+
+
+def test_presets_are_listed_with_their_size(capsys) -> None:
+    assert main(["presets"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(":")[0] for line in lines] == preset_names()
+    assert lines[0].startswith("kdd-paper: 5 variants x 5 seeds.")
+
+
+@pytest.mark.parametrize("argv", ["--help", "run --help", "presets"])
+def test_help_does_not_wait_for_torch(argv: str) -> None:
+    code = (
+        "import sys\nfrom pyro_vaeflow.cli import main\n"
+        "try:\n    main(sys.argv[1:])\n"
+        "except SystemExit as stopped:\n    assert not stopped.code\n"
+        "sys.exit(len({'torch', 'pandas', 'sklearn'} & sys.modules.keys()))"
+    )
+    command = [sys.executable, "-c", code, *argv.split()]
+    assert subprocess.run(command, capture_output=True).returncode == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("jobs", ["1", "2"])
+def test_an_interruption_keeps_finished_runs_and_leaves_no_worker(file, jobs, tmp_path) -> None:
+    out = tmp_path / "out"
+    command = [sys.executable, "-m", "pyro_vaeflow", "run", file, "--out", str(out)]
+    command += ["--jobs", jobs, "--num_steps", "300", "--seeds", *map(str, range(20))]
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    deadline = time.monotonic() + 120
+    while not list(out.glob("runs/[!.]*")) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+    said = process.communicate(timeout=60)[1]
+    assert process.returncode == 130
+    assert "stopped; finished runs are kept" in said
+    assert "Traceback" not in said
+    assert 0 < len(finished_runs(out)) < 40
+    assert not list(out.glob("runs/.*.partial"))
+    with pytest.raises(ProcessLookupError):
+        for _ in range(100):  # workers end within ten seconds
+            os.killpg(process.pid, 0)
+            time.sleep(0.1)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif("VAEFLOW_DATA" not in os.environ, reason="needs VAEFLOW_DATA")
+def test_the_paper_runs_on_the_real_file_in_a_small_budget(tmp_path) -> None:
+    argv = ["run", "kdd-paper", "--quick", "--seeds", "0", "--out", str(tmp_path)]
+    assert main(argv) == 0
+    table = pd.read_csv(tmp_path / "summary.csv")
+    assert len(table) == 5 * 2
+    assert set(table["dataset"]) == {"kddcup99"}
+    assert "0.938 ± 0.0008" in (tmp_path / "table.md").read_text()

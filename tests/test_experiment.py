@@ -1,0 +1,371 @@
+"""Runs and their folders: reproducible, skipped when finished, never finished by a kill."""
+
+import json
+import signal
+import subprocess
+import sys
+from dataclasses import fields, replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from pyro.distributions import transforms
+
+from pyro_vaeflow import paper, recipe
+from pyro_vaeflow.checked import ConfigError
+from pyro_vaeflow.config import AnnealingConfig, ExperimentConfig
+from pyro_vaeflow.experiment import measure, run
+from pyro_vaeflow.fanout import run_all
+from pyro_vaeflow.figures import draw_figures
+from pyro_vaeflow.flows import FLOWS
+from pyro_vaeflow.recipe import annealing, build, check_registered, fit
+from pyro_vaeflow.report import as_text, write_tables
+from pyro_vaeflow.results import finished_runs
+from pyro_vaeflow.scoring import Scores, score
+from pyro_vaeflow.studies import load_study
+from pyro_vaeflow.tables import COLUMNS, aggregate, read_summary
+from pyro_vaeflow.tasks import TASKS, Task, load_task
+
+TINY = ExperimentConfig(
+    dataset="breast_cancer", num_steps=4, num_samples=3, encoder_dims=(8,), decoder_dims=(8,)
+)
+# A process that starts a run of TINY and is killed at the place that {patch} chooses.
+KILLED = """
+import os, signal
+from pathlib import Path
+import numpy as np
+from pyro_vaeflow import experiment, recipe, runfolder
+from pyro_vaeflow.config import ExperimentConfig
+from pyro_vaeflow.fanout import run_all
+def die(*args, **kwargs):
+    os.kill(os.getpid(), signal.SIGKILL)
+{patch}
+run_all([ExperimentConfig.from_yaml({config!r})], Path({out!r}), progress=False)
+"""
+
+
+def by_name(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+# One run
+
+
+def test_a_run_depends_on_its_configuration_and_seed_alone() -> None:
+    config = replace(TINY, model="iaf", num_flows=2)
+    first, again, other = run(config), run(config), run(replace(config, seed=1))
+    for name, array in first.arrays.items():
+        np.testing.assert_array_equal(array, again.arrays[name])
+    assert not np.array_equal(first.arrays["elbo"], other.arrays["elbo"])
+    assert first.history["loss"].tolist() == again.history["loss"].tolist()
+
+
+def test_training_lowers_the_loss_and_sorts_the_rows() -> None:
+    config = replace(TINY, num_steps=300, learning_rate=5e-3, preprocessing="standard")
+    result = run(replace(config, likelihood="normal", latent_dim=4, dropout=0.0))
+    assert result.history["elbo"][-20:].mean() > result.history["elbo"][:20].mean() + 5
+    assert all(result.metrics["scores"][s]["auroc"] > 0.9 for s in ("reconstruction", "importance"))
+    assert result.metrics["log_evidence"] >= result.metrics["elbo"]
+
+
+def test_the_encoding_is_learned_on_training_inliers_alone() -> None:
+    task = load_task(TINY)
+    assert task.x_train.min(0).values.tolist() == [0.0] * 30
+    assert task.x_train.max(0).values.tolist() == [1.0] * 30
+    malignant = task.x_test[task.is_anomaly == 1]
+    assert (malignant == 1.0).any()  # beyond the inliers' range, and clipped
+
+
+def test_nats_are_means_over_test_inliers_and_a_high_score_is_odd() -> None:
+    task = Task(torch.zeros(1, 2), torch.zeros(3, 2), np.array([0, 1, 0]))
+    known = {
+        "log_evidence": torch.tensor([-1.0, -1e6, -3.0]),
+        "expected_log_likelihood": torch.tensor([-2.0, -1.0, -3.0]),
+        "elbo": torch.tensor([-4.0, -1e6, -6.0]),
+    }
+    scores = Scores(**{f.name: known.get(f.name, torch.ones(3)) for f in fields(Scores)})
+    metrics = measure(task, scores)
+    assert (metrics["log_evidence"], metrics["elbo"], metrics["kl"]) == (-2.0, -5.0, 2.5)
+    assert metrics["scores"]["importance"]["auroc"] == 1.0
+    assert metrics["scores"]["reconstruction"]["auroc"] == 0.0
+
+
+@pytest.mark.parametrize(
+    ("config", "steps", "values"),
+    [
+        (AnnealingConfig(kind="constant", stop=0.3), (0, 99), (0.3, 0.3)),
+        (AnnealingConfig(kind="linear", stop=2.0, ratio=0.5), (0, 25, 99), (0.0, 1.0, 2.0)),
+        (AnnealingConfig(kind="cyclical", num_cycles=2, ratio=0.8), (0, 20, 50), (0.0, 0.5, 0.0)),
+        (AnnealingConfig(kind="capacity", stop=25.0, ratio=1.0), (0, 50), (0.0, 12.5)),
+    ],
+)
+def test_annealing_is_the_schedule_that_was_named(config, steps, values) -> None:
+    schedule, loss = annealing(config, num_steps=100)
+    assert [schedule(step) for step in steps] == pytest.approx(values)
+    assert getattr(loss, "gamma", None) == (1000.0 if config.kind == "capacity" else None)
+
+
+def test_the_budget_and_the_learning_rate_are_those_of_the_configuration() -> None:
+    config = replace(TINY, num_steps=None, num_epochs=2, batch_size=100)
+    config = replace(config, learning_rate=1.0e-2, learning_rate_schedule="linear")
+    rates = run(config).history["learning_rate"]
+    assert len(rates) == round(2 * 286 / 100)
+    assert rates.iloc[0] == 1.0e-2
+    assert rates.is_monotonic_decreasing
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"dataset": "rnig"}, "unknown dataset 'rnig', did you mean 'ring'"),
+        ({"preprocessing": "rank"}, "allowed: none, minmax, standard"),
+        ({"likelihood": "gauss"}, "unknown likelihood 'gauss'"),
+        ({"model": "iof"}, "unknown model 'iof', did you mean 'iaf'? allowed: diagonal, planar"),
+        ({"num_flows": 3}, "num_flows must be 0"),
+        ({"model": "iaf"}, "num_flows must be an integer from 1 to 100"),
+        ({"model": "iaf", "num_flows": 2, "flow_options": {"width": 3}}, "allowed: hidden_dim"),
+        ({"likelihood": "normal", "likelihood_options": {"scale": 3}}, "allowed: min_scale"),
+    ],
+)
+def test_names_that_no_registry_holds_are_refused_before_any_run(change, said, tmp_path) -> None:
+    with pytest.raises(ConfigError) as refused:
+        run_all([TINY, replace(TINY, **change)], tmp_path, progress=False)
+    assert said in str(refused.value)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_registered_posterior_and_data_set_run_by_name(monkeypatch) -> None:
+    def radial(latent_dim, num_flows, context_dim=None):
+        make = transforms.conditional_radial
+        return [make(latent_dim, context_dim) for _ in range(num_flows)]
+
+    monkeypatch.setitem(FLOWS, "radial", radial)
+    monkeypatch.setitem(TASKS, "mine", TASKS["breast_cancer"])
+    assert (
+        run(replace(TINY, model="radial", num_flows=2, dataset="mine")).metrics["num_test"] == 114
+    )
+
+
+def test_held_out_rows_are_scored_and_not_trained_on(monkeypatch) -> None:
+    seen = []
+    train = recipe.train
+    monkeypatch.setattr(recipe, "train", lambda *a, **k: seen.append(a[2]) or train(*a, **k))
+    metrics = run(replace(TINY, held_out_rows=86)).metrics
+    rows = load_task(TINY).x_train
+    assert torch.equal(seen[0], rows[86:])
+    assert metrics["held_out_elbo"] <= metrics["held_out_log_evidence"]
+    assert "held_out_elbo" not in run(TINY).metrics
+
+
+# Folders
+
+
+def test_finished_runs_are_skipped_and_others_are_not(tmp_path) -> None:
+    configs = [TINY, replace(TINY, seed=1)]
+    assert len(run_all(configs, tmp_path, progress=False).finished) == 2
+    before = by_name(tmp_path)
+    third = replace(TINY, learning_rate=2e-3)
+    outcome = run_all([*configs, third], tmp_path, progress=False)
+    assert outcome.skipped == [config.run_name for config in configs]
+    assert outcome.finished == [third.run_name]
+    assert {name: data for name, data in by_name(tmp_path).items() if name in before} == before
+
+
+def test_a_runs_folder_holds_all_of_it(tmp_path) -> None:
+    run_all([TINY], tmp_path, command="vaeflow run x", progress=False)
+    folder = tmp_path / "runs" / TINY.run_name
+    assert ExperimentConfig.from_yaml((folder / "config.yaml").read_text()) == TINY
+    metrics = json.loads((folder / "metrics.json").read_text())
+    assert metrics["command"] == "vaeflow run x"
+    assert {"torch", "pyro-ppl", "pyro-vaeflow", "python"} <= metrics["versions"].keys()
+    history = pd.read_csv(folder / "history.csv")
+    assert len(history) == TINY.num_steps
+    assert {"step", "loss", "elbo", "kl", "anneal", "learning_rate", "grad_norm"} <= set(history)
+    with np.load(folder / "scores.npz", allow_pickle=False) as kept:
+        assert len(kept["log_evidence"]) == len(kept["is_anomaly"]) == 114
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "patch",
+    [
+        "recipe.annealing = lambda *a: (lambda step: die() if step == 2 else 1.0, None)",
+        "experiment._score = die",
+        "np.savez_compressed = die",
+        "Path.rename = die",
+    ],
+    ids=["training", "scoring", "writing", "moving"],
+)
+def test_a_killed_run_never_looks_finished_and_the_next_call_completes(patch, tmp_path) -> None:
+    code = KILLED.format(patch=patch, config=TINY.to_yaml(), out=str(tmp_path))
+    killed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert finished_runs(tmp_path) == []
+    assert write_tables(tmp_path) is None
+    assert run_all([TINY], tmp_path, progress=False).finished == [TINY.run_name]
+    assert [path.name for path in (tmp_path / "runs").iterdir()] == [TINY.run_name]
+
+
+def test_a_folder_of_another_configuration_is_refused(tmp_path) -> None:
+    run_all([TINY], tmp_path, progress=False)
+    path = tmp_path / "runs" / TINY.run_name / "config.yaml"
+    path.write_text(replace(TINY, num_steps=5).to_yaml())
+    with pytest.raises(ConfigError, match="choose another --out"):
+        run_all([TINY], tmp_path, progress=False)
+
+
+def test_a_folder_that_lacks_a_file_is_refused_and_not_skipped(tmp_path) -> None:
+    run_all([TINY], tmp_path, progress=False)
+    (tmp_path / "runs" / TINY.run_name / "scores.npz").unlink()
+    with pytest.raises(ConfigError, match=r"lacks scores\.npz; remove it"):
+        run_all([TINY], tmp_path, progress=False)
+
+
+def test_a_run_that_fails_keeps_its_history_and_stops_no_other(tmp_path) -> None:
+    diverging = replace(TINY, learning_rate=1e30, num_steps=50)
+    outcome = run_all([diverging, TINY], tmp_path, progress=False)
+    assert outcome.finished == [TINY.run_name]
+    assert "NonFiniteError" in outcome.failed[diverging.run_name]
+    kept = tmp_path / "failed" / diverging.run_name
+    assert 0 < len(pd.read_csv(kept / "history.csv")) < 50
+    assert "NonFiniteError" in (kept / "error.txt").read_text()
+    assert [run.config for run in finished_runs(tmp_path)] == [TINY]
+
+
+@pytest.mark.slow
+def test_worker_processes_find_the_same_numbers(tmp_path) -> None:
+    configs = [replace(TINY, seed=seed) for seed in range(3)]
+    run_all(configs, tmp_path / "one", progress=False)
+    assert len(run_all(configs, tmp_path / "two", jobs=2, progress=False).finished) == 3
+    names = [name for name in COLUMNS if not name.endswith("_seconds")]
+    one, two = (read_summary(tmp_path / folder)[names] for folder in ("one", "two"))
+    pd.testing.assert_frame_equal(one, two, rtol=1e-4)
+
+
+# Tables and figures
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory) -> Path:
+    """Two posteriors, one of them in two widths, two seeds."""
+    out = tmp_path_factory.mktemp("study")
+    narrow = replace(TINY, model="iaf", num_flows=2, flow_options={"hidden_dim": 12})
+    configs = [TINY, narrow, replace(narrow, flow_options={"hidden_dim": 24})]
+    both = [replace(config, seed=seed) for config in configs for seed in (0, 1)]
+    run_all(both, out, command="vaeflow run mine", progress=False)
+    write_tables(out)
+    return out
+
+
+def test_the_summary_has_one_row_a_run_and_score_and_the_columns_asked_for(tmp_path) -> None:
+    run_all([TINY, replace(TINY, model="planar", num_flows=2)], tmp_path, progress=False)
+    write_tables(tmp_path)
+    table = pd.read_csv(tmp_path / "summary.csv")
+    asked = "dataset model num_flows seed score f1_top20 f1_true_ratio auroc average_precision"
+    asked += " elbo log_evidence kl train_seconds score_seconds"
+    assert list(table.columns) == asked.split()
+    assert table["model"].tolist() == ["diagonal", "diagonal", "planar", "planar"]
+    assert table["score"].tolist() == ["reconstruction", "importance"] * 2
+
+
+def test_settings_that_tell_runs_apart_become_columns(study) -> None:
+    table = pd.read_csv(study / "summary.csv")
+    assert list(table.columns) == [*COLUMNS, "flow_options.hidden_dim"]
+    assert not table.duplicated(["model", "num_flows", "seed", "score", table.columns[-1]]).any()
+    assert len(aggregate(table)) == 3 * 2
+
+
+def test_the_table_is_the_mean_and_standard_deviation_over_seeds(study) -> None:
+    table = read_summary(study)
+    chosen = table[(table["model"] == "diagonal") & (table["score"] == "importance")]["auroc"]
+    row = aggregate(table).query("model == 'diagonal' and score == 'importance'").iloc[0]
+    assert row["AUROC"] == f"{chosen.mean():.4f} ± {chosen.std():.4f}"
+    assert row["seeds"] == 2
+
+
+def test_the_table_says_what_made_it(study) -> None:
+    text = (study / "table.md").read_text()
+    for part in ("vaeflow run mine", "torch " + torch.__version__, "seeds: [0, 1]", "num_steps: 4"):
+        assert part in text
+    assert "hidden_dim: 24" in text
+    assert "Paper" not in text  # it has no number for this data set
+
+
+def test_without_run_folders_the_summary_is_what_it_was(study, tmp_path) -> None:
+    (tmp_path / "summary.csv").write_bytes((study / "summary.csv").read_bytes())
+    pd.testing.assert_frame_equal(
+        read_summary(tmp_path), read_summary(study), check_dtype=False, rtol=1e-5
+    )
+    assert write_tables(tmp_path) is None  # nothing is rebuilt from nothing
+    with pytest.raises(ConfigError, match="no finished run"):
+        read_summary(tmp_path / "none")
+
+
+def test_the_papers_numbers_stand_beside_its_own_score_alone() -> None:
+    rows = [
+        {**dict.fromkeys(COLUMNS, 0.5), "dataset": "kddcup99", "model": model, "num_flows": depth,
+         "seed": seed, "score": score}
+        for model, depth in [*paper.TABLE_1, ("spline", 3)]
+        for score in ("reconstruction", "importance")
+        for seed in (0, 1)
+    ]  # fmt: skip
+    table = aggregate(pd.DataFrame(rows)).set_index(["model", "num_flows", "score"])["paper's F1"]
+    assert table["iaf", 50, "reconstruction"] == "0.911 ± 0.0121"
+    assert table["iaf", 50, "importance"] == table["spline", 3, "reconstruction"] == ""
+    assert (table != "").sum() == 5
+
+
+def test_tables_as_text() -> None:
+    frame = pd.DataFrame({"a_b": ["x", None], "F1, %": [1, 20]})
+    assert as_text(frame, "md").splitlines() == [
+        "| a_b | F1, % |",
+        "| --- | ----- |",
+        "| x   | 1     |",
+        "|     | 20    |",
+    ]
+    assert as_text(frame, "csv") == 'a_b,"F1, %"\nx,1\n,20'
+    assert r"a\_b & F1, \% \\" in as_text(frame, "latex")
+
+
+def test_the_ring_is_drawn_from_finished_runs(tmp_path) -> None:
+    configs = load_study("ring").expand(seeds=[1, 0], quick=True)
+    assert draw_figures(tmp_path) == []
+    assert len(run_all(configs, tmp_path, progress=False).finished) == 6
+    paths = draw_figures(tmp_path)
+    assert [path.name for path in paths] == [
+        "figure1_data.png",
+        "figure2_diagonal0.png",
+        "figure3_planar20.png",
+        "figure4_iaf20.png",
+    ]
+    for path in paths:
+        assert path.read_bytes()[:4] == b"\x89PNG"
+        assert path.stat().st_size < 200_000
+
+
+def test_a_map_has_its_second_coordinate_along_its_rows() -> None:
+    config = replace(TINY, dataset="ring", preprocessing="none", likelihood="normal", map_size=5)
+    result = run(replace(config, max_rows=100))
+    axis, kept = result.density_map["axis"], result.density_map["reconstruction"]
+    assert kept.shape == (5, 5)
+    task = load_task(replace(config, max_rows=100))
+    model, guide = build(config, 2)
+    fit(config, model, guide, task.x_train, progress=False)
+    point = torch.tensor([[axis[3], axis[1]]])
+    expected = score(model, guide, point, num_samples=config.num_samples, seed=0).reconstruction
+    assert kept[1, 3] == pytest.approx(expected.item(), rel=1e-3)
+
+
+def test_the_quickstart_runs(tmp_path) -> None:
+    configs = load_study("quickstart").expand(quick=True)
+    outcome = run_all(configs, tmp_path, progress=False)
+    assert not outcome.failed
+    assert set(read_summary(tmp_path)["dataset"]) == {"ring", "breast_cancer"}
+
+
+def test_a_missing_folder_of_data_names_the_way_out(monkeypatch) -> None:
+    monkeypatch.delenv("VAEFLOW_DATA", raising=False)
+    with pytest.raises(ConfigError, match="VAEFLOW_DATA"):
+        check_registered(replace(TINY, dataset="adbench:thyroid"))
