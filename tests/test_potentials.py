@@ -1,0 +1,67 @@
+"""The energy potentials: their normalisers, and the bound that a posterior keeps under them."""
+
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from pyro_vaeflow import score, train
+from pyro_vaeflow.potentials import POTENTIALS, FlowGuide, PotentialModel, log_normalizer
+
+ROWS = torch.arange(200.0).unsqueeze(-1)
+
+
+def test_the_normaliser_of_a_normal_density() -> None:
+    precision = torch.tensor([[2.0, 0.5], [0.5, 1.0]], dtype=torch.float64)
+    energy = lambda z: 0.5 * ((z @ precision) * z).sum(-1)  # noqa: E731
+    exact = math.log(2 * math.pi) - 0.5 * precision.logdet().item()
+    assert log_normalizer(energy) == pytest.approx(exact, abs=1e-9)
+
+
+@pytest.mark.parametrize("name", POTENTIALS)
+def test_the_quadrature_has_converged(name: str) -> None:
+    energy = POTENTIALS[name]
+    fine, coarse = log_normalizer(energy), log_normalizer(energy, points=1001)
+    assert fine == pytest.approx(coarse, abs=1e-6)
+    assert log_normalizer(energy, half_width=7.0) == pytest.approx(fine, abs=1e-6)
+
+
+@pytest.mark.parametrize("name", POTENTIALS)
+def test_importance_sampling_finds_the_normaliser_and_the_elbo_stays_below(name: str) -> None:
+    model, guide = PotentialModel(POTENTIALS[name]), FlowGuide("diagonal", 0)
+    with torch.no_grad():
+        guide.log_scale.fill_(math.log(2.5))  # wide enough to cover both modes
+    scores = score(model, guide, ROWS, num_samples=1000)
+    evidence = scores.log_evidence.logsumexp(0).item() - math.log(len(ROWS))
+    exact = log_normalizer(POTENTIALS[name])
+    assert evidence == pytest.approx(exact, abs=0.02)
+    assert scores.elbo.mean().item() < exact
+
+
+@pytest.mark.parametrize(("flow", "num_flows"), [("planar", 8), ("iaf", 4), ("spline", 1)])
+def test_a_flow_fits_the_ring_better_than_a_normal(flow: str, num_flows: int) -> None:
+    def fitted(name: str, depth: int) -> float:
+        torch.manual_seed(0)
+        pair = PotentialModel(POTENTIALS["U1"]), FlowGuide(name, depth)
+        options = {"num_steps": 150, "batch_size": 128, "learning_rate": 0.02, "progress": False}
+        train(*pair, torch.zeros(128, 1), **options)
+        return score(*pair, ROWS, num_samples=100).elbo.mean().item()
+
+    assert fitted(flow, num_flows) > fitted("diagonal", 0) + 0.1
+
+
+@pytest.mark.slow
+def test_the_study_goes_on_from_its_finished_runs(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "pyro_vaeflow.potential_study", "--quick", "--out"]
+    subprocess.run([*command, str(tmp_path)], check=True, capture_output=True)
+    runs = sorted((tmp_path / "runs").glob("*.json"))
+    assert len(runs) == 24 and (tmp_path / "densities.png").stat().st_size > 0
+    assert len((tmp_path / "summary.csv").read_text().splitlines()) == 25
+    result = json.loads(runs[0].read_text())
+    runs[0].write_text(json.dumps(result | {"kl": 123.0}))
+    subprocess.run([*command, str(tmp_path)], check=True, capture_output=True)
+    assert "123" in (tmp_path / "summary.csv").read_text()  # kept, not run again
