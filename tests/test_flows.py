@@ -172,6 +172,20 @@ def test_our_iaf_stack_is_pyros_layers(stable: bool) -> None:
             torch.testing.assert_close(ours, pyros, rtol=1e-10, atol=1e-10)
 
 
+@pytest.mark.parametrize("kind", ["iaf", "iaf_gated"])
+@conditioned
+def test_iaf_layers_take_the_coordinates_in_alternate_orders(kind, conditioned) -> None:
+    """One layer's Jacobian is a triangle; behind a second, coordinates see all others."""
+    for num_flows, triangle in ((1, True), (2, False)):
+        layers = flow(kind, num_flows, conditioned, spread=2.0)
+        z = torch.randn(50, 3, requires_grad=True)
+        y, _ = push(layers, z)
+        columns = [torch.autograd.grad(y[:, j].sum(), z, retain_graph=True)[0] for j in range(3)]
+        depends = torch.stack(columns, 1).ne(0).any(0)
+        assert depends.tril().equal(torch.ones(3, 3, dtype=torch.bool).tril())
+        assert depends.triu(1).any() != triangle
+
+
 @pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize("kind", ["planar", "iaf", "iaf_gated"])
 def test_unconditioned_layers_run_as_one_are_pyros_one_by_one(kind: str) -> None:

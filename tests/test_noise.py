@@ -42,7 +42,7 @@ def standard_normal(z: torch.Tensor) -> None:
     assert stats.kstest(z.numpy(), "norm").pvalue > 1e-3
 
 
-@pytest.mark.parametrize("num_data", [1, 40])
+@pytest.mark.parametrize("num_data", [1, 150])
 def test_noise_is_standard_normal_for_every_row_coordinate_and_draw(num_data: int) -> None:
     z = draw(rows(num_data))["a"]
     standard_normal(z)
@@ -105,6 +105,19 @@ def test_a_distribution_keeps_its_law_and_does_not_see_the_other_rows(name: str)
     same_law = stats.ks_2samp(z.flatten(), made.sample((20_000,)).flatten())
     assert same_law.pvalue > 1e-3
     assert made.support is constraints.real or made.support.check(z).all()
+
+
+def test_two_requests_of_one_distribution_are_independent() -> None:
+    """x = W a + sqrt(D) b has covariance W W^T + D only if a and b do not share their noise."""
+    made = dist.LowRankMultivariateNormal(torch.zeros(3), torch.eye(3), torch.ones(3))
+
+    def guide(x):
+        with pyro.plate("num_samples", NUM_SAMPLES, dim=-2), pyro.plate("data", len(x), dim=-1):
+            return pyro.sample("z", made)
+
+    x = rows(50)
+    z = RowNoise(x, seed=0)(guide)(x).flatten(0, 1)
+    torch.testing.assert_close(z.T.cov(), made.covariance_matrix, rtol=0, atol=0.1)
 
 
 def test_a_distribution_that_is_not_covered_repeats_under_a_seed() -> None:

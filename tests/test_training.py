@@ -247,12 +247,15 @@ def test_patience_stops_after_so_many_evaluations_without_a_better_one() -> None
     assert fit(ZOO["two_latents"]()).best_step is None
 
 
-def test_held_out_rows_are_scored_without_dropout_and_training_goes_on_with_it() -> None:
+def test_dropout_is_on_in_every_step_and_off_where_held_out_rows_are_scored() -> None:
     modes = []
     pair = ZOO["bound_methods"]()
-    pair.model.__self__.decoder.register_forward_hook(lambda m, *_: modes.append(m.training))
-    fit(pair, num_steps=4, eval_every=2, held_out=rows(5))
-    assert modes[-1] is False and True in modes[modes.index(True) + 1 :][2:]
+    vae = pair.model.__self__.eval()
+    vae.decoder.register_forward_hook(lambda module, *_: modes.append(module.training))
+    fit(pair, num_steps=2, eval_every=1, held_out=rows(5))
+    switches = [mode for mode, before in zip(modes, [None, *modes], strict=False) if mode != before]
+    assert switches == [False, True, False, True, False]  # contract, step, score, step, score
+    assert not vae.training
 
 
 def test_a_second_call_goes_on_from_the_first() -> None:
