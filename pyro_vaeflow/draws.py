@@ -52,7 +52,7 @@ def trace_chunks(
     for start in tqdm(starts, desc="score", unit="chunk", disable=not progress):
         rows = take_rows(args, slice(start, start + chunk_size))
         with (
-            param_scope(model, guide),
+            param_scope(model, guide, keep=False),
             module_mode(model, guide, training=False),
             seeded(seed),
             torch.no_grad(),

@@ -2,6 +2,7 @@
 
 from abc import abstractmethod
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from pyro.distributions.torch_transform import TransformModule
@@ -35,6 +36,10 @@ class FusedLayers(TransformModule):
     def _inverse(self, y: torch.Tensor) -> torch.Tensor:
         self._last = self.as_one()
         return self._last.inv(y)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the last values, whose graph cannot be copied."""
+        return super().__getstate__() | {"_last": None, "_cached_x_y": (None, None)}
 
     def log_abs_det_jacobian(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         x_old, y_old = self._cached_x_y

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from typing import Any
 from weakref import WeakKeyDictionary
 
+import numpy as np
 import pyro
 import torch
 from pyro.util import get_rng_state, set_rng_state
@@ -33,11 +34,16 @@ def modules(*programs: Program) -> list[torch.nn.Module]:
 
 
 @contextmanager
-def param_scope(model: Program, guide: Program) -> Iterator[None]:
+def param_scope(model: Program, guide: Program, keep: bool = True) -> Iterator[None]:
     """Makes ``pyro.param`` read and write the parameters that belong to this (model, guide).
 
     `train`, `score` and the diagnostics enter it by themselves; enter it to read a plain
     function's parameters after training. Global parameters come back unchanged at the end.
+
+    Args:
+        keep: whether a pair that has no parameters yet is given a store of its own, empty at
+            first. If not, as in `score`, it reads the global store, where a loop of one's own with
+            ``pyro.infer.SVI`` has left them.
 
     Example:
         >>> import torch, pyro
@@ -51,12 +57,17 @@ def param_scope(model: Program, guide: Program) -> Iterator[None]:
         ...     print(pyro.param("a").item())
         1.0
     """
+    store = pyro.get_param_store()
     of_guide = _STORES.setdefault(_owner(guide), WeakKeyDictionary())
+    state = of_guide.get(_owner(model))
+    if state is None and not keep:
+        with store.scope(store.get_state()):
+            yield
+        return
     state = of_guide.setdefault(_owner(model), {"params": {}, "constraints": {}})
     if _ENTERED and _ENTERED[-1] is state:  # the store is the pair's, and newer than `state`
         yield
         return
-    store = pyro.get_param_store()
     with store.scope(state):
         _ENTERED.append(state)
         try:
@@ -95,10 +106,20 @@ def named_parameters(model: Program, guide: Program) -> dict[str, torch.Tensor]:
     return {name: value for name, value in reversed(unique.values())}
 
 
+def _named_by(program: Program) -> list[torch.nn.Module]:
+    """The modules that a plain function refers to by a variable around it."""
+    if not inspect.isfunction(program):
+        return []
+    variables = inspect.getclosurevars(program)
+    values = [*variables.nonlocals.values(), *variables.globals.values()]
+    return [value for value in values if isinstance(value, torch.nn.Module)]
+
+
 @contextmanager
 def module_mode(*programs: Program, training: bool) -> Iterator[None]:
     """Puts the modules in training or evaluation mode, and each part back in its own after."""
-    parts = [part for module in modules(*programs) for part in module.modules()]
+    found = modules(*programs) + [m for program in programs for m in _named_by(program)]
+    parts = list({id(part): part for module in found for part in module.modules()}.values())
     before = [part.training for part in parts]
     for part in parts:
         part.training = training
@@ -111,7 +132,13 @@ def module_mode(*programs: Program, training: bool) -> Iterator[None]:
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Seeds every random state that Pyro knows, and puts the caller's states back after."""
+    """Seeds every random state that Pyro knows, and puts the caller's states back after.
+
+    Raises:
+        ValueError: the seed is no integer that NumPy can take.
+    """
+    if not isinstance(seed, int | np.integer) or not 0 <= seed < 2**32:
+        raise ValueError(f"seed must be an integer from 0 to 2**32 - 1, got {seed!r}")
     state = get_rng_state()
     pyro.set_rng_seed(seed)
     try:

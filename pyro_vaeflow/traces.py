@@ -133,18 +133,20 @@ def check_contract(
     plate: str = "data",
     shared_latents: bool = False,
     seed: int = 0,
+    keep: bool = False,
 ) -> int:
     """Runs the programs once on two rows and returns their depth of plates, draws not counted.
 
     Args:
         shared_latents: whether latent sites outside the plate are allowed.
         seed: of parameters that are drawn here, where they are first met.
+        keep: whether the pair keeps them (see `param_scope`).
 
     Raises:
         ValueError: the contract is broken; the message names the site and the way out.
     """
     few = take_rows(args, slice(0, 2))
-    with param_scope(model, guide), module_mode(model, guide, training=False), seeded(seed):
+    with param_scope(model, guide, keep), module_mode(model, guide, training=False), seeded(seed):
         with torch.no_grad(), pyro.validation_enabled(True):
             guide_trace = poutine.trace(guide).get_trace(*few)
             _check_plate("guide", guide_trace, plate, len(few[0]), shared_latents)

@@ -113,11 +113,12 @@ def train(
     _check_at_least_one(patience=1 if patience is None else patience, rows_of_x=num_data)
     if patience is not None and held_out is None:
         raise ValueError(f"patience={patience} needs held_out rows to evaluate")
-    if held_out is None:
-        check_contract(model, guide, args, plate=plate, seed=seed, shared_latents=True)
-    else:
+    if held_out is not None:
         _check_at_least_one(rows_of_held_out=len(as_args(held_out)[0]))
-        check_contract(model, guide, args, plate=plate, seed=seed)  # it will be scored
+    scored = held_out is not None  # then no latent may be outside the plate
+    check_contract(
+        model, guide, args, plate=plate, seed=seed, shared_latents=not scored, keep=True
+    )
     batch_size = min(batch_size, num_data)
     draw = _Batches(num_data, batch_size, weights, seed)
     last = LastTraces()
@@ -200,6 +201,7 @@ class _Batches:
     def __init__(
         self, num_data: int, batch_size: int, weights: torch.Tensor | None, seed: int
     ) -> None:
+        weights = None if weights is None else torch.as_tensor(weights)
         if weights is not None and not (
             weights.shape == (num_data,) and (weights >= 0).all() and 0 < weights.sum() < math.inf
         ):

@@ -1,5 +1,6 @@
 """Posteriors: densities that are exact at any depth, Pyro's own numbers, and registration."""
 
+import copy
 import math
 
 import pyro.distributions as dist
@@ -14,7 +15,7 @@ from pyro_vaeflow import FLOWS, Guide, Model, score, train
 from pyro_vaeflow.flows import MAX_FLOWS, planar
 from pyro_vaeflow.iaf import ConditionalIAFStack, gate_bias, layer_order
 from pyro_vaeflow.planar import ConditionalPlanarStack
-from tests.programs import rows
+from tests.programs import ZOO, rows
 
 CONTEXT = 3
 KINDS = {"planar": ("planar", {}), "iaf": ("iaf", {}), "iaf_gated": ("iaf", {"stable": True})}
@@ -263,3 +264,12 @@ def test_a_posterior_is_added_by_registering_one_function(monkeypatch) -> None:
     guide = Guide(3, 2, (8,), flow="twice", num_flows=3, flow_options={"scale": 2.0})
     assert calls == [(2, 3, 8, 2.0)] and len(guide.flow) == 2
     assert guide(rows()).shape == (30, 2)
+
+
+@pytest.mark.parametrize("flow", ["planar", "iaf"])
+def test_a_guide_can_be_copied_after_training(flow: str) -> None:
+    pair = ZOO[f"{flow}_unconditioned"]()
+    train(pair.model, pair.guide, pair.x, num_steps=2, progress=False)
+    twin = copy.deepcopy(pair.guide)
+    one, other = (score(pair.model, guide, pair.x).elbo for guide in (pair.guide, twin))
+    assert torch.equal(one, other)

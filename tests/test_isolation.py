@@ -48,6 +48,7 @@ def test_the_global_store_is_left_alone(pair: Pair) -> None:
 def test_a_plain_functions_parameters_are_read_in_its_scope() -> None:
     pair = ZOO["linear_gaussian"]()
     untrained = score(pair.model, pair.guide, pair.x).elbo
+    fit(pair, num_steps=1)
     with param_scope(pair.model, pair.guide):
         start = pyro.param("scale").clone()
         pyro.param("scale").unconstrained().data.add_(1.0)
@@ -181,3 +182,45 @@ def test_modules_are_found_behind_bound_methods_once() -> None:
     pair = ZOO["bound_methods"]()
     assert modules(pair.model, pair.guide) == [pair.model.__self__]
     assert modules(rows, len) == []
+
+
+def test_a_loop_of_ones_own_is_scored_with_what_it_learned() -> None:
+    """Pyro's own SVI keeps the parameters of plain functions in the global store."""
+    pair = ZOO["param_functions"]()
+    untrained = score(pair.model, pair.guide, pair.x).elbo.mean()
+    svi = pyro.infer.SVI(
+        pair.model, pair.guide, pyro.optim.Adam({"lr": 0.05}), pyro.infer.Trace_ELBO()
+    )
+    for _ in range(100):
+        svi.step(pair.x)
+    before = {name: value.clone() for name, value in pyro.get_param_store().items()}
+    assert score(pair.model, pair.guide, pair.x).elbo.mean() > untrained + 0.1
+    assert {*before} == {*pyro.get_param_store().keys()}
+    train(pair.model, pair.guide, pair.x, num_steps=5, progress=False)
+    assert all(torch.equal(pyro.get_param_store()[name], value) for name, value in before.items())
+
+
+def test_dropout_behind_a_plain_function_is_off_in_scores() -> None:
+    decoder = torch.nn.Sequential(torch.nn.Dropout(0.5), torch.nn.Linear(2, 3))
+
+    def model(x: torch.Tensor) -> None:
+        pyro.module("decoder", decoder)
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(decoder(z), 0.1).to_event(1), obs=x)
+
+    def guide(x: torch.Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(x[..., :2], 1.0).to_event(1))
+
+    x = torch.randn(20, 3)
+    one, other = score(model, guide, x), score(model, guide, x, chunk_size=3)
+    torch.testing.assert_close(one.elbo, other.elbo)
+    assert decoder.training
+
+
+@pytest.mark.parametrize("seed", [-1, 2**32, 0.5])
+def test_a_bad_seed_is_named(seed: float) -> None:
+    pair = ZOO["diagonal"]()
+    with pytest.raises(ValueError, match="seed must be an integer from 0"):
+        score(pair.model, pair.guide, pair.x, seed=seed)
