@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: quickstart test lint notebooks bench kdd-paper ring table1
+.PHONY: quickstart test lint kdd-paper ring potentials table1
 
 quickstart: $(INSTALLED)
 	$(BIN)/vaeflow run quickstart --out results/quickstart
@@ -19,17 +19,14 @@ lint: $(INSTALLED)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-notebooks: $(INSTALLED)
-	$(BIN)/jupytext --to ipynb --execute notebooks/*.py
-
-bench: $(INSTALLED)
-	$(BIN)/python -m benchmarks
-
 kdd-paper: $(INSTALLED)
 	$(BIN)/vaeflow run kdd-paper --out results/kdd-paper
 
 ring: $(INSTALLED)
 	$(BIN)/vaeflow run ring --out results/ring
+
+potentials: $(INSTALLED)
+	$(BIN)/python -m pyro_vaeflow.potential_study --out results/potentials
 
 # Runs that are finished are not run again.
 table1: kdd-paper

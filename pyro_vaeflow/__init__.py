@@ -14,11 +14,16 @@ if TYPE_CHECKING:
     from pyro_vaeflow.annealing import cyclical as cyclical
     from pyro_vaeflow.annealing import linear as linear
     from pyro_vaeflow.attribution import contributions as contributions
+    from pyro_vaeflow.calibration import (
+        simulation_based_calibration as simulation_based_calibration,
+    )
     from pyro_vaeflow.datasets import load_kddcup99 as load_kddcup99
     from pyro_vaeflow.datasets import make_ring as make_ring
+    from pyro_vaeflow.diagnostics import inference_gap as inference_gap
     from pyro_vaeflow.draws import log_weights as log_weights
     from pyro_vaeflow.flows import FLOWS as FLOWS
     from pyro_vaeflow.isolation import param_scope as param_scope
+    from pyro_vaeflow.latents import active_units as active_units
     from pyro_vaeflow.likelihoods import LIKELIHOODS as LIKELIHOODS
     from pyro_vaeflow.programs import Guide as Guide
     from pyro_vaeflow.programs import Model as Model
@@ -36,10 +41,13 @@ _HOME = {
     for module, names in {
         "annealing": "CapacityELBO anneal constant cosine cyclical linear",
         "attribution": "contributions",
+        "calibration": "simulation_based_calibration",
         "datasets": "load_kddcup99 make_ring",
+        "diagnostics": "inference_gap",
         "draws": "log_weights",
         "flows": "FLOWS",
         "isolation": "param_scope",
+        "latents": "active_units",
         "likelihoods": "LIKELIHOODS",
         "programs": "Guide Model",
         "scoring": "KhatWarning Scores score",

@@ -18,12 +18,14 @@ from pyro.poutine.scale_messenger import ScaleMessenger
 from pyro.poutine.trace_struct import Trace
 from pyro.poutine.util import site_is_subsample
 
+from pyro_vaeflow.sizes import check_size
+
 Schedule = Callable[[int], float]
 
 
-def _check(name: str, value: float, low: float, high: float = math.inf) -> None:
-    if not low <= value <= high:
-        raise ValueError(f"{name} must be between {low} and {high}, got {value!r}")
+def _check_at_least_0(name: str, value: float) -> None:
+    if not 0.0 <= value < math.inf:
+        raise ValueError(f"{name} must be finite and at least 0, got {value!r}")
 
 
 def constant(value: float = 1.0) -> Schedule:
@@ -43,7 +45,7 @@ def linear(num_steps: int, start: float = 0.0, stop: float = 1.0) -> Schedule:
         >>> [linear(4)(step) for step in (0, 2, 4, 100)]
         [0.0, 0.5, 1.0, 1.0]
     """
-    _check("num_steps", num_steps, 1)
+    check_size("num_steps", num_steps)
     return lambda step: start + (stop - start) * min(step / num_steps, 1.0)
 
 
@@ -56,7 +58,7 @@ def cosine(num_steps: int, start: float = 1.0, stop: float = 0.0) -> Schedule:
         >>> round(cosine(100, 2.0, 1.0)(50), 6)
         1.5
     """
-    _check("num_steps", num_steps, 1)
+    check_size("num_steps", num_steps)
 
     def schedule(step: int) -> float:
         done = min(step / num_steps, 1.0)
@@ -87,8 +89,8 @@ def cyclical(
         >>> [beta(step) for step in (0, 25, 49, 50, 75, 100)]
         [0.0, 1.0, 1.0, 0.0, 1.0, 1.0]
     """
-    _check("num_steps", num_steps, 1)
-    _check("num_cycles", num_cycles, 1, num_steps)
+    check_size("num_steps", num_steps)
+    check_size("num_cycles", num_cycles, 1, num_steps)
     if not 0.0 < ratio <= 1.0:
         raise ValueError(f"ratio must lie in (0, 1], got {ratio!r}")
     period = num_steps / num_cycles
@@ -123,8 +125,7 @@ class anneal(ScaleMessenger):
     """
 
     def __init__(self, beta: float) -> None:
-        if not 0.0 <= beta < math.inf:
-            raise ValueError(f"beta must be finite and at least 0, got {beta!r}")
+        _check_at_least_0("beta", beta)
         Messenger.__init__(self)  # ScaleMessenger's own refuses 0
         self.scale = beta
 
@@ -160,7 +161,7 @@ class CapacityELBO(Trace_ELBO):
     """
 
     def __init__(self, gamma: float = 1000.0, **options: Any) -> None:
-        _check("gamma", gamma, 0.0)
+        _check_at_least_0("gamma", gamma)
         super().__init__(**options)
         self.gamma = gamma
         self.capacity = 0.0
@@ -168,7 +169,7 @@ class CapacityELBO(Trace_ELBO):
     @contextmanager
     def at(self, capacity: float) -> Iterator[None]:
         """Holds the capacity, in nats, for the steps inside."""
-        _check("capacity", capacity, 0.0)
+        _check_at_least_0("capacity", capacity)
         before, self.capacity = self.capacity, capacity
         try:
             yield

@@ -10,6 +10,7 @@ from pyro.distributions.util import scale_and_mask
 from pyro_vaeflow import importance
 from pyro_vaeflow.draws import trace_chunks
 from pyro_vaeflow.isolation import Program
+from pyro_vaeflow.scoring import warn_of_tails
 from pyro_vaeflow.traces import as_args, row_terms
 
 
@@ -40,15 +41,18 @@ def contributions(
     Raises:
         ValueError: there is no such site, or its likelihood does not factorise.
 
+    Warns:
+        KhatWarning: counts and names the rows whose k-hat is above 0.7: their weights are those of
+            a few draws.
+
     Example:
         >>> from pyro_vaeflow import Guide, Model, contributions
         >>> contributions(Model(3), Guide(3), torch.rand(5, 3)).shape
         torch.Size([5, 3])
     """
-    options: dict[str, Any] = {"seed": seed, "chunk_size": chunk_size, "plate": plate}
-    parts = []
+    parts, khats = [], []
     for model_trace, guide_trace in trace_chunks(
-        model, guide, x, num_samples=num_samples, **options
+        model, guide, x, num_samples=num_samples, seed=seed, chunk_size=chunk_size, plate=plate
     ):
         observed = [name for name in model_trace.observation_nodes if name != "_INPUT"]
         if site not in observed:
@@ -57,12 +61,15 @@ def contributions(
         with torch.no_grad():
             features = feature_log_prob(node["fn"], node["value"])
             if node["mask"] is not None:
-                mask = torch.as_tensor(node["mask"]).unsqueeze(-1)
-                features = scale_and_mask(features, mask=mask)
+                features = _masked(features, node["mask"])
         log_weight = row_terms(model_trace, guide_trace, plate).log_weight
         weights = importance.normalized_weights(log_weight).unsqueeze(-1)
         parts.append(-(weights * features).sum(0))
-    return torch.cat(parts) if parts else as_args(x)[0].new_empty(as_args(x)[0].shape)
+        khats.append(importance.khat(log_weight))
+    if not parts:
+        return as_args(x)[0].new_empty(as_args(x)[0].shape)
+    warn_of_tails(torch.cat(khats))
+    return torch.cat(parts)
 
 
 def feature_log_prob(distribution: Any, value: torch.Tensor) -> torch.Tensor:
@@ -75,10 +82,14 @@ def feature_log_prob(distribution: Any, value: torch.Tensor) -> torch.Tensor:
         return distribution.feature_log_prob(value)
     if isinstance(distribution, MaskedDistribution):
         features = feature_log_prob(distribution.base_dist, value)
-        return scale_and_mask(features, mask=distribution._mask.unsqueeze(-1))
+        return _masked(features, distribution._mask)
     if isinstance(distribution, Independent) and distribution.event_dim == 1:
         return distribution.base_dist.log_prob(value)
     raise ValueError(
         f"{type(distribution).__name__} of event_dim {distribution.event_dim} does not factorise "
         "over features; use Distribution(...).to_event(1) or give it a feature_log_prob method"
     )
+
+
+def _masked(features: torch.Tensor, mask: torch.Tensor | bool) -> torch.Tensor:
+    return scale_and_mask(features, mask=torch.as_tensor(mask).unsqueeze(-1))

@@ -64,6 +64,19 @@ class Checked:
         return _plain(asdict(self))
 
 
+def check_used(config: Checked, choice: str, ignored: Mapping[str, Iterable[str]]) -> None:
+    """Refuses a setting that the value of `choice` ignores, unless it is at its default.
+
+    Args:
+        ignored: value of `choice` -> the settings that it ignores.
+    """
+    chosen = getattr(config, choice)
+    defaults = {entry.name: entry.default for entry in fields(config)}
+    for name in ignored.get(chosen, ()):
+        if (value := getattr(config, name)) != defaults[name]:
+            raise ConfigError(f"{name}: {choice}={chosen} ignores it; leave it out, got {value!r}")
+
+
 def check_names(names: Iterable[str], allowed: Iterable[str], what: str) -> None:
     """Refuses the first name that is not allowed, naming those that are, the nearest first.
 

@@ -1,7 +1,7 @@
 """The configuration of one run: frozen, typed, checked by name. It imports no torch.
 
-Names that a registry owns (data sets, likelihoods, posteriors) are checked against the registry
-when the run is prepared, so that registering one function is all that a new one needs.
+Names that a registry owns (data sets, likelihoods, posteriors, activations) are checked against the
+registry when the run is prepared, so that registering one function is all that a new one needs.
 """
 
 import hashlib
@@ -11,7 +11,18 @@ from typing import Any
 
 import yaml
 
-from pyro_vaeflow.checked import Checked, ConfigError, setting
+from pyro_vaeflow.checked import Checked, ConfigError, check_used, setting
+
+# Choice -> its value -> settings that would then do nothing: they are refused.
+IGNORED: dict[str, dict[str, tuple[str, ...]]] = {
+    "kind": {
+        "constant": ("start", "num_cycles", "ratio", "gamma"),
+        "linear": ("num_cycles", "gamma"),
+        "cyclical": ("gamma",),
+        "capacity": ("num_cycles",),
+    },
+    "learning_rate_schedule": {"constant": ("learning_rate_stop",)},
+}
 
 
 @dataclass(frozen=True)
@@ -33,6 +44,10 @@ class AnnealingConfig(Checked):
     num_cycles: int = setting(4, low=1)
     ratio: float = setting(0.5, above=0.0, high=1.0)
     gamma: float = setting(1000.0, low=0.0)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_used(self, "kind", IGNORED["kind"])
 
 
 @dataclass(frozen=True)
@@ -85,7 +100,7 @@ class ExperimentConfig(Checked):
     latent_dim: int = setting(12, low=1)
     encoder_dims: tuple[int, ...] = setting((128, 64), low=1)
     decoder_dims: tuple[int, ...] = setting((64, 128), low=1)
-    activation: str = setting("leaky_relu", choices=("leaky_relu", "silu", "tanh"))
+    activation: str = "leaky_relu"
     dropout: float = setting(0.2, low=0.0, below=1.0)
     num_steps: int | None = setting(None, low=1)
     num_epochs: float | None = setting(None, above=0.0)
@@ -105,6 +120,7 @@ class ExperimentConfig(Checked):
         if (self.num_steps is None) == (self.num_epochs is None):
             got = f"num_steps={self.num_steps!r} and num_epochs={self.num_epochs!r}"
             raise ConfigError(f"give one of num_steps and num_epochs, got {got}")
+        check_used(self, "learning_rate_schedule", IGNORED["learning_rate_schedule"])
 
     def to_yaml(self) -> str:
         """A YAML document, the inverse of `from_yaml`; also a file for ``vaeflow run``."""

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import numpy as np
 from matplotlib.figure import Figure
 
-COLOURS = "cividis"  # its lightness rises steadily: readable in grey and to the colour-blind
+from pyro_vaeflow.plotting import COLOURS
 
 
 def plot_densities(rows: Mapping[str, Mapping[str, np.ndarray]], edges: np.ndarray) -> Figure:

@@ -1,16 +1,17 @@
 """Draws of the guide for many rows, chunk after chunk: memory does not grow with the rows."""
 
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
-import numpy as np
 import pyro
 import torch
 from pyro.poutine.trace_struct import Trace
 from tqdm.auto import tqdm
 
-from pyro_vaeflow.isolation import Program, module_mode, param_scope, seeded
+from pyro_vaeflow.isolation import Program, module_mode, own_parameters, param_scope, seeded
 from pyro_vaeflow.noise import RowNoise
+from pyro_vaeflow.sizes import check_size
 from pyro_vaeflow.traces import (
     RowTerms,
     as_args,
@@ -42,9 +43,9 @@ def trace_chunks(
     mode. A row's draws depend on the row and the seed alone (see `pyro_vaeflow.noise`).
     """
     args = as_args(x)
-    _check_positive("num_samples", num_samples)
+    check_size("num_samples", num_samples)
     chunk_size = max(1, DRAWS_PER_CHUNK // num_samples) if chunk_size is None else chunk_size
-    _check_positive("chunk_size", chunk_size)
+    check_size("chunk_size", chunk_size)
     if len(args[0]) == 0:
         return
     depth = check_contract(model, guide, args, plate=plate)
@@ -58,6 +59,7 @@ def trace_chunks(
             torch.no_grad(),
             pyro.validation_enabled(False),  # check_contract has validated
         ):
+            known = set(pyro.get_param_store().keys())
             traces = paired_traces(
                 model,
                 guide,
@@ -65,6 +67,13 @@ def trace_chunks(
                 num_samples=num_samples,
                 max_plate_nesting=depth,
                 noise=RowNoise(rows[0], seed, plate),
+            )
+            untrained = sorted(own_parameters(known))
+        if untrained and start == 0:
+            warnings.warn(
+                f"no parameters are known of this model and guide: {untrained} have their initial "
+                "values; train the pair, or pass the very functions that were trained together",
+                stacklevel=4,
             )
         yield traces
 
@@ -104,11 +113,8 @@ def log_weights(
         >>> log_weights(Model(3), Guide(3), torch.rand(5, 3), num_samples=7).shape
         torch.Size([7, 5])
     """
-    options: dict[str, Any] = {"seed": seed, "chunk_size": chunk_size, "plate": plate}
-    parts = [t.log_weight for t in draws(model, guide, x, num_samples=num_samples, **options)]
+    terms = draws(
+        model, guide, x, num_samples=num_samples, seed=seed, chunk_size=chunk_size, plate=plate
+    )
+    parts = [chunk.log_weight for chunk in terms]
     return torch.cat(parts, dim=1) if parts else as_args(x)[0].new_empty(num_samples, 0)
-
-
-def _check_positive(name: str, value: Any) -> None:
-    if not isinstance(value, int | np.integer) or value < 1:
-        raise ValueError(f"{name} must be an integer of at least 1, got {value!r}")

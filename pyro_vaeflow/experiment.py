@@ -8,11 +8,12 @@ import numpy as np
 import pandas as pd
 import torch
 
+from pyro_vaeflow.checked import ConfigError
 from pyro_vaeflow.config import ExperimentConfig
 from pyro_vaeflow.metrics import detection_metrics
 from pyro_vaeflow.programs import Guide, Model
 from pyro_vaeflow.recipe import build, check_registered, fit
-from pyro_vaeflow.scoring import Scores, score
+from pyro_vaeflow.scoring import KHAT_LIMIT, Scores, score
 from pyro_vaeflow.tasks import Task, load_task
 
 SCORES = ("reconstruction", "importance")
@@ -36,19 +37,24 @@ def run(config: ExperimentConfig, progress: bool = False) -> Result:
         progress: whether training and scoring show bars.
 
     Raises:
-        ConfigError: a name that is not registered; the message names those that are.
+        ConfigError: a name that is not registered; the message names those that are. Or the
+            held-out rows leave none to train on.
         NonFiniteError: training met a loss or gradient that is not finite.
     """
     check_registered(config)
     task = load_task(config)
-    model, guide = build(config, task.x_train.shape[1])
+    if config.held_out_rows >= len(task.x_train):
+        raise ConfigError(
+            f"held_out_rows={config.held_out_rows} leaves none of {len(task.x_train)} training rows"
+        )
     held_out, x_train = task.x_train.tensor_split([config.held_out_rows])
+    model, guide = build(config, x_train.shape[1])
     started = time.perf_counter()
     history = fit(config, model, guide, x_train, progress)
     trained = time.perf_counter()
     scores = _score(config, model, guide, task.x_test, progress)
     scored = time.perf_counter()
-    metrics = measure(task, scores)
+    metrics = {"num_train": len(x_train), **measure(task, scores)}
     metrics |= {"train_seconds": trained - started, "score_seconds": scored - trained}
     if config.held_out_rows:
         metrics |= _held_out(_score(config, model, guide, held_out, progress))
@@ -85,13 +91,12 @@ def measure(task: Task, scores: Scores) -> dict[str, Any]:
     kl = scores.expected_log_likelihood - scores.elbo
     nats = {"elbo": scores.elbo, "log_evidence": scores.log_evidence, "kl": kl}
     return {
-        "num_train": len(task.x_train),
         "num_test": len(task.x_test),
         "num_anomalies": int(task.is_anomaly.sum()),
         "num_features": task.x_train.shape[1],
         **{name: value[inlier].double().mean().item() for name, value in nats.items()},
         "median_ess": scores.ess.median().item(),
-        "share_khat_above_0.7": (scores.khat > 0.7).double().mean().item(),
+        "share_khat_above_0.7": _distrusted(scores),
         "scores": {s: detection_metrics(task.is_anomaly, getattr(scores, s).cpu()) for s in SCORES},
     }
 
@@ -101,8 +106,13 @@ def _held_out(scores: Scores) -> dict[str, float]:
     return {
         "held_out_elbo": scores.elbo.mean().item(),
         "held_out_log_evidence": scores.log_evidence.mean().item(),
-        "held_out_khat_above_0.7": (scores.khat > 0.7).double().mean().item(),
+        "held_out_khat_above_0.7": _distrusted(scores),
     }
+
+
+def _distrusted(scores: Scores) -> float:
+    """The share of rows whose weights cannot be trusted; the metrics' names spell the limit."""
+    return (scores.khat > KHAT_LIMIT).double().mean().item()
 
 
 def _arrays(scores: Scores) -> dict[str, np.ndarray]:

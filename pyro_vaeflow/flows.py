@@ -31,6 +31,7 @@ from pyro_vaeflow.iaf import (
     layer_order,
 )
 from pyro_vaeflow.planar import ConditionalPlanarStack, PlanarLayers, start_near_identity
+from pyro_vaeflow.sizes import check_size
 
 MAX_FLOWS = 100
 
@@ -44,7 +45,7 @@ def diagonal(latent_dim: int, num_flows: int, context_dim: int | None = None) ->
 
 def planar(latent_dim: int, num_flows: int, context_dim: int | None = None) -> list[nn.Module]:
     """Planar layers: Pyro's ``Planar``, or a `ConditionalPlanarStack` given a context."""
-    _check_depth("planar", num_flows)
+    check_size("num_flows", num_flows, 1, MAX_FLOWS)
     if context_dim is not None:
         return [ConditionalPlanarStack(latent_dim, context_dim, num_flows)]
     layers = [transforms.Planar(latent_dim) for _ in range(num_flows)]
@@ -67,7 +68,7 @@ def iaf(
         hidden_dim: the MADE's width, ``4 * latent_dim`` by default.
         stable: gates in place of scales.
     """
-    _check_depth("iaf", num_flows)
+    check_size("num_flows", num_flows, 1, MAX_FLOWS)
     hidden_dim = 4 * latent_dim if hidden_dim is None else hidden_dim
     if context_dim is not None:
         return [ConditionalIAFStack(latent_dim, context_dim, num_flows, hidden_dim, stable)]
@@ -98,7 +99,7 @@ def spline(
         count_bins: segments of each spline.
         bound: the spline acts within ``[-bound, bound]`` and is the identity outside.
     """
-    _check_depth("spline", num_flows)
+    check_size("num_flows", num_flows, 1, MAX_FLOWS)
     hidden_dims = [4 * latent_dim if hidden_dim is None else hidden_dim]
     options = {"hidden_dims": hidden_dims, "count_bins": count_bins, "bound": bound}
     if context_dim is not None:
@@ -115,14 +116,6 @@ FLOWS: dict[str, Callable[..., list[nn.Module]]] = {
     "iaf": iaf,
     "spline": spline,
 }
-
-
-def _check_depth(name: str, num_flows: int) -> None:
-    if not isinstance(num_flows, int) or not 1 <= num_flows <= MAX_FLOWS:
-        raise ValueError(
-            f"num_flows must be an integer from 1 to {MAX_FLOWS} for flow={name!r}, "
-            f"got {num_flows!r}"
-        )
 
 
 def _start_near_zero(layer: nn.Linear) -> None:

@@ -37,6 +37,11 @@ class FusedLayers(TransformModule):
         self._last = self.as_one()
         return self._last.inv(y)
 
+    @property
+    def _cached_log_scale(self) -> torch.Tensor | None:
+        """That of the transform that ran last, if it has scales: Pyro's affine layers cache it."""
+        return getattr(getattr(self, "_last", None), "_cached_log_scale", None)
+
     def __getstate__(self) -> dict[str, Any]:
         """Without the last values, whose graph cannot be copied."""
         return super().__getstate__() | {"_last": None, "_cached_x_y": (None, None)}

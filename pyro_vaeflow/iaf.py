@@ -103,6 +103,7 @@ class ConditionalIAFStack(ConditionalTransformModule):
             self.bias_out,
             self.stable,
             self.log_scale_clip,
+            gate_bias(len(self.weight_in)),
         )
 
 
@@ -121,12 +122,13 @@ class IAFStack(Transform):
         bias_out: torch.Tensor,
         stable: bool,
         log_scale_clip: float,
+        gate_bias: float,
     ) -> None:
         super().__init__(cache_size=1)
         layers = (hidden.unbind(-2), weight_in, weight_out, bias_out)
         self.layers = list(zip(*layers, strict=True))
         self.stable, self.log_scale_clip = stable, log_scale_clip
-        self.gate_bias = gate_bias(len(self.layers))
+        self.gate_bias = gate_bias
 
     def _affine(
         self, layer: tuple[torch.Tensor, ...], x: torch.Tensor
@@ -186,4 +188,5 @@ class AutoregressiveLayers(FusedLayers):
             torch.stack([last.bias for _, last in ends]),
             layers[0].stable,
             layers[0].log_scale_max_clip,
+            layers[0].sigmoid_bias,
         )

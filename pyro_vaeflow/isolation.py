@@ -8,6 +8,7 @@ own, and the parameters of modules are found in the modules.
 import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -15,11 +16,14 @@ import numpy as np
 import pyro
 import torch
 from pyro.util import get_rng_state, set_rng_state
+from torch.nn.modules.module import register_module_forward_pre_hook
 
 Program = Callable[..., Any]
 
 _STORES: WeakKeyDictionary[Any, WeakKeyDictionary[Any, dict]] = WeakKeyDictionary()
-_ENTERED: list[dict] = []  # the states of the scopes that are open, the innermost last
+# The scopes that are open, the innermost last: the pair's state, and what the store held before.
+_ENTERED: list[tuple[dict, dict]] = []
+_SWITCHED: list[dict] = []  # what each open `module_mode` has switched; the innermost alone acts
 
 
 def _owner(program: Program) -> Any:
@@ -27,9 +31,15 @@ def _owner(program: Program) -> Any:
     return program.__self__ if inspect.ismethod(program) else program
 
 
+def _unwrapped(program: Program) -> Program:
+    while isinstance(program, partial):
+        program = program.func
+    return program
+
+
 def modules(*programs: Program) -> list[torch.nn.Module]:
     """The modules behind the programs, each once; none for plain functions."""
-    owners = [_owner(program) for program in programs]
+    owners = [_owner(_unwrapped(program)) for program in programs]
     return list({id(m): m for m in owners if isinstance(m, torch.nn.Module)}.values())
 
 
@@ -41,9 +51,9 @@ def param_scope(model: Program, guide: Program, keep: bool = True) -> Iterator[N
     function's parameters after training. Global parameters come back unchanged at the end.
 
     Args:
-        keep: whether a pair that has no parameters yet is given a store of its own, empty at
-            first. If not, as in `score`, it reads the global store, where a loop of one's own with
-            ``pyro.infer.SVI`` has left them.
+        keep: whether the parameters that are made inside are kept for the pair. If not, as in
+            `score`, a pair that was never trained reads the global store, where a loop of one's own
+            with ``pyro.infer.SVI`` has left them.
 
     Example:
         >>> import torch, pyro
@@ -60,16 +70,22 @@ def param_scope(model: Program, guide: Program, keep: bool = True) -> Iterator[N
     store = pyro.get_param_store()
     of_guide = _STORES.setdefault(_owner(guide), WeakKeyDictionary())
     state = of_guide.get(_owner(model))
-    if state is None and not keep:
-        with store.scope(store.get_state()):
+    inside = bool(_ENTERED) and _ENTERED[-1][0] is state  # then the store is newer than `state`
+    if inside and keep:
+        yield
+        return
+    if not keep:
+        if inside or not (_ENTERED or state):
+            state = store.get_state()
+        elif state is None:  # the global store, not the parameters of another pair
+            state = _ENTERED[0][1]
+        with store.scope({**state}):
             yield
         return
     state = of_guide.setdefault(_owner(model), {"params": {}, "constraints": {}})
-    if _ENTERED and _ENTERED[-1] is state:  # the store is the pair's, and newer than `state`
-        yield
-        return
+    outside = store.get_state()
     with store.scope(state):
-        _ENTERED.append(state)
+        _ENTERED.append((state, outside))
         try:
             yield
         finally:  # an interrupted run keeps what it learned
@@ -106,27 +122,41 @@ def named_parameters(model: Program, guide: Program) -> dict[str, torch.Tensor]:
     return {name: value for name, value in reversed(unique.values())}
 
 
-def _named_by(program: Program) -> list[torch.nn.Module]:
-    """The modules that a plain function refers to by a variable around it."""
-    if not inspect.isfunction(program):
-        return []
-    variables = inspect.getclosurevars(program)
-    values = [*variables.nonlocals.values(), *variables.globals.values()]
-    return [value for value in values if isinstance(value, torch.nn.Module)]
+def own_parameters(known: set[str]) -> dict[str, torch.Tensor]:
+    """What ``pyro.param`` has made in the store since it held `known`; not modules' parameters."""
+    found = pyro.get_param_store().named_parameters()
+    return {
+        name: value
+        for name, value in found
+        if name not in known and not isinstance(value, torch.nn.Parameter)
+    }
 
 
 @contextmanager
 def module_mode(*programs: Program, training: bool) -> Iterator[None]:
-    """Puts the modules in training or evaluation mode, and each part back in its own after."""
-    found = modules(*programs) + [m for program in programs for m in _named_by(program)]
-    parts = list({id(part): part for module in found for part in module.modules()}.values())
-    before = [part.training for part in parts]
-    for part in parts:
-        part.training = training
+    """Puts modules in training or evaluation mode, and each part back in its own after.
+
+    Those behind the programs at once, for methods that read ``self.training``; any other, such as
+    one in a dictionary or behind a helper function, when it is called.
+    """
+    before: dict[torch.nn.Module, bool] = {}
+    _SWITCHED.append(before)
+
+    def switch(part: torch.nn.Module, *_: Any) -> None:
+        if _SWITCHED[-1] is before and part.training is not training:
+            before.setdefault(part, part.training)
+            part.training = training
+
+    for module in modules(*programs):
+        for part in module.modules():
+            switch(part)
+    hook = register_module_forward_pre_hook(switch)
     try:
         yield
     finally:
-        for part, mode in zip(parts, before, strict=True):
+        hook.remove()
+        _SWITCHED.pop()
+        for part, mode in before.items():
             part.training = mode
 
 

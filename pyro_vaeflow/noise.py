@@ -7,6 +7,7 @@ and rows that differ have independent noise: the error of a mean over rows falls
 """
 
 import math
+import warnings
 from typing import Any
 
 import torch
@@ -109,8 +110,8 @@ class RowNoise(Messenger):
     """Draws a guide's latents from noise that depends on the row's content and the seed alone.
 
     Distributions that draw normal or uniform numbers, or Bernoulli ones, of the plate's shape are
-    covered, with any transform on top. Others, such as Gamma, fall back on torch's stream: they
-    repeat under a seed, but not under another chunking of the rows.
+    covered, with any transform on top. Others, such as Gamma, fall back on torch's stream, with a
+    warning: they repeat under a seed, but not under another chunking of the rows.
     """
 
     def __init__(self, x: torch.Tensor, seed: int, plate: str = "data") -> None:
@@ -131,5 +132,25 @@ class RowNoise(Messenger):
             return
         self.num_sites += 1  # sites of one program must not share their noise
         hashes = _mix(self.seeded ^ self.num_sites)
+        before = _stream(hashes.device)
         with _RowNumbers(hashes, msg["fn"].event_dim - frame.dim):
             msg["value"] = msg["fn"](*msg["args"], **msg["kwargs"])
+        if _stream(hashes.device) != before:
+            warnings.warn(
+                f"site {msg['name']!r} ({_innermost(msg['fn'])}) draws from torch's stream: its "
+                "values, and so the scores, depend on chunk_size and on the other rows",
+                stacklevel=2,
+            )
+
+
+def _stream(device: torch.device) -> bytes:
+    """The state of the random numbers that torch draws on the device."""
+    on_gpu = device.type == "cuda"
+    state = torch.cuda.get_rng_state(device) if on_gpu else torch.get_rng_state()
+    return state.numpy().tobytes()
+
+
+def _innermost(distribution: Any) -> str:
+    while hasattr(distribution, "base_dist"):
+        distribution = distribution.base_dist
+    return type(distribution).__name__

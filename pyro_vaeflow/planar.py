@@ -103,7 +103,8 @@ class PlanarStack(Transform):
         square = torch.stack(acts, -1).square()
         # 1 + (1 - t^2) w^T u_hat as a sum of positive terms: exact where the usual form cancels
         slope = self.slope.squeeze(-1)
-        self._log_det = torch.log(square + (1.0 - square) * slope + 1e-38).sum(-1)
+        tiny = torch.finfo(x.dtype).tiny
+        self._log_det = torch.log(square + (1.0 - square) * slope + tiny).sum(-1)
         return x
 
     def _inverse(self, y: torch.Tensor) -> torch.Tensor:
@@ -123,6 +124,7 @@ class PlanarLayers(FusedLayers):
     """Pyro's ``Planar`` layers, run as one `PlanarStack`.
 
     Example:
+        >>> from pyro.distributions.transforms import Planar
         >>> PlanarLayers(Planar(2) for _ in range(5))(torch.randn(100, 2)).shape
         torch.Size([100, 2])
     """

@@ -21,6 +21,7 @@ ScoreMap = tuple[ArrayLike, ArrayLike, ArrayLike]
 
 COLOURS = "cividis"  # its lightness rises steadily: readable in grey and to the colour-blind
 PANEL = (3.2, 2.9)  # inches
+REFERENCE = "true -log p(x)"
 
 
 def plot_points(points: ArrayLike, *, title: str = "") -> Figure:
@@ -46,7 +47,6 @@ def plot_score_maps(
     maps: Mapping[str, ScoreMap],
     *,
     reference: ScoreMap | None = None,
-    reference_title: str = "true -log p(x)",
     label: str = "A(x), nats",
     limits: tuple[float, float] | None = None,
     linear_width: float | None = None,
@@ -58,8 +58,7 @@ def plot_score_maps(
     Args:
         maps: title -> ``(xx, yy, values)`` as of ``numpy.meshgrid``, each ``(num_y, num_x)``; xx
             and yy can also be the two axes, ``(num_x,)`` and ``(num_y,)``.
-        reference: one map more, drawn last: what the others should be.
-        reference_title: its title.
+        reference: one map more, drawn last: the true -log p(x), what the others should be.
         label: what is drawn and its unit, for the colour bar.
         limits: the scale's lowest and highest value; by default those of all panels together.
             Values outside take the colour of the nearer end.
@@ -76,7 +75,7 @@ def plot_score_maps(
         >>> [axes.get_title() for axes in figure.axes[:2]]
         ['a', 'b']
     """
-    panels = dict(maps) | ({} if reference is None else {reference_title: reference})
+    panels = dict(maps) | ({} if reference is None else {REFERENCE: reference})
     grids = {title: _grid(title, panel) for title, panel in panels.items()}
     span = _span(grids)
     low, high = span if limits is None else limits

@@ -12,6 +12,7 @@ from torch import nn
 
 from pyro_vaeflow.flows import FLOWS
 from pyro_vaeflow.likelihoods import LIKELIHOODS
+from pyro_vaeflow.sizes import check_size
 
 MIN_SCALE = 1e-4  # of the posterior's base: keeps its log-scale and the KL finite
 
@@ -148,7 +149,8 @@ def _registered(name: str, value: str, registry: Mapping[str, Any]) -> Any:
 
 def _check_sizes(hidden_dims: Sequence[int], **sizes: int) -> None:
     for name, value in sizes.items():
-        if not isinstance(value, int) or value < 1:
-            raise ValueError(f"{name} must be an integer of at least 1, got {value!r}")
-    if not hidden_dims or min(hidden_dims) < 1:
-        raise ValueError(f"hidden_dims must be sizes of at least 1, got {hidden_dims!r}")
+        check_size(name, value)
+    if not hidden_dims:
+        raise ValueError(f"hidden_dims must be at least one size, got {hidden_dims!r}")
+    for place, value in enumerate(hidden_dims):
+        check_size(f"hidden_dims[{place}]", value)

@@ -1,7 +1,7 @@
 """From a configuration to what it names: programs, schedules, loss and a training run."""
 
 import inspect
-from typing import Any
+from typing import Any, cast
 
 import torch
 from pyro.infer import ELBO, Trace_ELBO
@@ -12,7 +12,7 @@ from pyro_vaeflow.config import AnnealingConfig, ExperimentConfig
 from pyro_vaeflow.flows import FLOWS
 from pyro_vaeflow.isolation import seeded
 from pyro_vaeflow.likelihoods import LIKELIHOODS
-from pyro_vaeflow.programs import Guide, Model
+from pyro_vaeflow.programs import ACTIVATIONS, Guide, Model
 from pyro_vaeflow.tasks import check_task
 from pyro_vaeflow.training import History, train
 
@@ -26,6 +26,7 @@ def check_registered(config: ExperimentConfig) -> None:
     check_task(config)
     check_names([config.likelihood], LIKELIHOODS, "likelihood")
     check_names([config.model], FLOWS, "model")
+    check_names([config.activation], ACTIVATIONS, "activation")
     head, flow = LIKELIHOODS[config.likelihood], FLOWS[config.model]
     _check_options(config.likelihood, config.likelihood_options, head, given=2)
     _check_options(config.model, config.flow_options, flow, given=3)
@@ -71,15 +72,17 @@ def fit(
     config: ExperimentConfig, model: Model, guide: Guide, x: torch.Tensor, progress: bool
 ) -> History:
     """Trains `model` and `guide` in place as the configuration says."""
-    passes = config.num_epochs or 1.0
-    num_steps = config.num_steps or max(1, round(passes * len(x) / config.batch_size))
+    num_steps = config.num_steps
+    if num_steps is None:  # then a configuration has num_epochs
+        passes = cast(float, config.num_epochs)
+        num_steps = max(1, round(passes * len(x) / config.batch_size))
     schedule, loss = annealing(config.annealing, num_steps)
     return train(
         model,
         guide,
         x,
         num_steps=num_steps,
-        batch_size=min(config.batch_size, len(x)),
+        batch_size=config.batch_size,
         learning_rate=_learning_rate(config, num_steps),
         schedule=schedule,
         loss=loss,

@@ -11,7 +11,8 @@ import torch
 from pyro_vaeflow import importance
 from pyro_vaeflow.draws import draws
 from pyro_vaeflow.isolation import Program
-from pyro_vaeflow.traces import as_args, take_rows
+from pyro_vaeflow.sizes import check_size
+from pyro_vaeflow.traces import RowTerms, as_args, take_rows
 
 KHAT_LIMIT = 0.7  # Vehtari et al. 2024: above it more draws hardly help
 GROWTH = 4  # draws of a round over those of the round before: halves the standard error
@@ -72,7 +73,7 @@ def score(
 
     With :math:`z_k \sim q(z|x)` and :math:`\log w_k = \log p(x, z_k) - \log q(z_k|x)`, the log
     evidence is :math:`\log \frac1K \sum_k w_k`. A row's score depends on the row, the programs and
-    the seed alone, not on the other rows or their order.
+    the seed alone, not on the other rows or their order, if the guide draws what `RowNoise` covers.
 
     References:
         H. Shah, M. Sharpe, Variational Autoencoders with Normalizing Flows for Unsupervised
@@ -87,7 +88,11 @@ def score(
         tol: the standard error, in nats, that the log evidence should reach. Rows above it are
             drawn afresh with four times the draws, again and again, up to `max_samples`; those
             whose k-hat is above 0.7 are left, for more draws hardly help them.
+        max_samples: with `tol`, the most draws a row, at least ``4 * num_samples``.
+        seed: of the draws.
         chunk_size: rows at once; memory grows with it, the scores do not change.
+        plate: the name of the plate of rows.
+        progress: whether to show a bar; `train` shows one by default.
 
     Raises:
         ValueError: the contract is broken, or an argument is out of range.
@@ -95,6 +100,8 @@ def score(
 
     Warns:
         KhatWarning: counts and names the rows whose k-hat is above 0.7.
+        UserWarning: names a parameter that nothing has trained, and a site whose draws depend on
+            the chunks.
 
     Example:
         >>> from pyro_vaeflow import Guide, Model, score
@@ -105,51 +112,67 @@ def score(
     if tol is not None and not 0.0 < tol < math.inf:
         raise ValueError(f"tol must be a positive number of nats or None, got {tol!r}")
     args = as_args(x)
-    options = {"seed": seed, "chunk_size": chunk_size, "plate": plate, "progress": progress}
-    scores = _score(model, guide, args, num_samples, options)
+    check_size("num_samples", num_samples)
+    if tol is not None:
+        check_size("max_samples", max_samples, GROWTH * num_samples)
+
+    def of_rows(args: Any, num_samples: int) -> Scores:
+        terms = draws(
+            model,
+            guide,
+            args,
+            num_samples=num_samples,
+            seed=seed,
+            chunk_size=chunk_size,
+            plate=plate,
+            progress=progress,
+        )
+        parts = [_of_chunk(chunk) for chunk in terms] or [_of_no_rows(args[0])]
+        names = [f.name for f in fields(Scores)]
+        return Scores(**{name: torch.cat([getattr(p, name) for p in parts]) for name in names})
+
+    scores = of_rows(args, num_samples)
     while tol is not None and GROWTH * num_samples <= max_samples:
         num_samples *= GROWTH
-        helped = (scores["stderr"] > tol) & ~(scores["khat"] > KHAT_LIMIT)
-        rows = helped.nonzero().squeeze(-1)
+        # a single draw has a standard error of nan; a row whose evidence is nan stays as it is
+        short = ~(scores.stderr <= tol) & ~scores.log_evidence.isnan()
+        rows = (short & ~(scores.khat > KHAT_LIMIT)).nonzero().squeeze(-1)
         if not len(rows):
             break
-        again = _score(model, guide, take_rows(args, rows), num_samples, options)
-        for name, value in again.items():
-            scores[name][rows] = value
-    _warn_of_tails(scores["khat"])
-    return Scores(**scores)
+        again = of_rows(take_rows(args, rows), num_samples)
+        for f in fields(Scores):
+            getattr(scores, f.name)[rows] = getattr(again, f.name)
+    warn_of_tails(scores.khat)
+    return scores
 
 
-def _score(
-    model: Program, guide: Program, args: Any, num_samples: int, options: dict[str, Any]
-) -> dict[str, torch.Tensor]:
-    names = [f.name for f in fields(Scores)]
-    parts: list[tuple[torch.Tensor, ...]] = []
-    for terms in draws(model, guide, args, num_samples=num_samples, **options):
-        log_weight = terms.log_weight
-        parts.append(
-            (
-                importance.log_evidence(log_weight),
-                importance.log_evidence_stderr(log_weight),
-                importance.effective_sample_size(log_weight),
-                importance.khat(log_weight),
-                terms.log_likelihood.mean(0),
-                log_weight.mean(0),
-                torch.full(log_weight.shape[1:], num_samples, device=log_weight.device),
-            )
-        )
-    parts = parts or [(args[0].new_empty(0),) * len(names)]
-    return dict(zip(names, map(torch.cat, zip(*parts, strict=True)), strict=True))
+def _of_chunk(terms: RowTerms) -> Scores:
+    log_weight = terms.log_weight
+    num_samples = torch.full(log_weight.shape[1:], len(log_weight), device=log_weight.device)
+    return Scores(
+        log_evidence=importance.log_evidence(log_weight),
+        stderr=importance.log_evidence_stderr(log_weight),
+        ess=importance.effective_sample_size(log_weight),
+        khat=importance.khat(log_weight),
+        expected_log_likelihood=terms.log_likelihood.mean(0),
+        elbo=log_weight.mean(0),
+        num_samples=num_samples,
+    )
 
 
-def _warn_of_tails(khat: torch.Tensor) -> None:
+def _of_no_rows(x: torch.Tensor) -> Scores:
+    return Scores(**{f.name: x.new_empty(0) for f in fields(Scores)})
+
+
+def warn_of_tails(khat: torch.Tensor) -> None:
+    """Warns the caller's caller of rows ``(num_data,)`` whose k-hat is above `KHAT_LIMIT`."""
     rows = (khat > KHAT_LIMIT).nonzero().squeeze(-1).tolist()
     if rows:
         shown = ", ".join(map(str, rows[:5])) + (", ..." if len(rows) > 5 else "")
         warnings.warn(
-            f"{len(rows)} of {len(khat)} rows have k-hat above {KHAT_LIMIT} (rows {shown}): their "
-            "log evidence is probably too low. Try more flows, a wider base (longer training, or "
-            "a guide with larger scales) or more draws",
+            f"{len(rows)} of {len(khat)} rows have k-hat above {KHAT_LIMIT} (rows {shown}): a few "
+            "draws have all the weight, and the log evidence is probably too low. Try more flows, "
+            "a wider base (longer training, or a guide with larger scales) or more draws",
             KhatWarning,
             stacklevel=3,
         )

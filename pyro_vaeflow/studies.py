@@ -11,13 +11,12 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from pyro_vaeflow.checked import ConfigError, check_names, convert
-from pyro_vaeflow.config import ExperimentConfig
+from pyro_vaeflow.config import IGNORED, ExperimentConfig, read_mapping
 
 CONFIG_KEYS = [entry.name for entry in fields(ExperimentConfig)]
 STUDY_KEYS = ["description", "seeds", "variants", "quick"]
+OPTIONS_OF = {"model": ("flow_options",), "likelihood": ("likelihood_options",)}
 PRESETS = files("pyro_vaeflow") / "presets"
 
 
@@ -57,15 +56,19 @@ class Study:
 def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     """`over` on top of `base`, mappings key by key.
 
-    A new posterior starts from its own options, and one kind of budget replaces the other.
+    A new posterior or likelihood starts from its own options, a new kind of schedule drops what it
+    would ignore, and one kind of budget replaces the other.
 
     Example:
         >>> merge({"annealing": {"kind": "linear", "stop": 1.0}}, {"annealing": {"stop": 2.0}})
         {'annealing': {'kind': 'linear', 'stop': 2.0}}
     """
     merged = dict(base)
-    if "model" in base and over.get("model", base["model"]) != base["model"]:
-        merged.pop("flow_options", None)
+    for choice, value in over.items():
+        if base.get(choice, value) != value:
+            ignored = IGNORED.get(choice, {}).get(str(value), ())
+            for name in (*OPTIONS_OF.get(choice, ()), *ignored):
+                merged.pop(name, None)
     for given, other in (("num_steps", "num_epochs"), ("num_epochs", "num_steps")):
         if over.get(given) is not None:
             merged.pop(other, None)
@@ -108,12 +111,7 @@ def parse_study(text: str, default_name: str = "study") -> Study:
     Raises:
         ConfigError: as `load_study`.
     """
-    try:
-        values = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"study {default_name!r} is not YAML: {error}") from error
-    if not isinstance(values, dict):
-        raise ConfigError(f"study {default_name!r} must map keys to values, got {values!r:.60}")
+    values = read_mapping(text, f"study {default_name!r}")
     check_names(values, [*STUDY_KEYS, *CONFIG_KEYS], "key")
     variants = values.pop("variants", [{}])
     quick = values.pop("quick", {})
@@ -132,7 +130,8 @@ def parse_study(text: str, default_name: str = "study") -> Study:
         quick=quick,
         seeds=seeds,
     )
-    study.expand(), study.expand(quick=True)
+    for with_quick in (False, True):
+        study.expand(quick=with_quick)  # refuses what a run would refuse
     return study
 
 

@@ -31,6 +31,7 @@ class OneOptimizer(PyroOptim):
     """One torch optimizer over all parameters, clipped by the norm of their joint gradient.
 
     Pyro's own makes an optimizer object a parameter: a fifth of a step's time for small networks.
+    It is a ``PyroOptim`` only because SVI checks the type.
     """
 
     def __init__(
@@ -44,6 +45,8 @@ class OneOptimizer(PyroOptim):
                 "there is nothing to train: neither program is a module, or a method of one, with "
                 "parameters, nor calls pyro.param or pyro.module"
             )
+        if clip_norm is not None and not clip_norm > 0.0:
+            raise ValueError(f"clip_norm must be above 0 or None, got {clip_norm!r}")
         self.parameters = parameters
         self.torch_optimizer = optimizer(list(parameters.values()), lr=0.0)
         self.torch_optimizer.zero_grad()  # what the caller, or an interrupted run, left there
@@ -53,6 +56,8 @@ class OneOptimizer(PyroOptim):
         self.not_finite: list[str] = []
 
     def set_learning_rate(self, value: float) -> None:
+        if not 0.0 <= value < math.inf:
+            raise ValueError(f"learning_rate must be finite and at least 0, got {value!r}")
         for group in self.torch_optimizer.param_groups:
             group["lr"] = value
 
@@ -114,7 +119,7 @@ class LastTraces:
             self.model, self.guide = get_trace(*args)
             # Pyro's losses call backward only if a param site is in sight. The methods of a module
             # leave none, and their parameters would silently never learn.
-            self.guide.add_node("parameters", name="parameters", type="param", value=None)
+            self.guide.add_node("_parameters", name="_parameters", type="param", value=None)
             return self.model, self.guide
 
         watched._get_trace = _get_trace
@@ -128,9 +133,9 @@ class LastTraces:
                     return name
         return None
 
-    def largest_log_scale(self) -> tuple[str, float]:
+    def largest_log_scale(self) -> tuple[str | None, float]:
         """The guide's site with the largest log-scale, its base's or its transforms', and that."""
-        found = [("none", -math.inf)]
+        found: list[tuple[str | None, float]] = [(None, -math.inf)]
         for name, site in self.guide.nodes.items() if self.guide is not None else ():
             if site["type"] == "sample":
                 found += [(name, value.max().item()) for value in _log_scales(site["fn"])]

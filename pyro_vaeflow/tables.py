@@ -35,8 +35,8 @@ def summary(runs: Sequence[FinishedRun]) -> pd.DataFrame:
     """One row a run and score, columns `COLUMNS`; detection in [0, 1], nats a row, seconds.
 
     Where runs of one data set, posterior and depth differ in other settings, these settings
-    follow as columns of their own, so that no two rows read the same; last, what was measured on
-    held-out training rows, if any were.
+    follow as columns of their own (lists as text), so that no two rows read the same; last, what
+    was measured on held-out training rows, if any were.
     """
     extra = _telling_apart([run.config for run in runs])
     rows = []
@@ -45,9 +45,8 @@ def summary(runs: Sequence[FinishedRun]) -> pd.DataFrame:
         for score, detection in run.metrics["scores"].items():
             known = {**run.metrics, **plain, **detection, "score": score}
             kept = {name: known[name] for name in HELD_OUT if name in known}
-            rows.append(
-                {name: known[name] for name in COLUMNS} | {k: plain.get(k) for k in extra} | kept
-            )
+            apart = {name: _cell(plain.get(name)) for name in extra}
+            rows.append({name: known[name] for name in COLUMNS} | apart | kept)
     return pd.DataFrame(rows, columns=None if rows else COLUMNS)
 
 
@@ -61,10 +60,10 @@ def aggregate(table: pd.DataFrame) -> pd.DataFrame:
         row: dict[str, Any] = dict(zip(keys, key, strict=True)) | {"seeds": len(group)}
         for name, heading in HEADINGS.items():
             digits = 4 if name in DETECTION else 3 if name in NATS else 1
-            row[heading] = _mean_std(group[name], digits)
+            row[heading] = mean_std(group[name], digits)
             if name == "f1_top20":
                 row[PAPER_HEADING] = paper_f1(*(row[k] for k in [*IDENTITY, "score"]))
-        row |= {h: _mean_std(group[h], 3) for h in HELD_OUT if h in group}
+        row |= {h: mean_std(group[h], 3) for h in HELD_OUT if h in group}
         rows.append(row)
     frame = pd.DataFrame(rows)
     if not frame[PAPER_HEADING].any():
@@ -98,6 +97,17 @@ def _telling_apart(configs: Sequence[ExperimentConfig]) -> list[str]:
     return list(names)
 
 
-def _mean_std(values: pd.Series, digits: int) -> str:
+def _cell(value: Any) -> Any:
+    """A setting as a table holds it: rows are grouped by it, and a list has no hash."""
+    return str(value) if isinstance(value, (list, dict)) else value
+
+
+def mean_std(values: pd.Series, digits: int) -> str:
+    """Mean and, of more than one value, standard deviation, as text.
+
+    Example:
+        >>> mean_std(pd.Series([1.0, 3.0]), 2), mean_std(pd.Series([1.0]), 2)
+        ('2.00 ± 1.41', '1.00')
+    """
     spread = f" ± {values.std():.{digits}f}" if len(values) > 1 else ""
     return f"{values.mean():.{digits}f}{spread}"

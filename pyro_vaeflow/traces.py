@@ -22,7 +22,7 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.trace_struct import Trace
 from pyro.poutine.util import site_is_subsample
 
-from pyro_vaeflow.isolation import Program, module_mode, param_scope, seeded
+from pyro_vaeflow.isolation import Program, module_mode, own_parameters, param_scope, seeded
 
 Args = tuple[Any, ...]
 
@@ -108,6 +108,12 @@ def paired_traces(
     )
 
 
+def run_once(model: Program, guide: Program, args: Args) -> tuple[Trace, Trace]:
+    """Traces of model and guide as they are, without a plate of draws."""
+    guide_trace = poutine.trace(guide).get_trace(*args)
+    return poutine.trace(poutine.replay(model, guide_trace)).get_trace(*args), guide_trace
+
+
 def row_terms(model_trace: Trace, guide_trace: Trace, plate: str = "data") -> RowTerms:
     """Sums the log probabilities of a pair of traces to rows, and draws if they have such a plate.
 
@@ -133,26 +139,34 @@ def check_contract(
     plate: str = "data",
     shared_latents: bool = False,
     seed: int = 0,
-    keep: bool = False,
 ) -> int:
-    """Runs the programs once on two rows and returns their depth of plates, draws not counted.
+    """Runs the programs on two rows and returns their depth of plates, draws not counted.
+
+    What they make with ``pyro.param`` is thrown away: two rows are no data to start from.
 
     Args:
         shared_latents: whether latent sites outside the plate are allowed.
-        seed: of parameters that are drawn here, where they are first met.
-        keep: whether the pair keeps them (see `param_scope`).
+        seed: of what modules draw at their first call and keep: lazy layers and PyroParams.
 
     Raises:
         ValueError: the contract is broken; the message names the site and the way out.
     """
     few = take_rows(args, slice(0, 2))
-    with param_scope(model, guide, keep), module_mode(model, guide, training=False), seeded(seed):
-        with torch.no_grad(), pyro.validation_enabled(True):
+    store = pyro.get_param_store()
+    with param_scope(model, guide, keep=False), store.scope(store.get_state()):
+        with (
+            module_mode(model, guide, training=False),
+            seeded(seed),
+            torch.no_grad(),
+            pyro.validation_enabled(True),
+        ):
+            known = set(store.keys())
             guide_trace = poutine.trace(guide).get_trace(*few)
             _check_plate("guide", guide_trace, plate, len(few[0]), shared_latents)
             model_trace = poutine.trace(poutine.replay(model, guide_trace)).get_trace(*few)
             _check_names(model_trace, guide_trace)
             _check_plate("model", model_trace, plate, len(few[0]), shared_latents)
+            _check_parameters(model, guide, few, known)
             sites = [*_sample_sites(model_trace), *_sample_sites(guide_trace)]
             frames = {frame for site in sites for frame in site["cond_indep_stack"]}
             depth = max(-frame.dim for frame in frames if frame.vectorized)
@@ -181,6 +195,26 @@ def _per_row(site: Any, plate: str) -> torch.Tensor | float:
     kept = [f.dim for f in site["cond_indep_stack"] if f.name in (plate, *_DRAWS)]
     others = [d for d in range(-log_prob.dim(), 0) if d not in kept]
     return log_prob.sum(others) if others else log_prob
+
+
+def _check_parameters(model: Program, guide: Program, args: Args, known: set[str]) -> None:
+    """Refuses parameters with an entry a row: a mini-batch or new rows have none of theirs."""
+    made = own_parameters(known)
+    if len(args[0]) != 2 or not any(2 in p.shape for p in made.values()):
+        return
+    store = pyro.get_param_store()
+    with store.scope(store.get_state()):
+        for name in made:
+            del store[name]
+        run_once(model, guide, take_rows(args, slice(0, 1)))
+        fewer = own_parameters(known)
+    for name, p in made.items():
+        if name in fewer and fewer[name].shape != p.shape:
+            raise ValueError(
+                f"parameter {name!r} has shape {tuple(p.shape)} for 2 rows and "
+                f"{tuple(fewer[name].shape)} for 1; all rows share the parameters, so the guide "
+                "must compute from a row what is the row's own"
+            )
 
 
 def _check_names(model_trace: Trace, guide_trace: Trace) -> None:

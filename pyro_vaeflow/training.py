@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -14,10 +15,18 @@ from pyro.infer import ELBO, Trace_ELBO
 from tqdm.auto import tqdm
 
 from pyro_vaeflow.annealing import CapacityELBO, Schedule, anneal, constant
-from pyro_vaeflow.isolation import Program, module_mode, named_parameters, param_scope, seeded
+from pyro_vaeflow.isolation import (
+    Program,
+    module_mode,
+    modules,
+    named_parameters,
+    param_scope,
+    seeded,
+)
 from pyro_vaeflow.scoring import score
+from pyro_vaeflow.sizes import check_size
 from pyro_vaeflow.svi import LastTraces, OneOptimizer, PerRow, make_svi
-from pyro_vaeflow.traces import Args, as_args, check_contract, row_terms, take_rows
+from pyro_vaeflow.traces import Args, as_args, check_contract, row_terms, run_once, take_rows
 
 COLUMNS = (
     "step loss elbo log_likelihood kl anneal learning_rate grad_norm seconds held_out_elbo".split()
@@ -33,7 +42,8 @@ class History:
 
     Attributes:
         frame: one row a step: ``loss`` (annealed, nats a row), ``elbo`` (the true bound, nats a
-            row) and its parts ``log_likelihood`` and ``kl``, ``anneal`` (beta or capacity),
+            row; it leaves out the KL of a latent that all rows share) and its parts
+            ``log_likelihood`` and ``kl``, ``anneal`` (beta or capacity),
             ``learning_rate``, ``grad_norm`` (before clipping), ``seconds`` since the start, and
             ``held_out_elbo`` where it was evaluated, else NaN.
         best_step: the step whose parameters the programs hold, if held-out rows chose it.
@@ -83,16 +93,20 @@ def train(
         x: tensor ``(num_data, ...)``, or a tuple of arguments that starts with it.
         num_steps: mini-batches.
         batch_size: rows a batch, drawn without replacement within a pass over the data.
-        learning_rate: a number, or a schedule of the step such as ``cosine(num_steps, 1e-3, 0.0)``.
+        learning_rate: at least 0; a number, or a schedule such as ``cosine(num_steps, 1e-3, 0.0)``.
         schedule: beta as a function of the step, 1 by default; with `CapacityELBO`, the capacity.
         loss: a trace-based loss of ``pyro.infer``, ``Trace_ELBO()`` by default.
         optimizer: makes a torch optimizer from parameters and ``lr``: Adam by default, or
             ``pyro.optim.clipped_adam.ClippedAdam``, say.
-        clip_norm: the largest norm of the whole gradient; none by default.
+        clip_norm: the largest norm of the whole gradient, above 0; none by default.
         weights: ``(num_data,)``; rows are drawn in proportion, with replacement.
-        held_out: further rows, like `x`; their ELBO is evaluated every `eval_every` steps, and the
-            programs end with the parameters of the best evaluation.
+        held_out: further rows, like `x`; the programs end with the parameters and buffers of the
+            evaluation that gave the best ELBO of these.
+        eval_every: steps from one evaluation to the next.
         patience: stop after as many evaluations without a better one.
+        plate: the name of the plate of rows.
+        seed: of the batches, the draws, and start values that the programs draw themselves.
+        progress: whether to show a bar; `score` shows none by default.
 
     Raises:
         ValueError: the contract is broken, there is nothing to train, or an argument is out of
@@ -109,16 +123,19 @@ def train(
     """
     args = as_args(x)
     num_data = len(args[0])
-    _check_at_least_one(num_steps=num_steps, batch_size=batch_size, eval_every=eval_every)
-    _check_at_least_one(patience=1 if patience is None else patience, rows_of_x=num_data)
-    if patience is not None and held_out is None:
-        raise ValueError(f"patience={patience} needs held_out rows to evaluate")
-    if held_out is not None:
-        _check_at_least_one(rows_of_held_out=len(as_args(held_out)[0]))
-    scored = held_out is not None  # then no latent may be outside the plate
-    check_contract(
-        model, guide, args, plate=plate, seed=seed, shared_latents=not scored, keep=True
-    )
+    check_size("num_steps", num_steps)
+    check_size("batch_size", batch_size)
+    check_size("eval_every", eval_every)
+    if patience is not None:
+        check_size("patience", patience)
+        if held_out is None:
+            raise ValueError(f"patience={patience} needs held_out rows to evaluate")
+    for name, rows in {"x": args, "held_out": args if held_out is None else held_out}.items():
+        if not len(as_args(rows)[0]):
+            raise ValueError(f"{name} has no rows")
+    # Held-out rows are scored one by one: then no latent may be outside the plate.
+    with param_scope(model, guide):
+        check_contract(model, guide, args, plate=plate, seed=seed, shared_latents=held_out is None)
     batch_size = min(batch_size, num_data)
     draw = _Batches(num_data, batch_size, weights, seed)
     last = LastTraces()
@@ -130,6 +147,7 @@ def train(
     start = time.perf_counter()
 
     with param_scope(model, guide), module_mode(model, guide, training=True), seeded(seed):
+        _make_parameters(model, guide, take_rows(args, draw(0).to(args[0].device)), seed)
         optim = OneOptimizer(named_parameters(model, guide), optimizer, clip_norm)
         svi = make_svi(model, guide, optim, watched)
         best = _Best(model, guide)
@@ -164,7 +182,7 @@ def train(
             if held_out is not None and ((step + 1) % eval_every == 0 or step + 1 == num_steps):
                 record["held_out_elbo"] = _elbo(model, guide, as_args(held_out), plate)
                 best.see(step, record["held_out_elbo"])
-                if best.evaluations_since > (math.inf if patience is None else patience - 1):
+                if patience is not None and best.evaluations_since >= patience:
                     break
         best.restore()
     return History(_frame(records), best.step)
@@ -174,10 +192,14 @@ def _frame(records: list[dict[str, float]]) -> pd.DataFrame:
     return pd.DataFrame(records, columns=COLUMNS)
 
 
-def _check_at_least_one(**sizes: int) -> None:
-    for name, value in sizes.items():
-        if not isinstance(value, int) or value < 1:
-            raise ValueError(f"{name} must be an integer of at least 1, got {value!r}")
+def _make_parameters(model: Program, guide: Program, batch: Args, seed: int) -> None:
+    """Runs the programs on a batch, so that start values taken from the data see a whole one.
+
+    It leaves the random numbers of the steps, and running means of modules, as they are.
+    """
+    with module_mode(model, guide, training=False), seeded(seed):
+        with torch.no_grad(), pyro.validation_enabled(False):
+            run_once(model, guide, batch)
 
 
 def _elbo(model: Program, guide: Program, args: Args, plate: str) -> float:
@@ -189,10 +211,10 @@ def _explain(step: int, value: float, optim: OneOptimizer, last: LastTraces) -> 
     site, (widest, log_scale) = last.odd_site(), last.largest_log_scale()
     what = f"the loss is {value}" if not math.isfinite(value) else "the gradient is not finite"
     where = f" at site {site!r}" if site else f" for parameters {optim.not_finite[:3]}"
-    return (
-        f"step {step}: {what}{where}; the guide's largest log-scale is {log_scale:.3g} at site "
-        f"{widest!r}. Try a lower learning_rate, a clip_norm, fewer flows or scaled columns"
-    )
+    if widest is not None:
+        where += f"; the guide's largest log-scale is {log_scale:.3g} at site {widest!r}"
+    advice = "Try a lower learning_rate, a clip_norm, fewer flows or scaled columns"
+    return f"step {step}: {what}{where}. {advice}"
 
 
 class _Batches:
@@ -229,19 +251,21 @@ class _Batches:
 
 
 class _Best:
-    """The parameters of the best held-out evaluation."""
+    """The parameters, and the modules' buffers, of the best held-out evaluation."""
 
     def __init__(self, model: Program, guide: Program) -> None:
         self.pair = (model, guide)
         self.value, self.evaluations_since = -math.inf, 0
         self.step: int | None = None
         self.kept: dict[str, torch.Tensor] = {}
+        self.states: list[dict[str, Any]] = []
 
     def see(self, step: int, value: float) -> None:
         if value > self.value:
             self.value, self.step, self.evaluations_since = value, step, 0
             parameters = named_parameters(*self.pair)
             self.kept = {name: p.detach().clone() for name, p in parameters.items()}
+            self.states = [deepcopy(module.state_dict()) for module in modules(*self.pair)]
         else:
             self.evaluations_since += 1
 
@@ -250,3 +274,5 @@ class _Best:
         with torch.no_grad():
             for name, value in self.kept.items():
                 parameters[name].copy_(value)
+        for module, state in zip(modules(*self.pair), self.states, strict=False):
+            module.load_state_dict(state)

@@ -29,6 +29,8 @@ class Pair:
     model: Callable
     guide: Callable
     x: Any
+    depth: int = 1  # of plates
+    starts_at_optimum: bool = False
 
     @property
     def args(self) -> tuple:
@@ -88,7 +90,7 @@ class LinearGaussian:
 
 def linear_gaussian() -> Pair:
     exact = LinearGaussian()
-    return Pair(exact.model, exact.diagonal_guide, rows())
+    return Pair(exact.model, exact.diagonal_guide, rows(), starts_at_optimum=True)
 
 
 class _ChainModel(PyroModule):
@@ -209,7 +211,7 @@ def nested_plate() -> Pair:
         with pyro.plate("data", len(x), dim=-2):
             pyro.sample("z", dist.Normal(x @ gain, 0.8))
 
-    return Pair(model, guide, rows())
+    return Pair(model, guide, rows(), depth=2)
 
 
 def sequential_columns() -> Pair:
@@ -298,6 +300,52 @@ def unannounced_methods() -> Pair:
     return Pair(vae.model, vae.guide, rows())
 
 
+def batch_norm() -> Pair:
+    """A buffer that training moves, and a method behind a partial."""
+    net = nn.Sequential(nn.Linear(NUM_FEATURES, 8), nn.BatchNorm1d(8), nn.Linear(8, 4))
+    decoder = nn.Linear(2, NUM_FEATURES)
+
+    class Halves(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net, self.decoder = net, decoder
+
+        def model(self, x: torch.Tensor, scale: float) -> None:
+            pyro.module("decoder", self.decoder)
+            with pyro.plate("data", len(x)):
+                z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+                pyro.sample("x", dist.Normal(self.decoder(z), scale).to_event(1), obs=x)
+
+        def guide(self, x: torch.Tensor) -> None:
+            pyro.module("net", self.net)
+            with pyro.plate("data", len(x)):
+                loc, log_scale = self.net(x).chunk(2, -1)
+                pyro.sample("z", dist.Normal(loc, log_scale.exp()).to_event(1))
+
+    halves = Halves()
+    return Pair(partial(halves.model, scale=0.5), halves.guide, rows())
+
+
+def lazy_start() -> Pair:
+    """Start values that are computed at the first call."""
+
+    def model(x: torch.Tensor) -> None:
+        offset = pyro.param("offset", lambda: x.new_zeros(NUM_FEATURES))
+        loading = pyro.param("loading", lambda: torch.ones(NUM_FEATURES))
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(()), 1.0))
+            pyro.sample(
+                "x", dist.Normal(z.unsqueeze(-1) * loading + offset, 0.5).to_event(1), obs=x
+            )
+
+    def guide(x: torch.Tensor) -> None:
+        gain = pyro.param("gain", lambda: torch.full((NUM_FEATURES,), 0.1))
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(x @ gain, 0.8))
+
+    return Pair(model, guide, rows())
+
+
 def ours(flow: str, conditioned: bool, likelihood: str = "normal", **options: Any) -> Pair:
     """The programs that ship, small."""
     x = rows() if likelihood == "normal" else rows().sigmoid()
@@ -327,6 +375,8 @@ ZOO: dict[str, Callable[[], Pair]] = {
         shared_latent,
         bound_methods,
         unannounced_methods,
+        batch_norm,
+        lazy_start,
     )
 }
 ZOO["bernoulli_likelihood"] = partial(ours, "diagonal", True, "bernoulli")

@@ -6,16 +6,18 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from pyro.infer import SVI, Trace_ELBO
+from pyro.infer import SVI, Trace_ELBO, TraceMeanField_ELBO
 from pyro.optim import Adam
 
 from pyro_vaeflow import (
     CapacityELBO,
     anneal,
     constant,
+    contributions,
     cosine,
     cyclical,
     linear,
+    log_weights,
     param_scope,
     score,
     train,
@@ -103,12 +105,11 @@ def loss_and_gradient(pair: Pair, loss=None) -> tuple[float, torch.Tensor]:
     return value, gradient
 
 
-@pytest.mark.usefixtures("float64")
-def test_loss_and_gradient_are_linear_in_beta(pair: Pair) -> None:
+def assert_linear_in_beta(pair: Pair, loss: Trace_ELBO) -> None:
     found = {}
     for beta in (0.0, 0.37, 1.0, 5.0):
         with anneal(beta):
-            found[beta] = loss_and_gradient(pair)
+            found[beta] = loss_and_gradient(pair, loss)
     for part in (0, 1):
         at_zero, slope = found[0.0][part], found[1.0][part] - found[0.0][part]
         for beta, values in found.items():
@@ -118,6 +119,17 @@ def test_loss_and_gradient_are_linear_in_beta(pair: Pair) -> None:
     assert found[0.0][1].abs().max() > 0
 
 
+@pytest.mark.usefixtures("float64")
+def test_loss_and_gradient_are_linear_in_beta(pair: Pair) -> None:
+    assert_linear_in_beta(pair, Trace_ELBO())
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize("name", ["diagonal", "planar", "module_functions", "batch_norm"])
+def test_the_analytic_kl_is_linear_in_beta_too(name: str) -> None:
+    assert_linear_in_beta(ZOO[name](), TraceMeanField_ELBO())
+
+
 def test_beta_one_is_no_handler_at_all(pair: Pair) -> None:
     plain = loss_and_gradient(pair)
     with anneal(1.0):
@@ -125,11 +137,26 @@ def test_beta_one_is_no_handler_at_all(pair: Pair) -> None:
 
 
 def test_beta_leaves_every_score_as_it_is(row_pair: Pair) -> None:
-    plain = score(row_pair.model, row_pair.guide, row_pair.x, num_samples=5)
+    def scores() -> list[torch.Tensor]:
+        of = {"num_samples": 5}
+        found = score(row_pair.model, row_pair.guide, row_pair.x, **of)
+        return [
+            found.log_evidence,
+            found.elbo,
+            log_weights(row_pair.model, row_pair.guide, row_pair.x, **of),
+        ]
+
+    plain = scores()
     with anneal(0.3):
-        annealed = score(row_pair.model, row_pair.guide, row_pair.x, num_samples=5)
-    assert torch.equal(plain.log_evidence, annealed.log_evidence)
-    assert torch.equal(plain.elbo, annealed.elbo)
+        annealed = scores()
+    assert all(map(torch.equal, plain, annealed))
+
+
+def test_beta_leaves_contributions_as_they_are() -> None:
+    pair = ZOO["planar"]()
+    plain = contributions(pair.model, pair.guide, pair.x, num_samples=5)
+    with anneal(0.3):
+        assert torch.equal(contributions(pair.model, pair.guide, pair.x, num_samples=5), plain)
 
 
 def test_a_users_own_svi_loop() -> None:

@@ -53,6 +53,13 @@ def test_a_likelihood_that_does_not_factorise_is_refused() -> None:
         contributions(model, guide, torch.randn(5, 2))
 
 
+@pytest.mark.parametrize("mask", [True, False, torch.tensor(False), torch.tensor([True, False])])
+def test_a_mask_holds_for_every_feature(mask) -> None:
+    made = dist.Normal(torch.zeros(2, 3), 1.0).to_event(1)
+    got = feature_log_prob(made.mask(mask), torch.ones(2, 3))
+    torch.testing.assert_close(got.sum(-1), made.mask(mask).log_prob(torch.ones(2, 3)))
+
+
 def test_a_distribution_may_say_its_own_feature_log_probs() -> None:
     class Own(dist.Normal):
         def feature_log_prob(self, value: torch.Tensor) -> torch.Tensor:

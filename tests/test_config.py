@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from collections.abc import Mapping
 from dataclasses import fields, replace
 
 import pytest
@@ -21,11 +22,15 @@ OTHER = {
     "clip_norm": 1.0, "num_samples": 9, "map_size": 4, "seed": 1,
     "activation": "silu", "held_out_rows": 3,
 }  # fmt: skip
+# What a setting needs beside it to mean anything.
+NEEDS: Mapping[str, dict] = {
+    "num_epochs": {"num_steps": None},
+    "learning_rate_stop": {"learning_rate_schedule": "linear"},
+}
 
 
 def changed(name: str) -> ExperimentConfig:
-    change = {name: OTHER[name]}
-    return replace(CONFIG, **change, **({"num_steps": None} if name == "num_epochs" else {}))
+    return replace(CONFIG, **{name: OTHER[name]}, **NEEDS.get(name, {}))
 
 
 @pytest.mark.parametrize("name", [entry.name for entry in fields(ExperimentConfig)])
@@ -35,6 +40,11 @@ def test_every_setting_survives_its_file_and_counts_in_the_digest(name: str) -> 
     assert ExperimentConfig.from_yaml(config.to_yaml()) == config
     assert (config.digest == CONFIG.digest) is (name in ("seed", "study"))
     assert (config.run_name == CONFIG.run_name) is (name == "study")
+
+
+def test_the_last_learning_rate_counts_in_the_digest() -> None:
+    config = changed("learning_rate_stop")
+    assert replace(config, learning_rate_stop=0.02).digest != config.digest
 
 
 @pytest.mark.parametrize(
@@ -57,6 +67,16 @@ def test_every_setting_survives_its_file_and_counts_in_the_digest(name: str) -> 
         ({"seed": -1}, "seed: expected at least 0, got -1"),
         ({"annealing": {"kind": "sine"}}, "expected one of constant, linear, cyclical, capacity"),
         ({"annealing": {"cycles": 3}}, "did you mean 'num_cycles'?"),
+        (
+            {"learning_rate_stop": 1e-5},
+            "learning_rate_stop: learning_rate_schedule=constant ignores it; leave it out, got",
+        ),
+        ({"annealing": {"start": 0.5}}, "annealing: start: kind=constant ignores it"),
+        ({"annealing": {"ratio": 0.3}}, "annealing: ratio: kind=constant ignores it"),
+        ({"annealing": {"kind": "linear", "gamma": 3}}, "gamma: kind=linear ignores it"),
+        ({"annealing": {"kind": "linear", "num_cycles": 3}}, "num_cycles: kind=linear ignores it"),
+        ({"annealing": {"kind": "capacity", "num_cycles": 3}}, "num_cycles: kind=capacity"),
+        ({"annealing": {"kind": "cyclical", "gamma": 3}}, "gamma: kind=cyclical"),
         ({"num_epochs": 2}, "give one of num_steps and num_epochs"),
         ({"num_steps": None}, "give one of num_steps and num_epochs"),
     ],
@@ -144,6 +164,19 @@ def test_an_override_of_the_budget_or_the_posterior_leaves_no_contradiction() ->
         "stable": True,
         "hidden_dim": 8,
     }
+    head = {"likelihood": "normal", "likelihood_options": {"min_scale": 0.1}}
+    assert merge(head, {"likelihood": "bernoulli"}) == {"likelihood": "bernoulli"}
+    assert merge(head, {"likelihood": "normal"}) == head
+
+
+@pytest.mark.parametrize("kind", ["constant", "linear", "cyclical", "capacity"])
+@pytest.mark.parametrize("rate", ["constant", "linear", "cosine"])
+@pytest.mark.parametrize("name", preset_names())
+def test_an_override_of_a_schedule_drops_what_the_new_one_ignores(name, rate, kind) -> None:
+    study = load_study(name)
+    change = {"learning_rate_schedule": rate, "annealing": {"kind": kind}}
+    for config in study.expand(change):
+        assert (config.learning_rate_schedule, config.annealing.kind) == (rate, kind)
 
 
 def test_variants_that_an_override_makes_alike_run_once() -> None:
@@ -169,9 +202,9 @@ def test_a_runs_config_is_a_study() -> None:
         ("{num_steps: 1, seeds: [a]}", "seeds: expected int, got 'a'"),
         ("{num_steps: 1, quick: {num_steps: 0}}", "num_steps: expected at least 1"),
         ("{num_steps: 1, annealing: 3}", "annealing: expected"),
-        ("- a", "must map keys to values"),
+        ("- a", "study 'study' must be a mapping of keys to values"),
         ("{", "is not YAML"),
-        ("", "must map keys to values"),
+        ("", "must be a mapping of keys to values"),
     ],
 )
 def test_a_wrong_study_file_is_refused_with_what_is_allowed(text: str, said: str) -> None:

@@ -1,6 +1,7 @@
 """Runs and their folders: reproducible, skipped when finished, never finished by a kill."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -20,11 +21,13 @@ from pyro_vaeflow.experiment import measure, run
 from pyro_vaeflow.fanout import run_all
 from pyro_vaeflow.figures import draw_figures
 from pyro_vaeflow.flows import FLOWS
+from pyro_vaeflow.programs import ACTIVATIONS
 from pyro_vaeflow.recipe import annealing, build, check_registered, fit
 from pyro_vaeflow.report import as_text, write_tables
 from pyro_vaeflow.results import finished_runs
+from pyro_vaeflow.runfolder import load_programs
 from pyro_vaeflow.scoring import Scores, score
-from pyro_vaeflow.studies import load_study
+from pyro_vaeflow.studies import load_study, preset_names
 from pyro_vaeflow.tables import COLUMNS, aggregate, read_summary
 from pyro_vaeflow.tasks import TASKS, Task, load_task
 
@@ -123,6 +126,7 @@ def test_the_budget_and_the_learning_rate_are_those_of_the_configuration() -> No
         ({"preprocessing": "rank"}, "allowed: none, minmax, standard"),
         ({"likelihood": "gauss"}, "unknown likelihood 'gauss'"),
         ({"model": "iof"}, "unknown model 'iof', did you mean 'iaf'? allowed: diagonal, planar"),
+        ({"activation": "relu6"}, "unknown activation 'relu6'; allowed: leaky_relu, silu, tanh"),
         ({"num_flows": 3}, "num_flows must be 0"),
         ({"model": "iaf"}, "num_flows must be an integer from 1 to 100"),
         ({"model": "iaf", "num_flows": 2, "flow_options": {"width": 3}}, "allowed: hidden_dim"),
@@ -136,16 +140,16 @@ def test_names_that_no_registry_holds_are_refused_before_any_run(change, said, t
     assert not list(tmp_path.iterdir())
 
 
-def test_a_registered_posterior_and_data_set_run_by_name(monkeypatch) -> None:
+def test_a_registered_posterior_data_set_and_activation_run_by_name(monkeypatch) -> None:
     def radial(latent_dim, num_flows, context_dim=None):
         make = transforms.conditional_radial
         return [make(latent_dim, context_dim) for _ in range(num_flows)]
 
     monkeypatch.setitem(FLOWS, "radial", radial)
     monkeypatch.setitem(TASKS, "mine", TASKS["breast_cancer"])
-    assert (
-        run(replace(TINY, model="radial", num_flows=2, dataset="mine")).metrics["num_test"] == 114
-    )
+    monkeypatch.setitem(ACTIVATIONS, "gelu", torch.nn.GELU)
+    config = replace(TINY, model="radial", num_flows=2, dataset="mine", activation="gelu")
+    assert run(config).metrics["num_test"] == 114
 
 
 def test_held_out_rows_are_scored_and_not_trained_on(monkeypatch) -> None:
@@ -155,8 +159,19 @@ def test_held_out_rows_are_scored_and_not_trained_on(monkeypatch) -> None:
     metrics = run(replace(TINY, held_out_rows=86)).metrics
     rows = load_task(TINY).x_train
     assert torch.equal(seen[0], rows[86:])
+    assert metrics["num_train"] == len(rows) - 86
     assert metrics["held_out_elbo"] <= metrics["held_out_log_evidence"]
-    assert "held_out_elbo" not in run(TINY).metrics
+    whole = run(TINY).metrics
+    assert "held_out_elbo" not in whole
+    assert whole["num_train"] == len(rows)
+
+
+def test_held_out_rows_that_leave_none_to_train_on_are_refused() -> None:
+    rows = len(load_task(TINY).x_train)
+    for held_out in (rows, rows + 1):
+        with pytest.raises(ConfigError, match=f"held_out_rows={held_out} leaves none of {rows}"):
+            run(replace(TINY, held_out_rows=held_out))
+    assert run(replace(TINY, held_out_rows=rows - 1)).metrics["num_train"] == 1
 
 
 # Folders
@@ -244,6 +259,19 @@ def test_worker_processes_find_the_same_numbers(tmp_path) -> None:
     pd.testing.assert_frame_equal(one, two, rtol=1e-4)
 
 
+def test_a_finished_runs_programs_give_its_scores_again(tmp_path) -> None:
+    iaf = replace(TINY, model="iaf", num_flows=2, flow_options={"hidden_dim": 12}, seed=3)
+    run_all([iaf], tmp_path, progress=False)
+    folder = tmp_path / "runs" / iaf.run_name
+    config, model, guide = load_programs(folder)
+    assert config == iaf
+    again = score(model, guide, load_task(iaf).x_test, num_samples=iaf.num_samples, seed=iaf.seed)
+    with np.load(folder / "scores.npz") as kept:
+        for name in ("importance", "reconstruction"):
+            sign = {"importance": "log_evidence", "reconstruction": "expected_log_likelihood"}
+            np.testing.assert_allclose(getattr(again, name), -kept[sign[name]], rtol=1e-5)
+
+
 # Tables and figures
 
 
@@ -275,6 +303,19 @@ def test_settings_that_tell_runs_apart_become_columns(study) -> None:
     assert list(table.columns) == [*COLUMNS, "flow_options.hidden_dim"]
     assert not table.duplicated(["model", "num_flows", "seed", "score", table.columns[-1]]).any()
     assert len(aggregate(table)) == 3 * 2
+
+
+def test_runs_that_differ_in_widths_have_a_row_each(tmp_path) -> None:
+    wide = replace(TINY, encoder_dims=(8, 8))
+    run_all([TINY, wide, replace(wide, seed=1)], tmp_path, progress=False)
+    write_tables(tmp_path)
+    read = pd.read_csv(tmp_path / "summary.csv")
+    for table in (read_summary(tmp_path), read):
+        means = aggregate(table)
+        assert set(zip(means["encoder_dims"], means["seeds"], strict=True)) == {
+            ("[8]", 1),
+            ("[8, 8]", 2),
+        }
 
 
 def test_the_table_is_the_mean_and_standard_deviation_over_seeds(study) -> None:
@@ -358,11 +399,16 @@ def test_a_map_has_its_second_coordinate_along_its_rows() -> None:
     assert kept[1, 3] == pytest.approx(expected.item(), rel=1e-3)
 
 
-def test_the_quickstart_runs(tmp_path) -> None:
-    configs = load_study("quickstart").expand(quick=True)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", preset_names())
+def test_each_preset_runs_in_its_small_budget(name: str, tmp_path) -> None:
+    configs = load_study(name).expand(seeds=[0], quick=True)
+    if configs[0].dataset == "kddcup99" and "VAEFLOW_DATA" not in os.environ:
+        pytest.skip("needs VAEFLOW_DATA")
     outcome = run_all(configs, tmp_path, progress=False)
     assert not outcome.failed
-    assert set(read_summary(tmp_path)["dataset"]) == {"ring", "breast_cancer"}
+    assert write_tables(tmp_path) is not None
+    assert set(read_summary(tmp_path)["dataset"]) == {config.dataset for config in configs}
 
 
 def test_a_missing_folder_of_data_names_the_way_out(monkeypatch) -> None:

@@ -2,6 +2,7 @@
 
 import gc
 import weakref
+from functools import partial
 
 import pyro
 import pyro.distributions as dist
@@ -175,12 +176,19 @@ def test_modes_are_set_and_each_part_gets_its_own_back() -> None:
     with module_mode(model, guide, training=False):
         assert not any(m.training for net in (model, guide) for m in net.modules())
     assert [m.training for m in guide.modules()] == before
-    assert model.training
+    with module_mode(model, guide, training=True):
+        with module_mode(model, guide, training=False):
+            model(torch.rand(2, 3))
+            assert not any(m.training for m in model.modules())
+        assert all(m.training for m in model.modules())
+    assert [m.training for m in guide.modules()] == before
+    assert all(m.training for m in model.modules())
 
 
 def test_modules_are_found_behind_bound_methods_once() -> None:
     pair = ZOO["bound_methods"]()
     assert modules(pair.model, pair.guide) == [pair.model.__self__]
+    assert modules(partial(partial(pair.model)), pair.guide) == [pair.model.__self__]
     assert modules(rows, len) == []
 
 
@@ -200,14 +208,21 @@ def test_a_loop_of_ones_own_is_scored_with_what_it_learned() -> None:
     assert all(torch.equal(pyro.get_param_store()[name], value) for name, value in before.items())
 
 
-def test_dropout_behind_a_plain_function_is_off_in_scores() -> None:
-    decoder = torch.nn.Sequential(torch.nn.Dropout(0.5), torch.nn.Linear(2, 3))
+def decoder_of(parts: dict[str, nn.Module]) -> nn.Module:
+    return parts["decoder"]
+
+
+@pytest.mark.parametrize("get", [decoder_of, lambda parts: parts["decoder"]])
+def test_dropout_behind_a_plain_function_is_off_in_scores(get) -> None:
+    """Neither a dictionary nor a helper function names the module to the program."""
+    decoder = nn.Sequential(nn.Dropout(0.5), nn.Linear(2, 3))
+    parts = {"decoder": decoder}
 
     def model(x: torch.Tensor) -> None:
-        pyro.module("decoder", decoder)
+        pyro.module("decoder", get(parts))
         with pyro.plate("data", len(x)):
             z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
-            pyro.sample("x", dist.Normal(decoder(z), 0.1).to_event(1), obs=x)
+            pyro.sample("x", dist.Normal(get(parts)(z), 0.1).to_event(1), obs=x)
 
     def guide(x: torch.Tensor) -> None:
         with pyro.plate("data", len(x)):
@@ -216,7 +231,37 @@ def test_dropout_behind_a_plain_function_is_off_in_scores() -> None:
     x = torch.randn(20, 3)
     one, other = score(model, guide, x), score(model, guide, x, chunk_size=3)
     torch.testing.assert_close(one.elbo, other.elbo)
-    assert decoder.training
+    assert all(part.training for part in decoder.modules())
+
+
+def test_dropout_is_off_in_a_method_behind_a_partial() -> None:
+    vae = ZOO["bound_methods"]().model.__self__
+    model, guide, x = partial(vae.model), partial(vae.guide), rows()
+    one, other = score(model, guide, x), score(model, guide, x, chunk_size=3)
+    torch.testing.assert_close(one.elbo, other.elbo)
+    assert all(part.training for part in vae.modules())
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_score_says_which_parameters_nothing_has_trained() -> None:
+    pair = ZOO["linear_gaussian"]()
+    options = {"num_samples": 5}
+    with pytest.warns(UserWarning, match=r"no parameters are known.*\['scale'\].*train the pair"):
+        score(pair.model, pair.guide, pair.x, **options)
+    fit(pair, num_steps=1)
+    score(pair.model, pair.guide, pair.x, **options)
+    with pytest.warns(UserWarning, match="no parameters are known"):
+        score(pair.model, partial(pair.guide), pair.x, **options)
+    score(ZOO["bound_methods"]().model, ZOO["bound_methods"]().guide, pair.x, **options)
+
+
+def test_a_pair_that_nothing_trained_does_not_see_the_scope_of_another() -> None:
+    trained, other = ZOO["linear_gaussian"](), ZOO["linear_gaussian"]()
+    expected = score(other.model, other.guide, other.x, num_samples=5)
+    with param_scope(trained.model, trained.guide):
+        pyro.param("scale", torch.tensor([9.0, 9.0]))
+        again = score(other.model, other.guide, other.x, num_samples=5)
+    assert torch.equal(expected.elbo, again.elbo)
 
 
 @pytest.mark.parametrize("seed", [-1, 2**32, 0.5])

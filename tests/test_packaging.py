@@ -7,6 +7,7 @@ import subprocess
 import sys
 from importlib.metadata import entry_points, version
 from importlib.resources import files
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -34,10 +35,6 @@ def source_files() -> list[Path]:
     return [ROOT / name for name in listed.stdout.split("\0") if name and (ROOT / name).is_file()]
 
 
-def test_import_waits_for_torch_until_a_name_is_used():
-    run_python("import sys, pyro_vaeflow; assert 'torch' not in sys.modules")
-
-
 def test_import_of_every_module_changes_no_global_state():
     run_python(
         """
@@ -61,13 +58,6 @@ after = state()
 assert before == after, [(a, b) for a, b in zip(before, after) if a != b]
 """
     )
-
-
-def test_every_public_name_can_be_imported():
-    for name in pyro_vaeflow.__all__:
-        assert getattr(pyro_vaeflow, name) is not None
-    with pytest.raises(AttributeError, match="no_such_name"):
-        pyro_vaeflow.no_such_name  # noqa: B018
 
 
 def test_installed_metadata():
@@ -112,10 +102,12 @@ def test_package_never_sets_threads():
 
 def test_make_and_continuous_integration_agree():
     text = (ROOT / "Makefile").read_text()
+    for module in re.findall(r"python -m (pyro_vaeflow[\w.]*)", text):
+        assert find_spec(module), module
     targets = set(re.findall(r"^([\w-]+):", text, re.MULTILINE))
     phony = set(re.search(r"^\.PHONY: (.*)$", text, re.MULTILINE)[1].split())
     assert phony == targets
-    assert {"quickstart", "test", "lint", "notebooks", "bench", "kdd-paper", "table1"} <= targets
+    assert {"quickstart", "test", "lint", "kdd-paper", "table1"} <= targets
     script = (ROOT / ".ci" / "run").read_text()
     for target in re.findall(r"^make ([\w-]+)$", script, re.MULTILINE):
         assert target in targets

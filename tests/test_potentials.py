@@ -4,12 +4,16 @@ import json
 import math
 import subprocess
 import sys
+from dataclasses import asdict, replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
-from pyro_vaeflow import score, train
+from pyro_vaeflow import potential_run, score, train
+from pyro_vaeflow.potential_run import EDGES, PotentialRun, fit_potential
+from pyro_vaeflow.potential_study import write_results
 from pyro_vaeflow.potentials import POTENTIALS, FlowGuide, PotentialModel, log_normalizer
 
 ROWS = torch.arange(200.0).unsqueeze(-1)
@@ -52,6 +56,37 @@ def test_a_flow_fits_the_ring_better_than_a_normal(flow: str, num_flows: int) ->
         return score(*pair, ROWS, num_samples=100).elbo.mean().item()
 
     assert fitted(flow, num_flows) > fitted("diagonal", 0) + 0.1
+
+
+SMALL = PotentialRun("U1", "planar", 2, seed=0, num_steps=2, batch_size=8, num_samples=3)
+
+
+@pytest.mark.parametrize("name", asdict(SMALL))
+def test_each_changed_setting_is_another_run(name: str) -> None:
+    other = {"potential": "U2", "model": "iaf"}.get(name, 7)
+    assert replace(SMALL, **{name: other}).name != SMALL.name
+
+
+def test_a_density_counts_the_draws_that_fall_outside(monkeypatch) -> None:
+    whole = fit_potential(SMALL)
+    assert np.sum(whole["density"]) * (EDGES[1] - EDGES[0]) ** 2 == pytest.approx(1.0, abs=0.01)
+    monkeypatch.setattr(potential_run, "EDGES", EDGES[45:])  # from 0 upward
+    part = fit_potential(SMALL)
+    np.testing.assert_allclose(part["density"], np.array(whole["density"])[45:, 45:])
+
+
+def test_one_seed_has_no_deviation_and_the_page_says_how_it_was_made(tmp_path: Path) -> None:
+    density = np.zeros((len(EDGES) - 1,) * 2).tolist()
+    kept = {"kl": 0.25, "stderr": 0.01, "seconds": 1.0, "density": density}
+    runs = [replace(SMALL, potential=u, learning_rate=0.02) for u in POTENTIALS]
+    write_results(tmp_path, [asdict(run) | kept for run in runs])
+    text = (tmp_path / "table.md").read_text()
+    assert "| planar 2  | 0.2500 (0.2500) |" in text
+    assert "2 steps of 8 draws, Adam 0.02 falling to 0.0002" in text
+    assert "seeds [0]; KL from 3,000 draws" in text
+    more = [asdict(replace(run, seed=1)) | kept | {"kl": 0.35} for run in runs]
+    write_results(tmp_path, [*(asdict(run) | kept for run in runs), *more])
+    assert "0.3000 ± 0.0707 (0.3500)" in (tmp_path / "table.md").read_text()
 
 
 @pytest.mark.slow

@@ -118,7 +118,7 @@ def test_predictive_draws_new_rows() -> None:
         (lambda: Guide(0), "num_features must be an integer of at least 1, got 0"),
         (lambda: Model(3, latent_dim=1.5), "latent_dim must be an integer of at least 1, got 1.5"),
         (lambda: Model(3, hidden_dims=()), r"hidden_dims must be .* got \(\)"),
-        (lambda: Guide(3, hidden_dims=(8, 0)), r"hidden_dims must be .* got \(8, 0\)"),
+        (lambda: Guide(3, hidden_dims=(8, 0)), r"hidden_dims\[1\] must be .* got 0"),
         (lambda: Guide(3, flow="diagonal", num_flows=2), "num_flows must be 0"),
         (lambda: Guide(3, flow="planar"), "num_flows must be an integer from 1 to 100"),
     ],

@@ -1,12 +1,14 @@
 """Scores: exact where there is a closed form, and functions of the row and the seed alone."""
 
 import copy
+import warnings
 
 import pyro
+import pyro.distributions as dist
 import pytest
 import torch
 
-from pyro_vaeflow import Scores, log_weights, score, train
+from pyro_vaeflow import KhatWarning, Scores, contributions, log_weights, score, train
 from pyro_vaeflow.traces import take_rows
 from tests.programs import ZOO, LinearGaussian, Pair
 
@@ -131,6 +133,29 @@ def test_adaptive_draws_reach_the_tolerance_and_no_further() -> None:
     torch.testing.assert_close(part.log_evidence, scores.log_evidence[7:9])
 
 
+def test_a_single_draw_never_meets_the_tolerance() -> None:
+    pair = ZOO["diagonal"]()
+    scores = scores_of(pair, num_samples=1, tol=1e-9, max_samples=4)
+    assert (scores.num_samples == 4).all() and scores.stderr.isfinite().all()
+
+
+def test_a_guide_that_is_too_narrow_is_told_and_an_exact_one_is_not() -> None:
+    exact = LinearGaussian()
+    x = exact.sample(20)
+
+    def narrow(x):
+        with pyro.plate("data", len(x)):
+            loc = exact.posterior_loc(x)
+            pyro.sample("z", dist.Normal(loc, 0.05).to_event(1))
+
+    for run in (score, contributions):
+        with pytest.warns(KhatWarning, match=r"\d+ of 20 rows have k-hat above 0.7 \(rows \d+"):
+            run(exact.model, narrow, x, num_samples=500)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            run(exact.model, exact.exact_guide, x, num_samples=500)
+
+
 def test_no_rows_have_no_scores() -> None:
     pair = ZOO["diagonal"]()
     assert scores_of(pair, pair.x[:0]).log_evidence.shape == (0,)
@@ -139,7 +164,14 @@ def test_no_rows_have_no_scores() -> None:
 
 @pytest.mark.parametrize(
     "options",
-    [{"num_samples": 0}, {"num_samples": 2.5}, {"chunk_size": 0}, {"chunk_size": -1}, {"tol": 0.0}],
+    [
+        {"num_samples": 0},
+        {"num_samples": 2.5},
+        {"chunk_size": 0},
+        {"chunk_size": -1},
+        {"tol": 0.0},
+        {"max_samples": 100, "tol": 0.1},
+    ],
 )
 def test_a_bad_size_is_named(options: dict) -> None:
     pair = ZOO["diagonal"]()

@@ -1,0 +1,21 @@
+"""The check that every size, count and depth goes through."""
+
+from numbers import Integral
+from typing import Any
+
+
+def check_size(name: str, value: Any, low: int = 1, high: int | None = None) -> None:
+    """Refuses what is not an integer, NumPy's included, from `low` to `high`.
+
+    Raises:
+        ValueError: names the argument, the value and what is allowed.
+
+    Example:
+        >>> check_size("num_steps", 0)
+        Traceback (most recent call last):
+        ValueError: num_steps must be an integer of at least 1, got 0
+    """
+    right = isinstance(value, Integral) and not isinstance(value, bool)
+    if not right or value < low or (high is not None and value > high):
+        allowed = f"of at least {low}" if high is None else f"from {low} to {high}"
+        raise ValueError(f"{name} must be an integer {allowed}, got {value!r}")

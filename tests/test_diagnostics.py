@@ -1,0 +1,362 @@
+"""Inference gaps against closed forms of the linear-Gaussian model, and laws of every pair."""
+
+import copy
+import math
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from torch import nn
+from torch.distributions import constraints
+
+from pyro_vaeflow import Guide, log_weights, score, train
+from pyro_vaeflow.diagnostics import inference_gap
+from pyro_vaeflow.gaps import Gaps, split_gap
+from pyro_vaeflow.isolation import param_scope
+from pyro_vaeflow.local import RowGuides
+from pyro_vaeflow.traces import as_args, check_contract, take_rows
+from tests.programs import ZOO, LinearGaussian, Pair
+
+pytestmark = [
+    pytest.mark.usefixtures("float64"),
+    pytest.mark.filterwarnings("ignore::pyro_vaeflow.scoring.KhatWarning"),
+]
+
+
+def correlated(correlation: float = 0.45) -> LinearGaussian:
+    """The posterior's precision has this correlation; below 1/2 weights have a variance."""
+    exact = LinearGaussian()
+    precision = 4.0 * torch.tensor([[1.0, correlation], [correlation, 1.0]])
+    factor = torch.linalg.cholesky(exact.scale**2 * (precision - torch.eye(2)))
+    exact.weight = torch.cat([factor.T, torch.zeros(1, 2)])
+    exact.covariance = torch.linalg.inv(precision)
+    exact.gain = exact.covariance @ exact.weight.T / exact.scale**2
+    return exact
+
+
+def kl_of_best_factorised(exact: LinearGaussian) -> float:
+    """Its variances are 1 / P_ii, so tr(P D) = d and KL = (sum_i log P_ii - log det P) / 2."""
+    precision = torch.linalg.inv(exact.covariance)
+    return 0.5 * (precision.diagonal().log().sum() - precision.logdet()).item()
+
+
+def gaps_of(pair: Pair, x=None, **options) -> Gaps:
+    x = pair.x if x is None else x
+    return inference_gap(pair.model, pair.guide, x, **{"num_samples": 60, "num_steps": 4} | options)
+
+
+def assert_same(one: Gaps, other: Gaps, rows=slice(None)) -> None:
+    for name in ("log_evidence", "local_elbo", "elbo", "approximation_gap", "amortization_gap"):
+        expected, actual = getattr(one, name)[rows], getattr(other, name)
+        torch.testing.assert_close(actual, expected, rtol=1e-7, atol=1e-7)
+
+
+# --- closed forms ---
+
+
+def test_an_exact_guide_has_no_gaps() -> None:
+    exact = LinearGaussian()
+    x = exact.sample(50)
+    gaps = inference_gap(exact.model, exact.exact_guide, x, num_samples=50)
+    torch.testing.assert_close(gaps.log_evidence, exact.log_evidence(x), rtol=0, atol=1e-10)
+    for name in ("approximation_gap", "amortization_gap", "approximation_stderr"):
+        torch.testing.assert_close(getattr(gaps, name), torch.zeros(50), rtol=0, atol=1e-10)
+
+
+def test_an_exact_guide_with_parameters_hardly_moves() -> None:
+    exact = LinearGaussian()
+
+    def guide(x: torch.Tensor) -> None:
+        gain = pyro.param("gain", exact.gain)
+        start = torch.linalg.cholesky(exact.covariance)
+        factor = pyro.param("factor", start, constraint=constraints.lower_cholesky)
+        with pyro.plate("data", len(x)):
+            loc = (x - exact.offset) @ gain.T
+            pyro.sample("z", dist.MultivariateNormal(loc, scale_tril=factor))
+
+    x = exact.sample(20)
+    gaps = inference_gap(exact.model, guide, x)
+    torch.testing.assert_close(gaps.elbo, exact.log_evidence(x), rtol=0, atol=1e-10)
+    assert (gaps.amortization_gap.abs() <= 4.0 * gaps.amortization_stderr).all()
+    assert gaps.amortization_gap.abs().max() < 0.01 and gaps.approximation_gap.max() < 0.01
+
+
+def test_the_approximation_gap_of_a_learned_factorised_guide_is_its_closed_form() -> None:
+    exact = correlated()
+
+    def guide(x: torch.Tensor) -> None:
+        gain = pyro.param("gain", torch.zeros(2, 3))
+        scale = pyro.param("scale", torch.ones(2), constraint=constraints.positive)
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal((x - exact.offset) @ gain.T, scale).to_event(1))
+
+    x = exact.sample(1000)
+    train(exact.model, guide, x, num_steps=600, learning_rate=lambda t: 0.05 * (1 - t / 600),
+          progress=False)  # fmt: skip
+    gaps = inference_gap(exact.model, guide, x[:200], num_steps=20)
+    assert kl_of_best_factorised(exact) > 0.1
+    assert gaps.approximation_gap.mean().item() == pytest.approx(
+        kl_of_best_factorised(exact), abs=0.01
+    )
+    assert gaps.amortization_gap.mean().item() == pytest.approx(0.0, abs=0.01)
+
+
+def test_standard_errors_are_of_the_size_of_the_errors() -> None:
+    """The guide starts as the best factorised one, so without a step both q are that one."""
+    exact = LinearGaussian()
+    x = exact.sample(500)
+    gaps = inference_gap(exact.model, exact.diagonal_guide, x, num_samples=2000, num_steps=0)
+    off = (gaps.approximation_gap - kl_of_best_factorised(exact)) / gaps.approximation_stderr
+    assert (off.abs() < 3.0).double().mean() >= 0.99
+    assert off.std().item() == pytest.approx(1.0, abs=0.1)
+    assert gaps.amortization_gap.abs().max() == 0.0
+
+
+def test_the_gap_of_one_posterior_for_all_rows_is_recovered() -> None:
+    """The worst amortization: q does not know x. Its gap has a closed form row by row."""
+    exact = correlated()
+
+    def guide(x: torch.Tensor) -> None:
+        loc = pyro.param("loc", torch.zeros(2))
+        scale = pyro.param("scale", torch.ones(2), constraint=constraints.positive)
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(loc, scale).to_event(1))
+
+    x = exact.sample(30)
+    gaps = inference_gap(exact.model, guide, x, num_samples=4000, learning_rate=0.1)
+    posterior = dist.MultivariateNormal(exact.posterior_loc(x), exact.covariance)
+    prior = dist.MultivariateNormal(torch.zeros(30, 2), torch.eye(2))
+    kl = torch.distributions.kl_divergence(prior, posterior)
+    best = kl_of_best_factorised(exact)
+    assert (kl - best).mean() > 1.0
+    error = gaps.amortization_gap - (kl - best)
+    assert (error.abs() < 4.0 * gaps.amortization_stderr + 0.02).all()
+    assert gaps.approximation_gap.mean().item() == pytest.approx(best, abs=0.01)
+    torch.testing.assert_close(gaps.log_evidence, exact.log_evidence(x), rtol=0, atol=0.1)
+
+
+@pytest.mark.parametrize("conditioned", [True, False])
+@pytest.mark.parametrize("flow, depth", [("diagonal", 0), ("planar", 3), ("iaf", 3)])
+def test_an_untrained_guide_is_brought_to_its_familys_best(flow, depth, conditioned) -> None:
+    """Every family holds the factorised normals, so none may end below the best of these."""
+    if flow == "diagonal" and not conditioned:
+        pytest.skip("there is no flow to condition")
+    exact = correlated()
+    x = exact.sample(20)
+    sizes = {"latent_dim": 2, "hidden_dims": (16,)}
+    guide = Guide(3, flow=flow, num_flows=depth, conditioned=conditioned, **sizes)
+    gaps = inference_gap(exact.model, guide, x, learning_rate=0.1)
+    assert gaps.amortization_gap.mean() > 1.0
+    best = kl_of_best_factorised(exact)
+    assert -1e-9 <= gaps.approximation_gap.mean().item() < best + 0.01
+    if flow == "diagonal":
+        assert gaps.approximation_gap.mean().item() == pytest.approx(best, abs=0.01)
+    if flow == "iaf":  # one autoregressive layer turns a factorised normal into any normal
+        assert gaps.approximation_gap.mean().item() < 0.3 * best
+
+
+def test_a_discrete_latent_is_brought_to_its_exact_posterior() -> None:
+    """Columns and latents are independent pairs here, so the factorised posterior is exact."""
+    pair = ZOO["discrete_latent"]()
+    gaps = gaps_of(pair, num_samples=2000, num_steps=200, learning_rate=0.3)
+    with_or_without = torch.tensor([0.7, 0.3]).log() + dist.Normal(
+        torch.tensor([0.0, 1.0]), 0.8
+    ).log_prob(pair.x.unsqueeze(-1))
+    expected = with_or_without.logsumexp(-1).sum(-1)
+    torch.testing.assert_close(gaps.log_evidence, expected, rtol=0, atol=0.02)
+    assert gaps.amortization_gap.mean() > 0.4
+    assert gaps.approximation_gap.max() < 0.05
+
+
+# --- laws of every pair ---
+
+
+def test_gaps_of_every_pair_are_not_negative_and_agree_with_its_scores(row_pair: Pair) -> None:
+    train(row_pair.model, row_pair.guide, row_pair.x, num_steps=1, progress=False)
+    x = take_rows(row_pair.args, slice(0, 3))
+    gaps = gaps_of(row_pair, x)
+    assert (gaps.approximation_gap >= -3.0 * gaps.approximation_stderr - 1e-9).all()
+    assert (gaps.amortization_gap >= -3.0 * gaps.amortization_stderr - 1e-9).all()
+    scores = score(row_pair.model, row_pair.guide, x, num_samples=60)
+    torch.testing.assert_close(gaps.elbo, scores.elbo)
+    assert (gaps.log_evidence >= scores.log_evidence - 3.0 * scores.stderr - 1e-9).all()
+    torch.testing.assert_close(gaps.inference_gap, gaps.log_evidence - gaps.elbo)
+
+
+def test_the_call_changes_nothing(row_pair: Pair) -> None:
+    train(row_pair.model, row_pair.guide, row_pair.x, num_steps=1, progress=False)
+    x = take_rows(row_pair.args, slice(0, 2))
+    owner = getattr(row_pair.guide, "__self__", row_pair.guide)
+    modules = [m for m in (row_pair.model, owner) if isinstance(m, nn.Module)]
+
+    def state() -> tuple:
+        with param_scope(row_pair.model, row_pair.guide):
+            stored = {k: v.detach().clone() for k, v in pyro.get_param_store().items()}
+        return stored, [copy.deepcopy(m.state_dict()) for m in modules], torch.get_rng_state(), x
+
+    before = copy.deepcopy(state())
+    weights = log_weights(row_pair.model, row_pair.guide, x)
+    gaps_of(row_pair, x, num_steps=2)
+    torch.testing.assert_close(state(), before, rtol=0, atol=0)
+    assert torch.equal(log_weights(row_pair.model, row_pair.guide, x), weights)
+    assert not dict(pyro.get_param_store())
+    assert all(
+        p.grad is None for m in modules for p in m.parameters() if p.grad is not None
+    ) or all(p.requires_grad for m in modules for p in m.parameters())
+    copy.deepcopy(modules)  # no tensor of vmap is left behind
+
+
+def test_other_rows_their_order_and_chunks_change_no_gap() -> None:
+    pair = ZOO["planar"]()
+    whole = gaps_of(pair)
+    assert_same(whole, gaps_of(pair, chunk_size=7))
+    few = torch.tensor([4, 4, 29, 0, 4])
+    assert_same(whole, gaps_of(pair, pair.x[few], chunk_size=2), few)
+
+
+def test_rows_that_repeat_are_optimised_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where the second argument alone tells two rows apart."""
+    seen = []
+    amortized = RowGuides.amortized
+    monkeypatch.setattr(
+        RowGuides, "amortized", lambda self, rows: seen.append(len(rows)) or amortized(self, rows)
+    )
+    pair = ZOO["masked"]()
+    x = pair.x[0][:1].expand(6, -1)
+    flags = torch.tensor([True, False, True, True, False, True])
+    gaps = gaps_of(pair, (x, flags), num_steps=0)
+    assert set(seen) == {2}
+    assert len(gaps.elbo) == 6 and gaps.elbo.unique().tolist() == gaps.elbo[:2].sort()[0].tolist()
+
+
+def test_what_vmap_cannot_do_is_done_row_by_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    pair = ZOO["iaf"]()
+    expected = gaps_of(pair, pair.x[:4])
+
+    def no_vmap(*args, **kwargs):
+        raise RuntimeError("vmap: no")
+
+    monkeypatch.setattr(torch, "vmap", no_vmap)
+    assert_same(expected, gaps_of(pair, pair.x[:4]))
+
+
+def test_splines_go_row_by_row_and_improve() -> None:
+    pair = ZOO["spline"]()
+    gaps = gaps_of(pair, pair.x[:2], num_steps=25, num_samples=300, learning_rate=0.1)
+    assert (gaps.amortization_gap > 3.0 * gaps.amortization_stderr).all()
+
+
+@pytest.mark.parametrize(
+    "name, of_guide",
+    [
+        ("bound_methods", ["encoder"]),
+        ("unannounced_methods", ["encoder"]),
+        ("module_functions", ["encoder"]),
+        ("param_functions", ["gain", "scale"]),
+    ],
+)
+def test_the_models_parameters_are_left_out(name: str, of_guide: list[str]) -> None:
+    pair = ZOO[name]()
+    args = as_args(pair.x)
+    depth = check_contract(pair.model, pair.guide, args)
+    with param_scope(pair.model, pair.guide), pyro.validation_enabled(False):
+        guides = RowGuides(pair.model, pair.guide, args, depth, "data")
+        if name == "param_functions":
+            store = pyro.get_param_store()
+            expected = [dict(store.named_parameters())[n] for n in of_guide]
+        else:
+            owner = getattr(pair.guide, "__self__", None)
+            encoder = owner.encoder if owner else pair.guide.__closure__[0].cell_contents
+            expected = list(encoder.parameters())
+    assert {id(p) for p in guides.parameters} == {id(p) for p in expected}
+
+
+def test_parameters_that_model_and_guide_share_stay_as_they_are() -> None:
+    """The guide could only move them by changing the model."""
+    shared = nn.Linear(3, 3)
+
+    def model(x: torch.Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(3), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(shared(z), 0.5).to_event(1), obs=x)
+
+    def guide(x: torch.Tensor) -> None:
+        pyro.module("shared", shared)
+        scale = pyro.param("scale", torch.ones(3), constraint=constraints.positive)
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(x @ shared.weight, scale).to_event(1))
+
+    x = (torch.randn(4, 3),)
+    depth = check_contract(model, guide, x)
+    with param_scope(model, guide), pyro.validation_enabled(False):
+        guides = RowGuides(model, guide, x, depth, "data")
+        assert [p.shape for p in guides.parameters] == [(3,)]
+    gaps = inference_gap(model, guide, x, num_samples=200, num_steps=20, learning_rate=0.1)
+    assert gaps.amortization_gap.mean() > 0.1
+
+
+def test_gradients_off_in_the_callers_code_do_no_harm() -> None:
+    pair = ZOO["diagonal"]()
+    expected = gaps_of(pair)
+    with torch.no_grad():
+        assert_same(expected, gaps_of(pair))
+
+
+# --- the face ---
+
+
+def test_tables() -> None:
+    gaps = gaps_of(ZOO["diagonal"]())
+    frame = gaps.to_frame()
+    assert len(frame) == 30
+    assert [*frame.columns[:3]] == ["log_evidence", "local_elbo", "elbo"]
+    summary = gaps.summary()
+    assert summary.loc["inference_gap", "mean"] == pytest.approx(gaps.inference_gap.mean().item())
+    expected = gaps.amortization_gap.std().item() / math.sqrt(30)
+    assert summary.loc["amortization_gap", "stderr"] == pytest.approx(expected)
+
+
+def test_no_rows_have_no_gaps() -> None:
+    pair = ZOO["diagonal"]()
+    assert gaps_of(pair, pair.x[:0]).approximation_gap.shape == (0,)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"num_samples": 1},
+        {"num_steps": -1},
+        {"draws_per_step": 1},
+        {"chunk_size": 0},
+        {"learning_rate": 0.0},
+    ],
+)
+def test_a_bad_argument_is_named(options: dict) -> None:
+    with pytest.raises(ValueError, match=f"{next(iter(options))} must be .* got"):
+        gaps_of(ZOO["diagonal"](), **options)
+
+
+def test_a_latent_that_rows_share_is_refused_by_name() -> None:
+    with pytest.raises(ValueError, match="offset"):
+        gaps_of(ZOO["shared_latent"]())
+
+
+# --- the pure core ---
+
+
+def test_one_lucky_draw_does_not_make_the_evidence() -> None:
+    """Truth 0; the amortized weights vary so much that one draw in a thousand decides."""
+    narrow = 0.1 * torch.randn(1000, 1) - 0.005
+    lucky = torch.full((1000, 1), -5.0)
+    lucky[17] = 8.0  # alone worth an estimate of 1.1
+    assert split_gap(lucky, narrow).log_evidence.abs() < 0.02
+    assert split_gap(narrow, lucky).log_evidence.abs() < 0.02
+
+
+def test_a_mode_that_the_steadier_weights_miss_is_seen_under_the_other() -> None:
+    """Constant weights of half the evidence against noisier ones of all of it."""
+    half = torch.full((1000, 1), math.log(0.5)) + 0.01 * torch.randn(1000, 1)
+    whole = torch.randn(1000, 1) - 0.5
+    assert split_gap(half, whole).log_evidence.item() == pytest.approx(0.0, abs=0.15)
+    assert split_gap(whole, half).log_evidence.item() == pytest.approx(0.0, abs=0.15)
