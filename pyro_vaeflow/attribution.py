@@ -47,7 +47,7 @@ def contributions(
 
     Example:
         >>> from pyro_vaeflow import Guide, Model, contributions
-        >>> contributions(Model(3), Guide(3), torch.rand(5, 3)).shape
+        >>> contributions(Model(3), Guide(3), torch.rand(5, 3), num_samples=20).shape
         torch.Size([5, 3])
     """
     parts, khats = [], []

@@ -16,8 +16,8 @@ class Gaps:
     """What `inference_gap` knows of each row; fields are ``(num_data,)``, nats but for k-hat."""
 
     log_evidence: torch.Tensor
-    """log p(x), importance-sampled under the q of the two whose weights vary less, or under the
-    other where that gives significantly more: each is biased low."""
+    """log p(x), importance-sampled under the local q, or under the amortized where that gives
+    significantly more: each is biased low."""
     local_elbo: torch.Tensor
     """The ELBO with q optimised for the row alone."""
     elbo: torch.Tensor
@@ -64,7 +64,7 @@ def split_gap(amortized: torch.Tensor, local: torch.Tensor) -> Gaps:
         >>> split_gap(amortized, local).inference_gap.shape
         torch.Size([5])
     """
-    log_weight = torch.where(_local_is_nearer(amortized, local), local, amortized)
+    log_weight = torch.where(_needs_amortized(amortized, local), amortized, local)
     log_evidence = importance.log_evidence(log_weight)
     elbo, local_elbo = amortized.mean(0), local.mean(0)
     return Gaps(
@@ -83,14 +83,12 @@ def _stderr(draws: torch.Tensor) -> torch.Tensor:
     return draws.std(0) / len(draws) ** 0.5
 
 
-def _local_is_nearer(amortized: torch.Tensor, local: torch.Tensor) -> torch.Tensor:
-    """Whether the evidence is better estimated under the local q than under the amortized.
+def _needs_amortized(amortized: torch.Tensor, local: torch.Tensor) -> torch.Tensor:
+    """Whether the amortized q gives significantly more evidence than the local, which is nearer.
 
-    Each estimate is low on average, so the larger would do if they had no noise; but the larger of
-    two noisy ones is high, by a nat for a row where one lucky draw has most of the weight.
+    Each estimate is low on average, so the larger would do if they had no noise. But the larger of
+    two noisy ones is high: on KDD Cup 99 its error was twice that of the local one alone.
     """
-    pair = (amortized, local)
-    lead = importance.log_evidence(local) - importance.log_evidence(amortized)
-    errors = [importance.log_evidence_stderr(log_weight) for log_weight in pair]
-    significant = lead.abs() > 3.0 * torch.hypot(*errors)
-    return torch.where(significant, lead > 0, errors[1] <= errors[0])
+    lead = importance.log_evidence(amortized) - importance.log_evidence(local)
+    errors = [importance.log_evidence_stderr(log_weight) for log_weight in (amortized, local)]
+    return lead > 3.0 * torch.hypot(*errors)

@@ -132,11 +132,12 @@ def test_kdd_paper_is_the_published_protocol() -> None:
         assert (c.annealing.kind, c.annealing.num_cycles, c.annealing.ratio) == ("cyclical", 6, 0.8)
 
 
-def test_kdd_width_is_kdd_paper_but_for_the_width_and_the_rows_that_choose_it() -> None:
+def test_kdd_width_is_kdd_paper_but_for_the_layers_and_the_rows_that_choose_them() -> None:
     studies = load_study("kdd-paper"), load_study("kdd-width")
     paper = next(c for c in studies[0].expand() if (c.model, c.num_flows) == ("iaf", 5))
     for config in studies[1].expand(seeds=[0]):
-        alike = {"flow_options": paper.flow_options, "held_out_rows": paper.held_out_rows}
+        kept = ("flow_options", "num_flows", "held_out_rows")
+        alike = {name: getattr(paper, name) for name in kept}
         assert replace(config, study=paper.study, **alike) == paper
 
 

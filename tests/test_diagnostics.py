@@ -351,10 +351,9 @@ def test_one_lucky_draw_does_not_make_the_evidence() -> None:
     lucky = torch.full((1000, 1), -5.0)
     lucky[17] = 8.0  # alone worth an estimate of 1.1
     assert split_gap(lucky, narrow).log_evidence.abs() < 0.02
-    assert split_gap(narrow, lucky).log_evidence.abs() < 0.02
 
 
-def test_a_mode_that_the_steadier_weights_miss_is_seen_under_the_other() -> None:
+def test_a_mode_that_one_q_misses_is_seen_under_the_other() -> None:
     """Constant weights of half the evidence against noisier ones of all of it."""
     half = torch.full((1000, 1), math.log(0.5)) + 0.01 * torch.randn(1000, 1)
     whole = torch.randn(1000, 1) - 0.5
