@@ -50,8 +50,9 @@ class RowAdam:
 
     A step is about as long as the learning rate, whether a row has two parameters or 100,000. With
     a moment a parameter, a step of a large network moves the posterior far more than one of a small
-    one, and no learning rate suits both: for the diagonal guide on KDD Cup 99, 200 steps of this
-    went as far as 1,500 of Adam.
+    one, and no learning rate suits both. On 20 rows of KDD Cup 99, 200 steps of this went as far
+    as 1,500 of Adam (learning rate 0.001) for a diagonal guide; for 50 planar layers, 200 steps of
+    either were level.
     """
 
     def __init__(self, values: Values, beta: float = 0.9) -> None:
@@ -63,7 +64,7 @@ class RowAdam:
     def ascend(self, gradient: Sequence[torch.Tensor], learning_rate: float) -> None:
         """One step along the gradient of each parameter, ``(rows, ...)``."""
         self.step += 1
-        squares = [g.square().reshape(len(g), -1).sum(1) for g in gradient]
+        squares = [g.reshape(len(g), -1).norm(dim=1).square() for g in gradient]
         square = self.beta * self.square + (1.0 - self.beta) * torch.stack(squares).sum(0)
         unbias = 1.0 - self.beta**self.step
         length = (unbias * square).sqrt().clamp(min=torch.finfo(square.dtype).tiny)

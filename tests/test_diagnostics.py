@@ -164,7 +164,7 @@ def test_a_discrete_latent_is_brought_to_its_exact_posterior() -> None:
         torch.tensor([0.0, 1.0]), 0.8
     ).log_prob(pair.x.unsqueeze(-1))
     expected = with_or_without.logsumexp(-1).sum(-1)
-    torch.testing.assert_close(gaps.log_evidence, expected, rtol=0, atol=0.02)
+    torch.testing.assert_close(gaps.log_evidence, expected, rtol=0, atol=0.05)
     assert gaps.amortization_gap.mean() > 0.4
     assert gaps.approximation_gap.max() < 0.05
 
