@@ -251,7 +251,7 @@ class _Batches:
 
 
 class _Best:
-    """The parameters, and the modules' buffers, of the best held-out evaluation."""
+    """The modules' states, and the store's parameters, at the best held-out evaluation."""
 
     def __init__(self, model: Program, guide: Program) -> None:
         self.pair = (model, guide)
@@ -263,16 +263,16 @@ class _Best:
     def see(self, step: int, value: float) -> None:
         if value > self.value:
             self.value, self.step, self.evaluations_since = value, step, 0
-            parameters = named_parameters(*self.pair)
-            self.kept = {name: p.detach().clone() for name, p in parameters.items()}
+            stored = pyro.get_param_store().named_parameters()
+            self.kept = {name: p.detach().clone() for name, p in stored}
             self.states = [deepcopy(module.state_dict()) for module in modules(*self.pair)]
         else:
             self.evaluations_since += 1
 
     def restore(self) -> None:
-        parameters = named_parameters(*self.pair)
+        stored = dict(pyro.get_param_store().named_parameters())
         with torch.no_grad():
             for name, value in self.kept.items():
-                parameters[name].copy_(value)
+                stored[name].copy_(value)
         for module, state in zip(modules(*self.pair), self.states, strict=False):
             module.load_state_dict(state)
