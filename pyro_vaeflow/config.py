@@ -71,16 +71,19 @@ class ExperimentConfig(Checked):
         decoder_dims: widths of the decoder's hidden layers.
         activation: of both networks' hidden layers, a name in `pyro_vaeflow.programs.ACTIVATIONS`.
         dropout: probability, in both networks, in training only.
+        input_dropout: of mixed tables, the share of entries hidden from the encoder in training.
         num_steps: mini-batches of training; or give num_epochs.
         num_epochs: passes over the training rows; or give num_steps.
         batch_size: rows a mini-batch.
+        count_power: mini-batches are drawn from the distinct training rows in proportion to the
+            number of their copies to this power: 1 is as they are, 0 each distinct row alike.
         learning_rate: of Adam, at the start.
         learning_rate_schedule: constant, linear or cosine.
         learning_rate_stop: the last learning rate, of linear and cosine.
         annealing: the weight of the Kullback-Leibler term.
         clip_norm: the largest gradient norm; none by default.
         held_out_rows: training inliers kept from training and scored after it, so that settings can
-            be chosen without labels.
+            be chosen without labels; distinct ones, with all their copies, if count_power is not 1.
         num_samples: draws of z for each row's scores.
         map_size: points a side of the square grid on which A(x) of two-column data is kept.
         seed: of initial parameters, mini-batches, training and scoring noise; 0 is a seed.
@@ -102,9 +105,11 @@ class ExperimentConfig(Checked):
     decoder_dims: tuple[int, ...] = setting((64, 128), low=1)
     activation: str = "leaky_relu"
     dropout: float = setting(0.2, low=0.0, below=1.0)
+    input_dropout: float = setting(0.0, low=0.0, below=1.0)
     num_steps: int | None = setting(None, low=1)
     num_epochs: float | None = setting(None, above=0.0)
     batch_size: int = setting(256, low=1)
+    count_power: float = setting(1.0, low=0.0, high=1.0)
     learning_rate: float = setting(1e-3, above=0.0)
     learning_rate_schedule: str = setting("constant", choices=("constant", "linear", "cosine"))
     learning_rate_stop: float = setting(0.0, low=0.0)

@@ -1,7 +1,8 @@
 """One run: load, encode, build, train, score, measure. A run is one config with its seed."""
 
 import time
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,7 @@ import pandas as pd
 import torch
 
 from pyro_vaeflow.checked import ConfigError
+from pyro_vaeflow.columns import Column
 from pyro_vaeflow.config import ExperimentConfig
 from pyro_vaeflow.metrics import detection_metrics
 from pyro_vaeflow.programs import Guide, Model
@@ -28,6 +30,7 @@ class Result:
     arrays: dict[str, np.ndarray]
     density_map: dict[str, np.ndarray]
     parameters: dict[str, torch.Tensor]
+    columns: Sequence[Column] | None = None
 
 
 def run(config: ExperimentConfig, progress: bool = False) -> Result:
@@ -47,10 +50,13 @@ def run(config: ExperimentConfig, progress: bool = False) -> Result:
         raise ConfigError(
             f"held_out_rows={config.held_out_rows} leaves none of {len(task.x_train)} training rows"
         )
-    held_out, x_train = task.x_train.tensor_split([config.held_out_rows])
-    model, guide = build(config, x_train.shape[1])
+    x_train, weights = training_rows(task.x_train, config.count_power)
+    held_out, x_train = x_train.tensor_split([config.held_out_rows])
+    if weights is not None:
+        weights = weights[config.held_out_rows :]
+    model, guide = build(config, task.num_features)
     started = time.perf_counter()
-    history = fit(config, model, guide, x_train, progress)
+    history = fit(config, model, guide, x_train, weights, progress)
     trained = time.perf_counter()
     scores = _score(config, model, guide, task.x_test, progress)
     scored = time.perf_counter()
@@ -65,7 +71,23 @@ def run(config: ExperimentConfig, progress: bool = False) -> Result:
         arrays={"is_anomaly": task.is_anomaly, **_arrays(scores)},
         density_map=_density_map(config, model, guide, task),
         parameters=parameters(model, guide),
+        columns=task.columns,
     )
+
+
+def training_rows(x: torch.Tensor, count_power: float) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """The rows to draw from and their weights: distinct ones, in an order drawn anew, or all alike.
+
+    Example:
+        >>> rows, weights = training_rows(torch.tensor([[1.0], [2.0], [1.0], [1.0], [1.0]]), 0.5)
+        >>> dict(zip(rows.squeeze(1).tolist(), weights.tolist()))[1.0]
+        2.0
+    """
+    if count_power == 1.0:
+        return x, None
+    distinct, counts = torch.unique(x, dim=0, return_counts=True)
+    order = torch.randperm(len(distinct), generator=torch.Generator().manual_seed(0))
+    return distinct[order], counts[order].double() ** count_power
 
 
 def parameters(model: Model, guide: Guide) -> dict[str, torch.Tensor]:
@@ -77,8 +99,11 @@ def parameters(model: Model, guide: Guide) -> dict[str, torch.Tensor]:
 def _score(
     config: ExperimentConfig, model: Model, guide: Guide, x: torch.Tensor, progress: bool
 ) -> Scores:
+    # Copies of a row have one score: it depends on the row's content and the seed alone.
+    distinct, place = torch.unique(x, dim=0, return_inverse=True)
     draws = {"num_samples": config.num_samples, "seed": config.seed}
-    return score(model, guide, x, **draws, progress=progress)  # type: ignore[arg-type]
+    scores = score(model, guide, distinct, **draws, progress=progress)  # type: ignore[arg-type]
+    return Scores(**{f.name: getattr(scores, f.name)[place] for f in fields(Scores)})
 
 
 def measure(task: Task, scores: Scores) -> dict[str, Any]:

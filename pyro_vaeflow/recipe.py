@@ -8,13 +8,17 @@ from pyro.infer import ELBO, Trace_ELBO
 
 from pyro_vaeflow.annealing import CapacityELBO, Schedule, constant, cosine, cyclical, linear
 from pyro_vaeflow.checked import ConfigError, check_names
+from pyro_vaeflow.columns import Column
 from pyro_vaeflow.config import AnnealingConfig, ExperimentConfig
 from pyro_vaeflow.flows import FLOWS
 from pyro_vaeflow.isolation import seeded
 from pyro_vaeflow.likelihoods import LIKELIHOODS
-from pyro_vaeflow.programs import ACTIVATIONS, Guide, Model
+from pyro_vaeflow.mixed import MixedHead
+from pyro_vaeflow.programs import ACTIVATIONS, Guide, Model, Row
 from pyro_vaeflow.tasks import check_task
 from pyro_vaeflow.training import History, train
+
+TWO_COLUMNS = [Column("a", "continuous"), Column("b", "continuous")]
 
 
 def check_registered(config: ExperimentConfig) -> None:
@@ -31,7 +35,7 @@ def check_registered(config: ExperimentConfig) -> None:
     _check_options(config.likelihood, config.likelihood_options, head, given=2)
     _check_options(config.model, config.flow_options, flow, given=3)
     try:
-        build(config, num_features=2)
+        build(config, TWO_COLUMNS if head is MixedHead else 2)
     except (TypeError, ValueError) as error:
         raise ConfigError(f"{config.model} with {config.num_flows} flows: {error}") from error
 
@@ -42,7 +46,7 @@ def _check_options(name: str, options: dict[str, Any], builder: Any, given: int)
     check_names(options, allowed or ["none"], f"option of {name}")
 
 
-def build(config: ExperimentConfig, num_features: int) -> tuple[Model, Guide]:
+def build(config: ExperimentConfig, num_features: Row) -> tuple[Model, Guide]:
     """The model and the guide of a configuration; initial parameters depend on its seed alone."""
     with seeded(config.seed):
         model = Model(
@@ -62,6 +66,7 @@ def build(config: ExperimentConfig, num_features: int) -> tuple[Model, Guide]:
             num_flows=config.num_flows,
             conditioned=config.conditioned,
             dropout=config.dropout,
+            input_dropout=config.input_dropout,
             activation=config.activation,
             flow_options=config.flow_options,
         )
@@ -69,7 +74,12 @@ def build(config: ExperimentConfig, num_features: int) -> tuple[Model, Guide]:
 
 
 def fit(
-    config: ExperimentConfig, model: Model, guide: Guide, x: torch.Tensor, progress: bool
+    config: ExperimentConfig,
+    model: Model,
+    guide: Guide,
+    x: torch.Tensor,
+    weights: torch.Tensor | None,
+    progress: bool,
 ) -> History:
     """Trains `model` and `guide` in place as the configuration says."""
     num_steps = config.num_steps
@@ -87,6 +97,7 @@ def fit(
         schedule=schedule,
         loss=loss,
         clip_norm=config.clip_norm,
+        weights=weights,
         seed=config.seed,
         progress=progress,
     )

@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 
 import pyro_vaeflow
 from pyro_vaeflow.checked import ConfigError
+from pyro_vaeflow.columns import Column
 from pyro_vaeflow.config import ExperimentConfig
 from pyro_vaeflow.experiment import Result
 from pyro_vaeflow.programs import Guide, Model
@@ -23,7 +24,9 @@ PACKAGES = ("pyro-ppl", "torch", "numpy", "scikit-learn", "pandas")
 
 
 def write(result: Result, config: ExperimentConfig, folder: Path, command: str = "") -> None:
-    """Writes `RUN_FILES`, and map.npz if there is a map, beside `folder`, then moves them there.
+    """Writes `RUN_FILES`, and columns.json and map.npz where there are any, then moves them.
+
+    They are written beside `folder` and appear there in one move.
 
     Args:
         command: kept in metrics.json with the versions, to say what made the run.
@@ -37,6 +40,9 @@ def write(result: Result, config: ExperimentConfig, folder: Path, command: str =
         result.history.to_csv(partial / "history.csv", index=False, float_format="%.6g")
         np.savez_compressed(partial / "scores.npz", **result.arrays)  # type: ignore[arg-type]
         save_file(result.parameters, partial / "parameters.safetensors")
+        if result.columns is not None:
+            listed = [column.to_dict() for column in result.columns]
+            (partial / "columns.json").write_text(json.dumps(listed) + "\n")
         if result.density_map:
             np.savez_compressed(partial / "map.npz", **result.density_map)  # type: ignore[arg-type]
         partial.rename(folder)
@@ -75,6 +81,9 @@ def load_programs(folder: Path) -> tuple[ExperimentConfig, Model, Guide]:
     config = ExperimentConfig.from_yaml((folder / "config.yaml").read_text())
     tensors = load_file(folder / "parameters.safetensors")
     num_features = json.loads((folder / "metrics.json").read_text())["num_features"]
+    if config.likelihood == "mixed":
+        listed = json.loads((folder / "columns.json").read_text())
+        num_features = [Column.from_dict(values) for values in listed]
     model, guide = build(config, num_features)
     for role, part in (("model", model), ("guide", guide)):
         prefix = f"{role}."

@@ -3,7 +3,7 @@
 To add a data set, register a function from its seed, `split_seed`, to a `Split` in `TASKS`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -12,6 +12,7 @@ import pandas as pd
 import torch
 
 from pyro_vaeflow.checked import ConfigError, check_names
+from pyro_vaeflow.columns import Column
 from pyro_vaeflow.config import ExperimentConfig
 from pyro_vaeflow.datasets import (
     Split,
@@ -24,6 +25,8 @@ from pyro_vaeflow.datasets import (
     make_ring,
     one_class_split,
 )
+from pyro_vaeflow.mixed_table import MixedEncoder
+from pyro_vaeflow.programs import Row
 from pyro_vaeflow.tabular import SCALERS, TableEncoder
 
 RING_REACH = 1.2  # of the square that the ring's anomalies fill
@@ -36,6 +39,13 @@ class Task:
     x_train: torch.Tensor
     x_test: torch.Tensor
     is_anomaly: np.ndarray
+    columns: Sequence[Column] | None = None
+    """What the columns hold, of a mixed table."""
+
+    @property
+    def num_features(self) -> Row:
+        """What `Model` and `Guide` are told of the rows."""
+        return self.x_train.shape[1] if self.columns is None else self.columns
 
 
 def ring_split(split_seed: int) -> Split:
@@ -73,7 +83,12 @@ def check_task(config: ExperimentConfig) -> None:
         except FileNotFoundError as error:
             raise ConfigError(f"dataset {config.dataset}: {error}") from error
     check_names([config.dataset], known, "dataset")
-    check_names([config.preprocessing], ["none", *SCALERS], "preprocessing")
+    check_names([config.preprocessing], ["none", "mixed", *SCALERS], "preprocessing")
+    if (config.preprocessing == "mixed") != (config.likelihood == "mixed"):
+        raise ConfigError(
+            "preprocessing and likelihood must both be mixed or neither; got "
+            f"preprocessing={config.preprocessing} and likelihood={config.likelihood}"
+        )
 
 
 def load_task(config: ExperimentConfig) -> Task:
@@ -103,6 +118,9 @@ def _load(dataset: str, split_seed: int, max_rows: int | None, preprocessing: st
         test, y = test.iloc[kept], y[kept]
     if preprocessing == "none":
         return Task(_raw(train), _raw(test), y)
+    if preprocessing == "mixed":
+        table = MixedEncoder()
+        return Task(table.fit_transform(train), table.transform(test), y, table.columns_)
     encoder = TableEncoder(scaling=preprocessing)  # learns from training inliers only
     return Task(encoder.fit_transform(train), encoder.transform(test), y)
 

@@ -20,7 +20,7 @@ OTHER = {
     "num_epochs": 2.5, "batch_size": 7, "learning_rate": 0.1, "learning_rate_schedule": "cosine",
     "learning_rate_stop": 0.01, "annealing": AnnealingConfig(kind="capacity", gamma=3.0),
     "clip_norm": 1.0, "num_samples": 9, "map_size": 4, "seed": 1,
-    "activation": "silu", "held_out_rows": 3,
+    "activation": "silu", "held_out_rows": 3, "input_dropout": 0.1, "count_power": 0.5,
 }  # fmt: skip
 # What a setting needs beside it to mean anything.
 NEEDS: Mapping[str, dict] = {

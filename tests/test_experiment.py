@@ -123,7 +123,7 @@ def test_the_budget_and_the_learning_rate_are_those_of_the_configuration() -> No
     ("change", "said"),
     [
         ({"dataset": "rnig"}, "unknown dataset 'rnig', did you mean 'ring'"),
-        ({"preprocessing": "rank"}, "allowed: none, minmax, standard"),
+        ({"preprocessing": "rank"}, "allowed: none, mixed, minmax, standard"),
         ({"likelihood": "gauss"}, "unknown likelihood 'gauss'"),
         ({"model": "iof"}, "unknown model 'iof', did you mean 'iaf'? allowed: diagonal, planar"),
         ({"activation": "relu6"}, "unknown activation 'relu6'; allowed: leaky_relu, silu, tanh"),
@@ -393,7 +393,7 @@ def test_a_map_has_its_second_coordinate_along_its_rows() -> None:
     assert kept.shape == (5, 5)
     task = load_task(replace(config, max_rows=100))
     model, guide = build(config, 2)
-    fit(config, model, guide, task.x_train, progress=False)
+    fit(config, model, guide, task.x_train, None, progress=False)
     point = torch.tensor([[axis[3], axis[1]]])
     expected = score(model, guide, point, num_samples=config.num_samples, seed=0).reconstruction
     assert kept[1, 3] == pytest.approx(expected.item(), rel=1e-3)
