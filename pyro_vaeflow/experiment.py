@@ -1,30 +1,37 @@
 """One run: load, encode, build, train, score, measure. A run is one config with its seed."""
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
+from numpy.typing import ArrayLike
 
 from pyro_vaeflow.checked import ConfigError
 from pyro_vaeflow.config import ExperimentConfig
-from pyro_vaeflow.metrics import detection_metrics
+from pyro_vaeflow.metrics import auroc, average_precision, detection_metrics, flagged_by_class
+from pyro_vaeflow.peers import PEERS
 from pyro_vaeflow.programs import Guide, Model
 from pyro_vaeflow.recipe import build, check_registered, fit
 from pyro_vaeflow.scoring import KHAT_LIMIT, Scores, score
 from pyro_vaeflow.tasks import Task, load_task
 
 SCORES = ("reconstruction", "importance")
+OWN = "own"  # the one score of a peer
 
 
 @dataclass(frozen=True)
 class Result:
-    """What one run found: `metrics` are plain values, `arrays` what scores.npz holds."""
+    """What one run found: `metrics` are plain values, `arrays` what scores.npz holds.
+
+    A peer has no history and no parameters.
+    """
 
     metrics: dict[str, Any]
-    history: pd.DataFrame
+    history: pd.DataFrame | None
     arrays: dict[str, np.ndarray]
     density_map: dict[str, np.ndarray]
     parameters: dict[str, torch.Tensor]
@@ -32,6 +39,8 @@ class Result:
 
 def run(config: ExperimentConfig, progress: bool = False) -> Result:
     """Trains on the inliers of the training rows and scores the test rows, two scores in one pass.
+
+    Where the configuration names a peer, that is fitted to the same rows and scores the same rows.
 
     Args:
         progress: whether training and scoring show bars.
@@ -43,6 +52,8 @@ def run(config: ExperimentConfig, progress: bool = False) -> Result:
     """
     check_registered(config)
     task = load_task(config)
+    if config.is_peer:
+        return _run_peer(config, task)
     if config.held_out_rows >= len(task.x_train):
         raise ConfigError(
             f"held_out_rows={config.held_out_rows} leaves none of {len(task.x_train)} training rows"
@@ -68,6 +79,54 @@ def run(config: ExperimentConfig, progress: bool = False) -> Result:
     )
 
 
+def _run_peer(config: ExperimentConfig, task: Task) -> Result:
+    """The same measurements of a peer, which has one score, no nats and no parameters to keep."""
+    started = time.perf_counter()
+    peer = PEERS[config.detector](config.seed, **config.detector_options)
+    peer.fit(task.x_train.numpy())
+    trained = time.perf_counter()
+    own = np.asarray(peer.anomaly_score(task.x_test.numpy()))
+    seconds = {"train_seconds": trained - started, "score_seconds": time.perf_counter() - trained}
+    return Result(
+        metrics={"num_train": peer.num_train_, **detection(task, {OWN: own}), **seconds},
+        history=None,
+        arrays={"is_anomaly": task.is_anomaly, OWN: own.astype(np.float32)},
+        density_map={},
+        parameters={},
+    )
+
+
+def detection(task: Task, scores: Mapping[str, ArrayLike]) -> dict[str, Any]:
+    """What each score finds among the test rows, among distinct ones, and in each of many classes.
+
+    Raises:
+        ValueError: a score is NaN somewhere, or the rows are of one kind.
+    """
+    first, classes = task.is_first, np.unique(task.labels, return_counts=True)
+    measured: dict[str, Any] = {
+        "num_test": len(task.x_test),
+        "num_anomalies": int(task.is_anomaly.sum()),
+        "num_features": task.x_train.shape[1],
+        "num_distinct": int(first.sum()),
+        "scores": {},
+    }
+    for name, values in scores.items():
+        values = np.asarray(values)
+        measured["scores"][name] = {
+            **detection_metrics(task.is_anomaly, values),
+            "auroc_distinct": auroc(task.is_anomaly[first], values[first]),
+            "average_precision_distinct": average_precision(task.is_anomaly[first], values[first]),
+        }
+    if len(classes[0]) > 2:  # else recall and false flags say the same
+        measured["classes"] = {str(c): int(count) for c, count in zip(*classes, strict=True)}
+        measured["anomalous_classes"] = np.unique(task.labels[task.is_anomaly == 1]).tolist()
+        measured["flagged_by_class"] = {
+            name: flagged_by_class(task.is_anomaly, task.labels, values)
+            for name, values in scores.items()
+        }
+    return measured
+
+
 def parameters(model: Model, guide: Guide) -> dict[str, torch.Tensor]:
     """Every tensor of the pair's state, buffers too, as ``model.*`` and ``guide.*``."""
     parts = (("model", model), ("guide", guide))
@@ -91,13 +150,10 @@ def measure(task: Task, scores: Scores) -> dict[str, Any]:
     kl = scores.expected_log_likelihood - scores.elbo
     nats = {"elbo": scores.elbo, "log_evidence": scores.log_evidence, "kl": kl}
     return {
-        "num_test": len(task.x_test),
-        "num_anomalies": int(task.is_anomaly.sum()),
-        "num_features": task.x_train.shape[1],
+        **detection(task, {s: getattr(scores, s).cpu() for s in SCORES}),
         **{name: value[inlier].double().mean().item() for name, value in nats.items()},
         "median_ess": scores.ess.median().item(),
         "share_khat_above_0.7": _distrusted(scores),
-        "scores": {s: detection_metrics(task.is_anomaly, getattr(scores, s).cpu()) for s in SCORES},
     }
 
 

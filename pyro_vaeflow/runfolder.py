@@ -18,12 +18,13 @@ from pyro_vaeflow.experiment import Result
 from pyro_vaeflow.programs import Guide, Model
 from pyro_vaeflow.recipe import build
 
-RUN_FILES = ("config.yaml", "metrics.json", "history.csv", "scores.npz", "parameters.safetensors")
+RUN_FILES = ("config.yaml", "metrics.json", "scores.npz")
+TRAINED_FILES = ("history.csv", "parameters.safetensors")  # peers have none
 PACKAGES = ("pyro-ppl", "torch", "numpy", "scikit-learn", "pandas")
 
 
 def write(result: Result, config: ExperimentConfig, folder: Path, command: str = "") -> None:
-    """Writes `RUN_FILES`, and map.npz if there is a map, beside `folder`, then moves them there.
+    """Writes `files_of` the run, and map.npz if there is one, beside `folder`, then moves them.
 
     Args:
         command: kept in metrics.json with the versions, to say what made the run.
@@ -34,9 +35,11 @@ def write(result: Result, config: ExperimentConfig, folder: Path, command: str =
         partial.mkdir(parents=True)
         (partial / "config.yaml").write_text(config.to_yaml())
         (partial / "metrics.json").write_text(json.dumps(result.metrics | origin, indent=2) + "\n")
-        result.history.to_csv(partial / "history.csv", index=False, float_format="%.6g")
+        if result.history is not None:
+            result.history.to_csv(partial / "history.csv", index=False, float_format="%.6g")
         np.savez_compressed(partial / "scores.npz", **result.arrays)  # type: ignore[arg-type]
-        save_file(result.parameters, partial / "parameters.safetensors")
+        if result.parameters:
+            save_file(result.parameters, partial / "parameters.safetensors")
         if result.density_map:
             np.savez_compressed(partial / "map.npz", **result.density_map)  # type: ignore[arg-type]
         partial.rename(folder)
@@ -45,6 +48,11 @@ def write(result: Result, config: ExperimentConfig, folder: Path, command: str =
             raise
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def files_of(config: ExperimentConfig) -> tuple[str, ...]:
+    """What the folder of a finished run holds."""
+    return RUN_FILES if config.is_peer else RUN_FILES + TRAINED_FILES
 
 
 def is_finished(folder: Path, config: ExperimentConfig) -> bool:
@@ -56,7 +64,7 @@ def is_finished(folder: Path, config: ExperimentConfig) -> bool:
     """
     if not folder.exists():
         return False
-    if missing := [name for name in RUN_FILES if not (folder / name).is_file()]:
+    if missing := [name for name in files_of(config) if not (folder / name).is_file()]:
         raise ConfigError(f"{folder} lacks {', '.join(missing)}; remove it and run again")
     found = ExperimentConfig.from_yaml((folder / "config.yaml").read_text())
     if found.run_name != config.run_name:
@@ -70,9 +78,12 @@ def load_programs(folder: Path) -> tuple[ExperimentConfig, Model, Guide]:
     """The configuration, model and guide of a finished run, as training left them.
 
     Raises:
+        ConfigError: the run is a peer's, which has neither.
         RuntimeError: the parameters do not fit the configuration.
     """
     config = ExperimentConfig.from_yaml((folder / "config.yaml").read_text())
+    if config.is_peer:
+        raise ConfigError(f"{folder} is a run of the peer {config.detector}; it has no programs")
     tensors = load_file(folder / "parameters.safetensors")
     num_features = json.loads((folder / "metrics.json").read_text())["num_features"]
     model, guide = build(config, num_features)

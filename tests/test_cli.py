@@ -61,7 +61,7 @@ def refusal(capsys, *argv: str) -> str:
         ("run ring --likelihood gauss", "allowed: bernoulli, normal"),
         ("run ring --model iaf --flow_options.width 3", "allowed: hidden_dim, stable"),
         ("run ring --num_steps 3 --num_epochs 3", "give one of num_steps and num_epochs"),
-        ("run rnig", "did you mean 'ring'? allowed: kdd-paper"),
+        ("run rnig", "did you mean 'ring'? allowed: adbench"),
         ("run none.yaml", "no file 'none.yaml'"),
         ("run", "presets"),
         ("run ring --jobs 0", "--jobs: expected at least 1, got 0"),
@@ -149,7 +149,7 @@ def test_presets_are_listed_with_their_size(capsys) -> None:
     assert main(["presets"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split(":")[0] for line in lines] == preset_names()
-    assert lines[0].startswith("kdd-paper: 5 variants x 5 seeds.")
+    assert lines[0].startswith("adbench: 11 variants x 5 seeds x 19 data sets.")
 
 
 @pytest.mark.parametrize("argv", ["--help", "run --help", "presets"])
