@@ -81,6 +81,7 @@ def ecod(seed: int) -> Detector:
 
 def pyod_vae(
     seed: int,
+    preprocessing: bool = True,
     epoch_num: int = 30,
     batch_size: int = 32,
     latent_dim: int = 2,
@@ -88,18 +89,20 @@ def pyod_vae(
     decoder_neuron_list: Sequence[int] = (32, 64, 128),
     max_train_rows: int | None = None,
 ) -> Detector:
-    """PyOD's VAE: standardised rows, mean squared error, reconstruction distance of one draw of z.
+    """PyOD's VAE: trained by mean squared error, scored by one draw's reconstruction distance.
 
     Options are named, and default, as PyOD's own; the others stay at its defaults. Among these is
     ``capacity=0``, at which the Kullback-Leibler term of the loss is clamped to 0 and has no
     gradient. A trailing part of a batch is left out of each epoch.
 
     Args:
+        preprocessing: whether PyOD standardises the columns once more.
         max_train_rows: of more training rows, so many are drawn with the seed.
     """
     make = _pyod(
         "pyod.models.vae",
         "VAE",
+        preprocessing=preprocessing,
         epoch_num=epoch_num,
         batch_size=batch_size,
         latent_dim=latent_dim,

@@ -106,6 +106,13 @@ def test_overrides_reach_every_run(file, tmp_path) -> None:
         assert (config.annealing.stop, config.clip_norm) == (0.5, 1.0)
 
 
+def test_a_split_of_its_own_for_each_seed_is_one_override_away(file, tmp_path) -> None:
+    out = tmp_path / "out"
+    assert main(["run", file, "--split_seed", "null", "--num_steps", "1", "--out", str(out)]) == 0
+    configs = [run.config for run in finished_runs(out)]
+    assert {(config.split_seed, config.rows_seed) for config in configs} == {(None, 0), (None, 1)}
+
+
 def test_results_of_a_quick_call_lie_beside_those_of_the_study(file, tmp_path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert main(["run", file, "--quick", "--seeds", "0"]) == 0

@@ -150,7 +150,7 @@ def test_a_wrong_setting_is_refused_even_where_a_peer_would_not_read_it() -> Non
     [
         ({"detector": "knn3"}, "unknown detector 'knn3', did you mean 'knn"),
         ({"detector_options": {"k": 3}}, "unknown option of knn1 'k'; allowed: none"),
-        ({"detector": "pyod_vae", "detector_options": {"epochs": 3}}, "allowed: epoch_num"),
+        ({"detector": "pyod_vae", "detector_options": {"epochs": 3}}, "allowed: preprocessing, epoch_num"),
         ({"preprocessing": "rank"}, "allowed: none, minmax, standard, log-minmax, codes"),
     ],
 )
