@@ -1,18 +1,16 @@
 """One run: load, encode, build, train, score, measure. A run is one config with its seed."""
 
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
-from numpy.typing import ArrayLike
 
 from pyro_vaeflow.checked import ConfigError
 from pyro_vaeflow.config import ExperimentConfig
-from pyro_vaeflow.metrics import auroc, average_precision, detection_metrics, flagged_by_class
+from pyro_vaeflow.detection import detection
 from pyro_vaeflow.peers import PEERS
 from pyro_vaeflow.programs import Guide, Model
 from pyro_vaeflow.recipe import build, check_registered, fit
@@ -94,37 +92,6 @@ def _run_peer(config: ExperimentConfig, task: Task) -> Result:
         density_map={},
         parameters={},
     )
-
-
-def detection(task: Task, scores: Mapping[str, ArrayLike]) -> dict[str, Any]:
-    """What each score finds among the test rows, among distinct ones, and in each of many classes.
-
-    Raises:
-        ValueError: a score is NaN somewhere, or the rows are of one kind.
-    """
-    first, classes = task.is_first, np.unique(task.labels, return_counts=True)
-    measured: dict[str, Any] = {
-        "num_test": len(task.x_test),
-        "num_anomalies": int(task.is_anomaly.sum()),
-        "num_features": task.x_train.shape[1],
-        "num_distinct": int(first.sum()),
-        "scores": {},
-    }
-    for name, values in scores.items():
-        values = np.asarray(values)
-        measured["scores"][name] = {
-            **detection_metrics(task.is_anomaly, values),
-            "auroc_distinct": auroc(task.is_anomaly[first], values[first]),
-            "average_precision_distinct": average_precision(task.is_anomaly[first], values[first]),
-        }
-    if len(classes[0]) > 2:  # else recall and false flags say the same
-        measured["classes"] = {str(c): int(count) for c, count in zip(*classes, strict=True)}
-        measured["anomalous_classes"] = np.unique(task.labels[task.is_anomaly == 1]).tolist()
-        measured["flagged_by_class"] = {
-            name: flagged_by_class(task.is_anomaly, task.labels, values)
-            for name, values in scores.items()
-        }
-    return measured
 
 
 def parameters(model: Model, guide: Guide) -> dict[str, torch.Tensor]:

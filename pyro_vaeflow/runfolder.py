@@ -5,6 +5,7 @@ import os
 import platform
 import shutil
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +31,7 @@ def write(result: Result, config: ExperimentConfig, folder: Path, command: str =
         command: kept in metrics.json with the versions, to say what made the run.
     """
     partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
-    origin = {"command": command, "versions": versions(), "threads": torch.get_num_threads()}
+    origin = {"command": command, "versions": versions(config), "threads": torch.get_num_threads()}
     try:
         partial.mkdir(parents=True)
         (partial / "config.yaml").write_text(config.to_yaml())
@@ -105,7 +106,8 @@ def sweep(runs: Path) -> None:
             continue
 
 
-def versions() -> dict[str, str]:
-    """Versions of what the numbers depend on."""
+def versions(config: ExperimentConfig) -> dict[str, str]:
+    """Versions of what the numbers depend on; a peer's may depend on PyOD, if that is installed."""
     own = {"pyro-vaeflow": pyro_vaeflow.__version__, "python": platform.python_version()}
-    return own | {name: version(name) for name in PACKAGES}
+    packages = [*PACKAGES, *(["pyod"] if config.is_peer and find_spec("pyod") else [])]
+    return own | {name: version(name) for name in packages}

@@ -12,7 +12,8 @@ import torch
 from pyro_vaeflow import peers
 from pyro_vaeflow.checked import ConfigError
 from pyro_vaeflow.config import OF_PEERS, ExperimentConfig
-from pyro_vaeflow.experiment import detection, run
+from pyro_vaeflow.detection import detection
+from pyro_vaeflow.experiment import run
 from pyro_vaeflow.fanout import run_all
 from pyro_vaeflow.metrics import auroc, average_precision
 from pyro_vaeflow.peer_detectors import distinct
@@ -150,7 +151,10 @@ def test_a_wrong_setting_is_refused_even_where_a_peer_would_not_read_it() -> Non
     [
         ({"detector": "knn3"}, "unknown detector 'knn3', did you mean 'knn"),
         ({"detector_options": {"k": 3}}, "unknown option of knn1 'k'; allowed: none"),
-        ({"detector": "pyod_vae", "detector_options": {"epochs": 3}}, "allowed: preprocessing, epoch_num"),
+        (
+            {"detector": "pyod_vae", "detector_options": {"epochs": 3}},
+            "allowed: preprocessing, epoch_num",
+        ),
         ({"preprocessing": "rank"}, "allowed: none, minmax, standard, log-minmax, codes"),
     ],
 )
@@ -299,6 +303,7 @@ def test_ours_and_peers_stand_in_one_table_ours_first(study) -> None:
     text = (study / "table.md").read_text()
     assert "- knn1: Distance to the nearest distinct training row." in text
     assert "AUROC, distinct rows" in text
+    assert "pyod 3" in text
     assert "latent_dim" not in text.split("peers:")[1]
     read = pd.read_csv(study / "summary.csv")
     pd.testing.assert_frame_equal(aggregate(read), aggregate(table))
