@@ -39,11 +39,11 @@ def write_benchmark(table: pd.DataFrame, out: Path, published: Path | None = Non
     plot_ranks({str(n): float(r) for n, r in average.items()}, difference).savefig(
         paths[2], dpi=110
     )
-    seeds = table.groupby("dataset")["seed"].nunique()
+    counts = sorted(set(table.groupby("dataset")["seed"].nunique()))
+    seeds = " or ".join(map(str, counts)) + (" seed" if counts == [1] else " seeds")
     parts = [
         f"# {out.resolve().name}: {len(auroc)} data sets",
-        f"AUROC, %, mean over seeds (from {seeds.min()} to {seeds.max()}); settings and versions "
-        "are in table.md.",
+        f"AUROC, %, mean over {seeds}; settings and versions are in table.md.",
         as_text(_with_means(auroc, 100, 2), "md"),
         _ranking(average, difference, complete, len(auroc)),
         "![average ranks](figures/ranks.png)",

@@ -44,13 +44,20 @@ def knn5(seed: int) -> Detector:
     return Neighbour(5)
 
 
-def lof(seed: int, max_train_rows: int = 20_000) -> Detector:
-    """scikit-learn's local outlier factor, 20 neighbours, on at most 20,000 distinct training rows.
+def lof(seed: int, only_distinct: bool = False, max_train_rows: int = 20_000) -> Detector:
+    """scikit-learn's local outlier factor, 20 neighbours, on at most 20,000 training rows.
 
-    Repeated rows would make the density around them infinite.
+    Args:
+        only_distinct: whether it learns from distinct rows. Where rows have more than 20 copies,
+            the density around them is infinite; where they have few, these say what is dense.
+        max_train_rows: of more rows, so many are drawn with the seed.
     """
-    estimator = LocalOutlierFactor(n_neighbors=20, novelty=True)
-    return Estimator(estimator, only_distinct=True, max_train_rows=max_train_rows, seed=seed)
+    return Estimator(
+        LocalOutlierFactor(n_neighbors=20, novelty=True),
+        only_distinct=only_distinct,
+        max_train_rows=max_train_rows,
+        seed=seed,
+    )
 
 
 def isolation_forest(seed: int) -> Detector:

@@ -88,6 +88,17 @@ def test_distinct_rows_come_in_order_and_give_all_rows_back() -> None:
     np.testing.assert_array_equal(kept, pd.DataFrame(x).drop_duplicates().to_numpy())
 
 
+def test_copies_count_for_the_density_unless_only_distinct_rows_are_learned(rows) -> None:
+    train, test = rows
+    scores = [
+        PEERS["lof"](0, only_distinct=distinct).fit(x).anomaly_score(test)
+        for distinct in (False, True)
+        for x in (train, train[:300])  # the other 50 are copies
+    ]
+    assert not np.allclose(scores[0], scores[1])
+    np.testing.assert_allclose(scores[2], scores[3], rtol=1e-5)
+
+
 @pytest.mark.parametrize("name", ["lof", "ocsvm", "pyod_vae"])
 def test_a_cap_on_training_rows_is_kept(name, rows) -> None:
     options = {"max_train_rows": 64, **FEW_EPOCHS.get(name, {})}
