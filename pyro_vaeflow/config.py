@@ -6,7 +6,7 @@ registry when the run is prepared, so that registering one function is all that 
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass, fields
 from typing import Any
 
 import yaml
@@ -23,6 +23,18 @@ IGNORED: dict[str, dict[str, tuple[str, ...]]] = {
     },
     "learning_rate_schedule": {"constant": ("learning_rate_stop",)},
 }
+VAEFLOW = "vaeflow"  # the detector that this package is about; every other is a peer
+# All that a peer reads: the others are at their defaults and not in its file.
+OF_PEERS = (
+    "study",
+    "dataset",
+    "split_seed",
+    "max_rows",
+    "preprocessing",
+    "detector",
+    "detector_options",
+    "seed",
+)
 
 
 @dataclass(frozen=True)
@@ -57,9 +69,13 @@ class ExperimentConfig(Checked):
     Args:
         study: the name under which its results are kept.
         dataset: kddcup99, ring, breast_cancer or another name of `pyro_vaeflow.datasets`.
-        split_seed: draws the training and the test rows, and the rows of generated data.
+        split_seed: draws the training and the test rows, and the rows of generated data; null
+            draws them with the seed, so that each seed has a split of its own.
         max_rows: at most so many rows of each part, drawn with split_seed; all by default.
         preprocessing: how columns become numbers, learned on the training inliers.
+        detector: vaeflow, or a peer, a name in `pyro_vaeflow.peers.PEERS`; a peer reads `OF_PEERS`
+            alone and leaves out all else that a study shares.
+        detector_options: options of the peer, such as epoch_num of pyod_vae.
         likelihood: a name in `pyro_vaeflow.likelihoods.LIKELIHOODS`.
         likelihood_options: options of the likelihood head, such as min_scale of normal.
         model: the posterior, a name in `pyro_vaeflow.flows.FLOWS`.
@@ -91,9 +107,11 @@ class ExperimentConfig(Checked):
 
     study: str = "study"
     dataset: str = "ring"
-    split_seed: int = setting(42, low=0)
+    split_seed: int | None = setting(42, low=0)
     max_rows: int | None = setting(None, low=2)
     preprocessing: str = "minmax"
+    detector: str = VAEFLOW
+    detector_options: dict[str, Any] = setting(factory=dict)
     likelihood: str = "bernoulli"
     likelihood_options: dict[str, Any] = setting(factory=dict)
     model: str = "diagonal"
@@ -122,10 +140,37 @@ class ExperimentConfig(Checked):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.is_peer:
+            self._reset_unread()
+            return
+        if self.detector_options:
+            raise ConfigError(f"detector_options: detector={VAEFLOW} has none; leave them out")
         if (self.num_steps is None) == (self.num_epochs is None):
             got = f"num_steps={self.num_steps!r} and num_epochs={self.num_epochs!r}"
             raise ConfigError(f"give one of num_steps and num_epochs, got {got}")
         check_used(self, "learning_rate_schedule", IGNORED["learning_rate_schedule"])
+
+    @property
+    def is_peer(self) -> bool:
+        """Whether another detector than ours runs."""
+        return self.detector != VAEFLOW
+
+    @property
+    def rows_seed(self) -> int:
+        """What draws the training and the test rows: split_seed, or the seed where that is null."""
+        return self.seed if self.split_seed is None else self.split_seed
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, lists for tuples, of all that the run reads; inverse of `from_dict`."""
+        values = super().to_dict()
+        return {name: values[name] for name in OF_PEERS} if self.is_peer else values
+
+    def _reset_unread(self) -> None:
+        for entry in fields(self):
+            if entry.name not in OF_PEERS:
+                factory = entry.default_factory
+                value = entry.default if factory is MISSING else factory()
+                object.__setattr__(self, entry.name, value)
 
     def to_yaml(self) -> str:
         """A YAML document, the inverse of `from_yaml`; also a file for ``vaeflow run``."""
@@ -144,7 +189,7 @@ class ExperimentConfig(Checked):
 
     @property
     def digest(self) -> str:
-        """Eight hexadecimal digits of all settings but the seed and the name of the study."""
+        """Eight hexadecimal digits of all that the run reads but the seed and the study's name."""
         settings = {k: v for k, v in self.to_dict().items() if k not in ("seed", "study")}
         return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
 
@@ -157,7 +202,8 @@ class ExperimentConfig(Checked):
             'ring-iaf5-seed3'
         """
         dataset = self.dataset.replace(":", "_").replace("/", "_")
-        return f"{dataset}-{self.model}{self.num_flows}-seed{self.seed}-{self.digest}"
+        method = self.detector if self.is_peer else f"{self.model}{self.num_flows}"
+        return f"{dataset}-{method}-seed{self.seed}-{self.digest}"
 
 
 def read_mapping(text: str, what: str) -> dict[str, Any]:

@@ -12,21 +12,26 @@ import torch
 from pyro_vaeflow.checked import ConfigError
 from pyro_vaeflow.columns import Column
 from pyro_vaeflow.config import ExperimentConfig
-from pyro_vaeflow.metrics import detection_metrics
+from pyro_vaeflow.detection import detection
+from pyro_vaeflow.peers import PEERS
 from pyro_vaeflow.programs import Guide, Model
 from pyro_vaeflow.recipe import build, check_registered, fit
 from pyro_vaeflow.scoring import KHAT_LIMIT, Scores, score
 from pyro_vaeflow.tasks import Task, load_task
 
 SCORES = ("reconstruction", "importance")
+OWN = "own"  # the one score of a peer
 
 
 @dataclass(frozen=True)
 class Result:
-    """What one run found: `metrics` are plain values, `arrays` what scores.npz holds."""
+    """What one run found: `metrics` are plain values, `arrays` what scores.npz holds.
+
+    A peer has no history and no parameters.
+    """
 
     metrics: dict[str, Any]
-    history: pd.DataFrame
+    history: pd.DataFrame | None
     arrays: dict[str, np.ndarray]
     density_map: dict[str, np.ndarray]
     parameters: dict[str, torch.Tensor]
@@ -35,6 +40,8 @@ class Result:
 
 def run(config: ExperimentConfig, progress: bool = False) -> Result:
     """Trains on the inliers of the training rows and scores the test rows, two scores in one pass.
+
+    Where the configuration names a peer, that is fitted to the same rows and scores the same rows.
 
     Args:
         progress: whether training and scoring show bars.
@@ -46,6 +53,8 @@ def run(config: ExperimentConfig, progress: bool = False) -> Result:
     """
     check_registered(config)
     task = load_task(config)
+    if config.is_peer:
+        return _run_peer(config, task)
     if config.held_out_rows >= len(task.x_train):
         raise ConfigError(
             f"held_out_rows={config.held_out_rows} leaves none of {len(task.x_train)} training rows"
@@ -72,6 +81,23 @@ def run(config: ExperimentConfig, progress: bool = False) -> Result:
         density_map=_density_map(config, model, guide, task),
         parameters=parameters(model, guide),
         columns=task.columns,
+    )
+
+
+def _run_peer(config: ExperimentConfig, task: Task) -> Result:
+    """The same measurements of a peer, which has one score, no nats and no parameters to keep."""
+    started = time.perf_counter()
+    peer = PEERS[config.detector](config.seed, **config.detector_options)
+    peer.fit(task.x_train.numpy())
+    trained = time.perf_counter()
+    own = np.asarray(peer.anomaly_score(task.x_test.numpy()))
+    seconds = {"train_seconds": trained - started, "score_seconds": time.perf_counter() - trained}
+    return Result(
+        metrics={"num_train": peer.num_train_, **detection(task, {OWN: own}), **seconds},
+        history=None,
+        arrays={"is_anomaly": task.is_anomaly, OWN: own.astype(np.float32)},
+        density_map={},
+        parameters={},
     )
 
 
@@ -116,13 +142,10 @@ def measure(task: Task, scores: Scores) -> dict[str, Any]:
     kl = scores.expected_log_likelihood - scores.elbo
     nats = {"elbo": scores.elbo, "log_evidence": scores.log_evidence, "kl": kl}
     return {
-        "num_test": len(task.x_test),
-        "num_anomalies": int(task.is_anomaly.sum()),
-        "num_features": task.x_train.shape[1],
+        **detection(task, {s: getattr(scores, s).cpu() for s in SCORES}),
         **{name: value[inlier].double().mean().item() for name, value in nats.items()},
         "median_ess": scores.ess.median().item(),
         "share_khat_above_0.7": _distrusted(scores),
-        "scores": {s: detection_metrics(task.is_anomaly, getattr(scores, s).cpu()) for s in SCORES},
     }
 
 

@@ -9,11 +9,12 @@ from pyro.infer import ELBO, Trace_ELBO
 from pyro_vaeflow.annealing import CapacityELBO, Schedule, constant, cosine, cyclical, linear
 from pyro_vaeflow.checked import ConfigError, check_names
 from pyro_vaeflow.columns import Column
-from pyro_vaeflow.config import AnnealingConfig, ExperimentConfig
+from pyro_vaeflow.config import VAEFLOW, AnnealingConfig, ExperimentConfig
 from pyro_vaeflow.flows import FLOWS
 from pyro_vaeflow.isolation import seeded
 from pyro_vaeflow.likelihoods import LIKELIHOODS
 from pyro_vaeflow.mixed import MixedHead
+from pyro_vaeflow.peers import PEERS
 from pyro_vaeflow.programs import ACTIVATIONS, Guide, Model, Row
 from pyro_vaeflow.tasks import check_task
 from pyro_vaeflow.training import History, train
@@ -28,6 +29,10 @@ def check_registered(config: ExperimentConfig) -> None:
         ConfigError: with the names allowed, or with what the posterior's builder said.
     """
     check_task(config)
+    check_names([config.detector], [VAEFLOW, *PEERS], "detector")
+    if config.is_peer:
+        _check_options(config.detector, config.detector_options, PEERS[config.detector], given=1)
+        return
     check_names([config.likelihood], LIKELIHOODS, "likelihood")
     check_names([config.model], FLOWS, "model")
     check_names([config.activation], ACTIVATIONS, "activation")

@@ -23,13 +23,14 @@ from pyro_vaeflow.figures import draw_figures
 from pyro_vaeflow.flows import FLOWS
 from pyro_vaeflow.programs import ACTIVATIONS
 from pyro_vaeflow.recipe import annealing, build, check_registered, fit
-from pyro_vaeflow.report import as_text, write_tables
+from pyro_vaeflow.report import write_tables
 from pyro_vaeflow.results import finished_runs
 from pyro_vaeflow.runfolder import load_programs
 from pyro_vaeflow.scoring import Scores, score
 from pyro_vaeflow.studies import load_study, preset_names
 from pyro_vaeflow.tables import COLUMNS, aggregate, read_summary
 from pyro_vaeflow.tasks import TASKS, Task, load_task
+from pyro_vaeflow.text_tables import as_text
 
 TINY = ExperimentConfig(
     dataset="breast_cancer", num_steps=4, num_samples=3, encoder_dims=(8,), decoder_dims=(8,)
@@ -82,7 +83,8 @@ def test_the_encoding_is_learned_on_training_inliers_alone() -> None:
 
 
 def test_nats_are_means_over_test_inliers_and_a_high_score_is_odd() -> None:
-    task = Task(torch.zeros(1, 2), torch.zeros(3, 2), np.array([0, 1, 0]))
+    names, first = np.array(["in", "out", "in"]), np.array([True, True, False])
+    task = Task(torch.zeros(1, 2), torch.zeros(3, 2), np.array([0, 1, 0]), names, first)
     known = {
         "log_evidence": torch.tensor([-1.0, -1e6, -3.0]),
         "expected_log_likelihood": torch.tensor([-2.0, -1.0, -3.0]),
