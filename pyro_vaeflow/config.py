@@ -94,6 +94,7 @@ class ExperimentConfig(Checked):
         count_power: mini-batches are drawn from the distinct training rows in proportion to the
             number of their copies to this power: 1 is as they are, 0 each distinct row alike.
         learning_rate: of Adam, at the start.
+        learning_rate_warmup: the share of the steps in which it first rises from 0.
         learning_rate_schedule: constant, linear or cosine.
         learning_rate_stop: the last learning rate, of linear and cosine.
         annealing: the weight of the Kullback-Leibler term.
@@ -129,6 +130,7 @@ class ExperimentConfig(Checked):
     batch_size: int = setting(256, low=1)
     count_power: float = setting(1.0, low=0.0, high=1.0)
     learning_rate: float = setting(1e-3, above=0.0)
+    learning_rate_warmup: float = setting(0.0, low=0.0, below=1.0)
     learning_rate_schedule: str = setting("constant", choices=("constant", "linear", "cosine"))
     learning_rate_stop: float = setting(0.0, low=0.0)
     annealing: AnnealingConfig = setting(factory=AnnealingConfig)

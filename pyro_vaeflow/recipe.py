@@ -6,7 +6,15 @@ from typing import Any, cast
 import torch
 from pyro.infer import ELBO, Trace_ELBO
 
-from pyro_vaeflow.annealing import CapacityELBO, Schedule, constant, cosine, cyclical, linear
+from pyro_vaeflow.annealing import (
+    CapacityELBO,
+    Schedule,
+    constant,
+    cosine,
+    cyclical,
+    linear,
+    warmup,
+)
 from pyro_vaeflow.checked import ConfigError, check_names
 from pyro_vaeflow.columns import Column
 from pyro_vaeflow.config import VAEFLOW, AnnealingConfig, ExperimentConfig
@@ -128,8 +136,9 @@ def annealing(config: AnnealingConfig, num_steps: int) -> tuple[Schedule, ELBO]:
     return constant(config.stop), Trace_ELBO()
 
 
-def _learning_rate(config: ExperimentConfig, num_steps: int) -> float | Schedule:
+def _learning_rate(config: ExperimentConfig, num_steps: int) -> Schedule:
     start, stop = config.learning_rate, config.learning_rate_stop
-    kinds = {"linear": linear, "cosine": cosine}
-    make = kinds.get(config.learning_rate_schedule)
-    return start if make is None else make(num_steps, start, stop)
+    rise = round(config.learning_rate_warmup * num_steps)
+    falls = {"linear": linear, "cosine": cosine}
+    fall = falls.get(config.learning_rate_schedule)
+    return warmup(rise, fall(num_steps - rise, start, stop) if fall else constant(start))
