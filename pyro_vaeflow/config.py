@@ -6,6 +6,7 @@ registry when the run is prepared, so that registering one function is all that 
 
 import hashlib
 import json
+import math
 from dataclasses import MISSING, dataclass, fields
 from typing import Any
 
@@ -82,12 +83,14 @@ class ExperimentConfig(Checked):
         num_flows: transforms in the posterior; 0 for diagonal.
         conditioned: whether the flow reads the encoder's context.
         flow_options: options of the posterior's builder, such as hidden_dim and stable of iaf.
-        latent_dim: dimensions of z.
+        latent_dim: dimensions of z; null for one a feature, up to 64.
+        prior: of z, normal or exemplar: `pyro_vaeflow.priors.ExemplarPrior` of the training rows.
         encoder_dims: widths of the encoder's hidden layers.
         decoder_dims: widths of the decoder's hidden layers.
         activation: of both networks' hidden layers, a name in `pyro_vaeflow.programs.ACTIVATIONS`.
         dropout: probability, in both networks, in training only.
         input_dropout: of mixed tables, the share of entries hidden from the encoder in training.
+        start_scale: of the posterior's base in an untrained guide.
         num_steps: mini-batches of training; or give num_epochs.
         num_epochs: passes over the training rows; or give num_steps.
         batch_size: rows a mini-batch.
@@ -99,6 +102,8 @@ class ExperimentConfig(Checked):
         learning_rate_stop: the last learning rate, of linear and cosine.
         annealing: the weight of the Kullback-Leibler term.
         clip_norm: the largest gradient norm; none by default.
+        validation_share: of the training rows, at most 500, whose ELBO chooses the step whose
+            parameters are kept.
         held_out_rows: training inliers kept from training and scored after it, so that settings can
             be chosen without labels; distinct ones, with all their copies, if count_power is not 1.
         num_samples: draws of z for each row's scores.
@@ -119,12 +124,14 @@ class ExperimentConfig(Checked):
     num_flows: int = setting(0, low=0, high=100)
     conditioned: bool = True
     flow_options: dict[str, Any] = setting(factory=dict)
-    latent_dim: int = setting(12, low=1)
+    latent_dim: int | None = setting(12, low=1)
+    prior: str = setting("normal", choices=("normal", "exemplar"))
     encoder_dims: tuple[int, ...] = setting((128, 64), low=1)
     decoder_dims: tuple[int, ...] = setting((64, 128), low=1)
     activation: str = "leaky_relu"
     dropout: float = setting(0.2, low=0.0, below=1.0)
     input_dropout: float = setting(0.0, low=0.0, below=1.0)
+    start_scale: float = setting(math.log(2.0), above=0.0)
     num_steps: int | None = setting(None, low=1)
     num_epochs: float | None = setting(None, above=0.0)
     batch_size: int = setting(256, low=1)
@@ -135,6 +142,7 @@ class ExperimentConfig(Checked):
     learning_rate_stop: float = setting(0.0, low=0.0)
     annealing: AnnealingConfig = setting(factory=AnnealingConfig)
     clip_norm: float | None = setting(None, above=0.0)
+    validation_share: float = setting(0.0, low=0.0, below=1.0)
     held_out_rows: int = setting(0, low=0)
     num_samples: int = setting(100, low=2)
     map_size: int = setting(0, low=0)

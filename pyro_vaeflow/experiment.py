@@ -63,7 +63,7 @@ def run(config: ExperimentConfig, progress: bool = False) -> Result:
     held_out, x_train = x_train.tensor_split([config.held_out_rows])
     if weights is not None:
         weights = weights[config.held_out_rows :]
-    model, guide = build(config, task.num_features)
+    model, guide = build(config, task.num_features, x_train)
     started = time.perf_counter()
     history = fit(config, model, guide, x_train, weights, progress)
     trained = time.perf_counter()

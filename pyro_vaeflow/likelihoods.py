@@ -5,6 +5,7 @@ A head is a module ``Head(hidden_dim, num_features)``; called with ``h``, shape
 one: ``LIKELIHOODS["mine"] = MyHead``.
 """
 
+import math
 from collections.abc import Callable
 
 import pyro.distributions as dist
@@ -37,18 +38,20 @@ class BernoulliHead(nn.Module):
 class NormalHead(nn.Module):
     r"""Independent normal columns, means from z, one learned scale a column.
 
-    Columns should be standardised: the scale starts at 1. It stays above `min_scale`, because on
-    a column that the decoder fits exactly the likelihood has no maximum.
+    Columns should be standardised: the scale starts at `start_scale` above `min_scale`, and stays
+    above it, because on a column that the decoder fits exactly the likelihood has no maximum.
 
     Example:
         >>> NormalHead(8, 3)(torch.zeros(5, 8)).log_prob(torch.rand(5, 3)).shape
         torch.Size([5])
     """
 
-    def __init__(self, hidden_dim: int, num_features: int, min_scale: float = 1e-3) -> None:
+    def __init__(
+        self, hidden_dim: int, num_features: int, min_scale: float = 1e-3, start_scale: float = 1.0
+    ) -> None:
         super().__init__()
         self.loc = nn.Linear(hidden_dim, num_features)
-        self.log_scale = nn.Parameter(torch.zeros(num_features))
+        self.log_scale = nn.Parameter(torch.full((num_features,), math.log(start_scale)))
         self.min_scale = min_scale
 
     def forward(self, h: torch.Tensor) -> TorchDistribution:

@@ -1,5 +1,6 @@
 """The two ends of the networks for rows of mixed tables: their first layer and their likelihood."""
 
+import math
 from collections.abc import Sequence
 
 import pyro.distributions as dist
@@ -103,7 +104,8 @@ class MixedHead(nn.Module):
     Args:
         hidden_dim: size of the decoder's last hidden layer.
         columns: what the columns hold.
-        min_scale: of the continuous columns, in their standard deviations.
+        min_scale: the least scale of the continuous columns, in their standard deviations.
+        start_scale: what their scales have above it in an untrained head.
 
     Example:
         >>> columns = [Column("kind", "categorical", levels=("a", "b")), Column("x", "continuous")]
@@ -112,13 +114,19 @@ class MixedHead(nn.Module):
         torch.Size([5, 2])
     """
 
-    def __init__(self, hidden_dim: int, columns: Sequence[Column], min_scale: float = 1e-3) -> None:
+    def __init__(
+        self,
+        hidden_dim: int,
+        columns: Sequence[Column],
+        min_scale: float = 1e-3,
+        start_scale: float = 1.0,
+    ) -> None:
         super().__init__()
         self.layout = MixedLayout(columns)
         self.min_scale = min_scale
         num_continuous = len(self.layout.continuous)
         self.out = nn.Linear(hidden_dim, self.layout.num_logits + num_continuous)
-        self.log_scale = nn.Parameter(torch.zeros(num_continuous))
+        self.log_scale = nn.Parameter(torch.full((num_continuous,), math.log(start_scale)))
 
     def forward(self, h: torch.Tensor) -> MixedRow:
         out = self.out(h)

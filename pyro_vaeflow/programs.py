@@ -1,5 +1,6 @@
 """The two programs that ship: the variational autoencoder's model and its flow guide."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -40,7 +41,7 @@ def mlp(first: nn.Module, sizes: Sequence[int], dropout: float, activation: str)
 
 
 class Model(PyroModule):
-    r"""The generative program: :math:`z \sim N(0, I)`, :math:`x \sim p(x | z)`, plate ``data``.
+    r"""The generative program: :math:`z \sim p(z)`, :math:`x \sim p(x | z)`, plate ``data``.
 
     Args:
         num_features: columns of x: how many or, for a mixed table, what each holds.
@@ -51,6 +52,8 @@ class Model(PyroModule):
         dropout: in the hidden layers, while training.
         activation: a name in `ACTIVATIONS`.
         likelihood_options: passed on to the likelihood head.
+        prior: a module from x to the distribution of z, such as
+            `pyro_vaeflow.priors.ExemplarPrior`, in place of :math:`N(0, I)`.
 
     Raises:
         ValueError: a size is below 1, or the likelihood or activation is not registered.
@@ -71,6 +74,7 @@ class Model(PyroModule):
         dropout: float = 0.2,
         activation: str = "leaky_relu",
         likelihood_options: Mapping[str, Any] | None = None,
+        prior: nn.Module | None = None,
     ) -> None:
         super().__init__()
         _check_sizes(num_features, latent_dim=latent_dim, hidden_dims=hidden_dims)
@@ -81,15 +85,16 @@ class Model(PyroModule):
                 f"others are for a number of features; got likelihood={likelihood!r} and "
                 f"num_features={num_features!r:.60}"
             )
-        self.latent_dim = latent_dim
+        self.latent_dim, self.prior = latent_dim, prior
         first = nn.Linear(latent_dim, hidden_dims[0])
         self.decoder = mlp(first, hidden_dims, dropout, activation)
         self.likelihood = head(hidden_dims[-1], num_features, **(likelihood_options or {}))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        prior_loc = x.new_zeros(self.latent_dim)
+        standard = dist.Normal(x.new_zeros(self.latent_dim), 1.0).to_event(1)
+        prior = standard if self.prior is None else self.prior(x)
         with pyro.plate("data", len(x)):
-            z = pyro.sample("z", dist.Normal(prior_loc, 1.0).to_event(1))
+            z = pyro.sample("z", prior)
             return pyro.sample("x", self.likelihood(self.decoder(z)), obs=x)
 
 
@@ -108,6 +113,8 @@ class Guide(PyroModule):
         dropout: in the hidden layers, while training.
         input_dropout: of a mixed table, the share of a row's entries that are hidden from the
             encoder while training, as if they were missing.
+        start_scale: of the posterior's base in an untrained guide; small where the prior is a
+            mixture, or its parts never come apart.
         activation: a name in `ACTIVATIONS`.
         flow_options: passed on to the flow's builder.
 
@@ -134,6 +141,7 @@ class Guide(PyroModule):
         conditioned: bool = True,
         dropout: float = 0.2,
         input_dropout: float = 0.0,
+        start_scale: float = math.log(2.0),
         activation: str = "leaky_relu",
         flow_options: Mapping[str, Any] | None = None,
     ) -> None:
@@ -148,10 +156,16 @@ class Guide(PyroModule):
             first = nn.Linear(num_features, hidden_dims[0])
         self.encoder = mlp(first, hidden_dims, dropout, activation)
         self.base = nn.Linear(hidden_dims[-1], 2 * latent_dim)
+        with torch.no_grad():  # softplus of 0 is log 2
+            self.base.bias[latent_dim:] += math.log(math.expm1(start_scale))
         context_dim = hidden_dims[-1] if conditioned else None
         self.flow = nn.ModuleList(
             builder(latent_dim, num_flows, context_dim, **(flow_options or {}))
         )
+
+    def locate(self, x: torch.Tensor) -> torch.Tensor:
+        r""":math:`\mu(x)`, the location of the posterior's base, ``(num_data, latent_dim)``."""
+        return self.base(self.encoder(x)).chunk(2, dim=-1)[0]
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         context = self.encoder(x)

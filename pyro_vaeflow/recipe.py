@@ -23,10 +23,14 @@ from pyro_vaeflow.isolation import seeded
 from pyro_vaeflow.likelihoods import LIKELIHOODS
 from pyro_vaeflow.mixed import MixedHead
 from pyro_vaeflow.peers import PEERS
+from pyro_vaeflow.priors import ExemplarPrior
 from pyro_vaeflow.programs import ACTIVATIONS, Guide, Model, Row
 from pyro_vaeflow.tasks import check_task
 from pyro_vaeflow.training import History, train
 
+MAX_LATENT = 64
+MAX_VALIDATION = 500  # rows
+NUM_VALIDATIONS = 30  # a run
 TWO_COLUMNS = [Column("a", "continuous"), Column("b", "continuous")]
 
 
@@ -59,12 +63,23 @@ def _check_options(name: str, options: dict[str, Any], builder: Any, given: int)
     check_names(options, allowed or ["none"], f"option of {name}")
 
 
-def build(config: ExperimentConfig, num_features: Row) -> tuple[Model, Guide]:
-    """The model and the guide of a configuration; initial parameters depend on its seed alone."""
+def build(
+    config: ExperimentConfig, num_features: Row, rows: torch.Tensor | None = None
+) -> tuple[Model, Guide]:
+    """The model and the guide of a configuration; initial parameters depend on its seed alone.
+
+    Args:
+        num_features: what the model and the guide are told of the rows.
+        rows: training rows, for a prior that is made of them.
+    """
+    latent_dim = config.latent_dim
+    if latent_dim is None:
+        count = num_features if isinstance(num_features, int) else len(num_features)
+        latent_dim = min(count, MAX_LATENT)
     with seeded(config.seed):
         model = Model(
             num_features,
-            latent_dim=config.latent_dim,
+            latent_dim=latent_dim,
             hidden_dims=config.decoder_dims,
             likelihood=config.likelihood,
             dropout=config.dropout,
@@ -73,16 +88,19 @@ def build(config: ExperimentConfig, num_features: Row) -> tuple[Model, Guide]:
         )
         guide = Guide(
             num_features,
-            latent_dim=config.latent_dim,
+            latent_dim=latent_dim,
             hidden_dims=config.encoder_dims,
             flow=config.model,
             num_flows=config.num_flows,
             conditioned=config.conditioned,
             dropout=config.dropout,
             input_dropout=config.input_dropout,
+            start_scale=config.start_scale,
             activation=config.activation,
             flow_options=config.flow_options,
         )
+        if config.prior == "exemplar" and rows is not None:
+            model.prior = ExemplarPrior(rows, guide.locate, latent_dim)
     return model, guide
 
 
@@ -95,12 +113,18 @@ def fit(
     progress: bool,
 ) -> History:
     """Trains `model` and `guide` in place as the configuration says."""
+    num_validation = min(MAX_VALIDATION, round(config.validation_share * len(x)))
+    validation, x_all = x[:num_validation], x
+    x, weights = x[num_validation:], None if weights is None else weights[num_validation:]
+    if isinstance(model.prior, ExemplarPrior):
+        with seeded(config.seed):
+            model.prior.remember(x)
     num_steps = config.num_steps
     if num_steps is None:  # then a configuration has num_epochs
         passes = cast(float, config.num_epochs)
         num_steps = max(1, round(passes * len(x) / config.batch_size))
     schedule, loss = annealing(config.annealing, num_steps)
-    return train(
+    history = train(
         model,
         guide,
         x,
@@ -111,9 +135,15 @@ def fit(
         loss=loss,
         clip_norm=config.clip_norm,
         weights=weights,
+        held_out=validation if num_validation else None,
+        eval_every=max(1, num_steps // NUM_VALIDATIONS),
         seed=config.seed,
         progress=progress,
     )
+    if isinstance(model.prior, ExemplarPrior):
+        with seeded(config.seed):
+            model.prior.remember(x_all)
+    return history
 
 
 def annealing(config: AnnealingConfig, num_steps: int) -> tuple[Schedule, ELBO]:

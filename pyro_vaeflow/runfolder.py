@@ -96,7 +96,7 @@ def load_programs(folder: Path) -> tuple[ExperimentConfig, Model, Guide]:
     if config.likelihood == "mixed":
         listed = json.loads((folder / "columns.json").read_text())
         num_features = [Column.from_dict(values) for values in listed]
-    model, guide = build(config, num_features)
+    model, guide = build(config, num_features, tensors.get("model.prior.rows"))
     for role, part in (("model", model), ("guide", guide)):
         prefix = f"{role}."
         state = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}

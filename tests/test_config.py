@@ -21,7 +21,8 @@ OTHER = {
     "learning_rate_stop": 0.01, "annealing": AnnealingConfig(kind="capacity", gamma=3.0),
     "clip_norm": 1.0, "num_samples": 9, "map_size": 4, "seed": 1,
     "activation": "silu", "held_out_rows": 3, "input_dropout": 0.1, "count_power": 0.5,
-    "learning_rate_warmup": 0.2,
+    "learning_rate_warmup": 0.2, "validation_share": 0.1, "prior": "exemplar",
+    "start_scale": 0.1,
     "detector": "knn1", "detector_options": {"epoch_num": 2},
 }  # fmt: skip
 # What a setting needs beside it to mean anything.
