@@ -149,6 +149,6 @@ class ExemplarPrior(nn.Module):
 
 
 def _logsumexp(values: torch.Tensor) -> torch.Tensor:
-    """``values.logsumexp(-1)``, sixfold as fast: torch's exp is slow where its result underflows."""
+    """``values.logsumexp(-1)``, twice as fast: torch's exp is slow where its result underflows."""
     top = values.detach().amax(-1, keepdim=True).clamp(min=-1e30)
     return (values - top).clamp(min=-80.0).exp().sum(-1).log() + top.squeeze(-1)
