@@ -115,6 +115,7 @@ def test_every_public_name_is_in_the_reference() -> None:
     assert missing == [], "add them to a page of docs/api"
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::sphinx.deprecation.RemovedInSphinx11Warning")
 def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
     from sphinx.cmd.build import main
