@@ -67,6 +67,18 @@ def cosine(num_steps: int, start: float = 1.0, stop: float = 0.0) -> Schedule:
     return schedule
 
 
+def warmup(num_steps: int, then: Schedule) -> Schedule:
+    """From 0 on a line to where `then` starts, in `num_steps` steps, then `then` from its start.
+
+    Example:
+        >>> schedule = warmup(10, cosine(100, 2.0, 0.0))
+        >>> schedule(0), schedule(5), schedule(10)
+        (0.0, 1.0, 2.0)
+    """
+    check_size("num_steps", num_steps, 0)
+    return lambda step: step / num_steps * then(0) if step < num_steps else then(step - num_steps)
+
+
 def cyclical(
     num_steps: int, num_cycles: int = 4, ratio: float = 0.5, start: float = 0.0, stop: float = 1.0
 ) -> Schedule:

@@ -64,6 +64,10 @@ def _parser() -> _Parser:
     run.add_argument("--seeds", nargs="+", type=int, help="in place of the study's seeds")
     run.add_argument("--jobs", type=int, default=1, help="worker processes")
     run.add_argument("--out", help="results folder; results/STUDY by default")
+    run.add_argument(
+        "--published",
+        help="a csv of others' AUROC in percent, a row a data set, shown apart in benchmark.md",
+    )
     run.add_argument("--quick", action="store_true", help="the study's small budget, in seconds")
     run.add_class_arguments(ExperimentConfig, None, skip={"seed"})
     commands.add_subcommand("run", run, help="run presets or study files")
@@ -84,6 +88,9 @@ def _parser() -> _Parser:
 def _run(values: dict[str, Any], command: str) -> int:
     names, seeds, jobs = values.pop("presets"), values.pop("seeds", None), values.pop("jobs", 1)
     out, quick = values.pop("out", None), values.pop("quick", False)
+    published = values.pop("published", None)
+    if published is not None and not (published := Path(published)).is_file():
+        raise ConfigError(f"--published: no file {str(published)!r}")
     if jobs < 1:
         raise ConfigError(f"--jobs: expected at least 1, got {jobs}")
     studies = [load_study(name) for name in names]
@@ -91,7 +98,7 @@ def _run(values: dict[str, Any], command: str) -> int:
     failed = 0
     for study, configs in groups:
         folder = _folder(study, configs, out, quick, len(groups))
-        failed += _run_study(configs, folder, jobs, command)
+        failed += _run_study(configs, folder, jobs, command, published)
     return 1 if failed else 0
 
 
@@ -103,14 +110,17 @@ def _folder(
     return Path("results") / (configs[0].study + ("-quick" if quick else ""))
 
 
-def _run_study(configs: list[ExperimentConfig], out: Path, jobs: int, command: str) -> int:
+def _run_study(
+    configs: list[ExperimentConfig], out: Path, jobs: int, command: str, published: Path | None
+) -> int:
     from pyro_vaeflow.fanout import run_all
     from pyro_vaeflow.figures import draw_figures
-    from pyro_vaeflow.report import as_text, write_tables
+    from pyro_vaeflow.report import write_tables
     from pyro_vaeflow.tables import HEADINGS, PAPER_HEADING, aggregate
+    from pyro_vaeflow.text_tables import as_text
 
     outcome = run_all(configs, out, jobs=jobs, command=command)
-    table = write_tables(out)
+    table = write_tables(out, published)
     figures = draw_figures(out)
     if table is not None:
         shown = aggregate(table)
@@ -127,8 +137,8 @@ def _run_study(configs: list[ExperimentConfig], out: Path, jobs: int, command: s
 
 
 def _table(out: Path, style: str) -> int:
-    from pyro_vaeflow.report import as_text
     from pyro_vaeflow.tables import aggregate, read_summary
+    from pyro_vaeflow.text_tables import as_text
 
     table = read_summary(out)
     print(as_text(table if style == "csv" else aggregate(table), style))
@@ -139,6 +149,7 @@ def _presets() -> int:
     for name in preset_names():
         study = load_study(name)
         size = f"{len(study.variants)} variants x {len(study.seeds)} seeds"
+        size += f" x {len(study.datasets)} data sets" if study.datasets else ""
         print(f"{name}: {size}. {study.description}")
     return 0
 

@@ -6,7 +6,7 @@ registry when the run is prepared, so that registering one function is all that 
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass, fields
 from typing import Any
 
 import yaml
@@ -23,6 +23,18 @@ IGNORED: dict[str, dict[str, tuple[str, ...]]] = {
     },
     "learning_rate_schedule": {"constant": ("learning_rate_stop",)},
 }
+VAEFLOW = "vaeflow"  # the detector that this package is about; every other is a peer
+# All that a peer reads: the others are at their defaults and not in its file.
+OF_PEERS = (
+    "study",
+    "dataset",
+    "split_seed",
+    "max_rows",
+    "preprocessing",
+    "detector",
+    "detector_options",
+    "seed",
+)
 
 
 @dataclass(frozen=True)
@@ -57,9 +69,13 @@ class ExperimentConfig(Checked):
     Args:
         study: the name under which its results are kept.
         dataset: kddcup99, ring, breast_cancer or another name of `pyro_vaeflow.datasets`.
-        split_seed: draws the training and the test rows, and the rows of generated data.
+        split_seed: draws the training and the test rows, and the rows of generated data; null
+            draws them with the seed, so that each seed has a split of its own.
         max_rows: at most so many rows of each part, drawn with split_seed; all by default.
         preprocessing: how columns become numbers, learned on the training inliers.
+        detector: vaeflow, or a peer, a name in `pyro_vaeflow.peers.PEERS`; a peer reads `OF_PEERS`
+            alone and leaves out all else that a study shares.
+        detector_options: options of the peer, such as epoch_num of pyod_vae.
         likelihood: a name in `pyro_vaeflow.likelihoods.LIKELIHOODS`.
         likelihood_options: options of the likelihood head, such as min_scale of normal.
         model: the posterior, a name in `pyro_vaeflow.flows.FLOWS`.
@@ -71,16 +87,20 @@ class ExperimentConfig(Checked):
         decoder_dims: widths of the decoder's hidden layers.
         activation: of both networks' hidden layers, a name in `pyro_vaeflow.programs.ACTIVATIONS`.
         dropout: probability, in both networks, in training only.
+        input_dropout: of mixed tables, the share of entries hidden from the encoder in training.
         num_steps: mini-batches of training; or give num_epochs.
         num_epochs: passes over the training rows; or give num_steps.
         batch_size: rows a mini-batch.
+        count_power: mini-batches are drawn from the distinct training rows in proportion to the
+            number of their copies to this power: 1 is as they are, 0 each distinct row alike.
         learning_rate: of Adam, at the start.
+        learning_rate_warmup: the share of the steps in which it first rises from 0.
         learning_rate_schedule: constant, linear or cosine.
         learning_rate_stop: the last learning rate, of linear and cosine.
         annealing: the weight of the Kullback-Leibler term.
         clip_norm: the largest gradient norm; none by default.
         held_out_rows: training inliers kept from training and scored after it, so that settings can
-            be chosen without labels.
+            be chosen without labels; distinct ones, with all their copies, if count_power is not 1.
         num_samples: draws of z for each row's scores.
         map_size: points a side of the square grid on which A(x) of two-column data is kept.
         seed: of initial parameters, mini-batches, training and scoring noise; 0 is a seed.
@@ -88,9 +108,11 @@ class ExperimentConfig(Checked):
 
     study: str = "study"
     dataset: str = "ring"
-    split_seed: int = setting(42, low=0)
+    split_seed: int | None = setting(42, low=0)
     max_rows: int | None = setting(None, low=2)
     preprocessing: str = "minmax"
+    detector: str = VAEFLOW
+    detector_options: dict[str, Any] = setting(factory=dict)
     likelihood: str = "bernoulli"
     likelihood_options: dict[str, Any] = setting(factory=dict)
     model: str = "diagonal"
@@ -102,10 +124,13 @@ class ExperimentConfig(Checked):
     decoder_dims: tuple[int, ...] = setting((64, 128), low=1)
     activation: str = "leaky_relu"
     dropout: float = setting(0.2, low=0.0, below=1.0)
+    input_dropout: float = setting(0.0, low=0.0, below=1.0)
     num_steps: int | None = setting(None, low=1)
     num_epochs: float | None = setting(None, above=0.0)
     batch_size: int = setting(256, low=1)
+    count_power: float = setting(1.0, low=0.0, high=1.0)
     learning_rate: float = setting(1e-3, above=0.0)
+    learning_rate_warmup: float = setting(0.0, low=0.0, below=1.0)
     learning_rate_schedule: str = setting("constant", choices=("constant", "linear", "cosine"))
     learning_rate_stop: float = setting(0.0, low=0.0)
     annealing: AnnealingConfig = setting(factory=AnnealingConfig)
@@ -117,10 +142,37 @@ class ExperimentConfig(Checked):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.is_peer:
+            self._reset_unread()
+            return
+        if self.detector_options:
+            raise ConfigError(f"detector_options: detector={VAEFLOW} has none; leave them out")
         if (self.num_steps is None) == (self.num_epochs is None):
             got = f"num_steps={self.num_steps!r} and num_epochs={self.num_epochs!r}"
             raise ConfigError(f"give one of num_steps and num_epochs, got {got}")
         check_used(self, "learning_rate_schedule", IGNORED["learning_rate_schedule"])
+
+    @property
+    def is_peer(self) -> bool:
+        """Whether another detector than ours runs."""
+        return self.detector != VAEFLOW
+
+    @property
+    def rows_seed(self) -> int:
+        """What draws the training and the test rows: split_seed, or the seed where that is null."""
+        return self.seed if self.split_seed is None else self.split_seed
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, lists for tuples, of all that the run reads; inverse of `from_dict`."""
+        values = super().to_dict()
+        return {name: values[name] for name in OF_PEERS} if self.is_peer else values
+
+    def _reset_unread(self) -> None:
+        for entry in fields(self):
+            if entry.name not in OF_PEERS:
+                factory = entry.default_factory
+                value = entry.default if factory is MISSING else factory()
+                object.__setattr__(self, entry.name, value)
 
     def to_yaml(self) -> str:
         """A YAML document, the inverse of `from_yaml`; also a file for ``vaeflow run``."""
@@ -139,7 +191,7 @@ class ExperimentConfig(Checked):
 
     @property
     def digest(self) -> str:
-        """Eight hexadecimal digits of all settings but the seed and the name of the study."""
+        """Eight hexadecimal digits of all that the run reads but the seed and the study's name."""
         settings = {k: v for k, v in self.to_dict().items() if k not in ("seed", "study")}
         return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
 
@@ -152,7 +204,8 @@ class ExperimentConfig(Checked):
             'ring-iaf5-seed3'
         """
         dataset = self.dataset.replace(":", "_").replace("/", "_")
-        return f"{dataset}-{self.model}{self.num_flows}-seed{self.seed}-{self.digest}"
+        method = self.detector if self.is_peer else f"{self.model}{self.num_flows}"
+        return f"{dataset}-{method}-seed{self.seed}-{self.digest}"
 
 
 def read_mapping(text: str, what: str) -> dict[str, Any]:

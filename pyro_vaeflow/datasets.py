@@ -17,13 +17,20 @@ from sklearn.datasets import load_breast_cancer
 
 from pyro_vaeflow.datafiles import advice, bad_file, require_file, require_folder
 from pyro_vaeflow.kddcup99 import load_kddcup99
-from pyro_vaeflow.protocol import Dataset, Split, holdout_split, one_class_split
+from pyro_vaeflow.protocol import (
+    Dataset,
+    Split,
+    first_of_each,
+    holdout_split,
+    one_class_split,
+)
 from pyro_vaeflow.ring import make_ring, ring_log_density
 
 __all__ = [
     "Dataset",
     "Split",
     "adbench_names",
+    "first_of_each",
     "holdout_split",
     "load_adbench",
     "load_arrhythmia",

@@ -1,7 +1,8 @@
 """One run: load, encode, build, train, score, measure. A run is one config with its seed."""
 
 import time
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -9,29 +10,38 @@ import pandas as pd
 import torch
 
 from pyro_vaeflow.checked import ConfigError
+from pyro_vaeflow.columns import Column
 from pyro_vaeflow.config import ExperimentConfig
-from pyro_vaeflow.metrics import detection_metrics
+from pyro_vaeflow.detection import detection
+from pyro_vaeflow.peers import PEERS
 from pyro_vaeflow.programs import Guide, Model
 from pyro_vaeflow.recipe import build, check_registered, fit
 from pyro_vaeflow.scoring import KHAT_LIMIT, Scores, score
 from pyro_vaeflow.tasks import Task, load_task
 
 SCORES = ("reconstruction", "importance")
+OWN = "own"  # the one score of a peer
 
 
 @dataclass(frozen=True)
 class Result:
-    """What one run found: `metrics` are plain values, `arrays` what scores.npz holds."""
+    """What one run found: `metrics` are plain values, `arrays` what scores.npz holds.
+
+    A peer has no history and no parameters.
+    """
 
     metrics: dict[str, Any]
-    history: pd.DataFrame
+    history: pd.DataFrame | None
     arrays: dict[str, np.ndarray]
     density_map: dict[str, np.ndarray]
     parameters: dict[str, torch.Tensor]
+    columns: Sequence[Column] | None = None
 
 
 def run(config: ExperimentConfig, progress: bool = False) -> Result:
     """Trains on the inliers of the training rows and scores the test rows, two scores in one pass.
+
+    Where the configuration names a peer, that is fitted to the same rows and scores the same rows.
 
     Args:
         progress: whether training and scoring show bars.
@@ -43,14 +53,19 @@ def run(config: ExperimentConfig, progress: bool = False) -> Result:
     """
     check_registered(config)
     task = load_task(config)
+    if config.is_peer:
+        return _run_peer(config, task)
     if config.held_out_rows >= len(task.x_train):
         raise ConfigError(
             f"held_out_rows={config.held_out_rows} leaves none of {len(task.x_train)} training rows"
         )
-    held_out, x_train = task.x_train.tensor_split([config.held_out_rows])
-    model, guide = build(config, x_train.shape[1])
+    x_train, weights = training_rows(task.x_train, config.count_power)
+    held_out, x_train = x_train.tensor_split([config.held_out_rows])
+    if weights is not None:
+        weights = weights[config.held_out_rows :]
+    model, guide = build(config, task.num_features)
     started = time.perf_counter()
-    history = fit(config, model, guide, x_train, progress)
+    history = fit(config, model, guide, x_train, weights, progress)
     trained = time.perf_counter()
     scores = _score(config, model, guide, task.x_test, progress)
     scored = time.perf_counter()
@@ -65,7 +80,40 @@ def run(config: ExperimentConfig, progress: bool = False) -> Result:
         arrays={"is_anomaly": task.is_anomaly, **_arrays(scores)},
         density_map=_density_map(config, model, guide, task),
         parameters=parameters(model, guide),
+        columns=task.columns,
     )
+
+
+def _run_peer(config: ExperimentConfig, task: Task) -> Result:
+    """The same measurements of a peer, which has one score, no nats and no parameters to keep."""
+    started = time.perf_counter()
+    peer = PEERS[config.detector](config.seed, **config.detector_options)
+    peer.fit(task.x_train.numpy())
+    trained = time.perf_counter()
+    own = np.asarray(peer.anomaly_score(task.x_test.numpy()))
+    seconds = {"train_seconds": trained - started, "score_seconds": time.perf_counter() - trained}
+    return Result(
+        metrics={"num_train": peer.num_train_, **detection(task, {OWN: own}), **seconds},
+        history=None,
+        arrays={"is_anomaly": task.is_anomaly, OWN: own.astype(np.float32)},
+        density_map={},
+        parameters={},
+    )
+
+
+def training_rows(x: torch.Tensor, count_power: float) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """The rows to draw from and their weights: distinct ones, in an order drawn anew, or all alike.
+
+    Example:
+        >>> rows, weights = training_rows(torch.tensor([[1.0], [2.0], [1.0], [1.0], [1.0]]), 0.5)
+        >>> dict(zip(rows.squeeze(1).tolist(), weights.tolist()))[1.0]
+        2.0
+    """
+    if count_power == 1.0:
+        return x, None
+    distinct, counts = torch.unique(x, dim=0, return_counts=True)
+    order = torch.randperm(len(distinct), generator=torch.Generator().manual_seed(0))
+    return distinct[order], counts[order].double() ** count_power
 
 
 def parameters(model: Model, guide: Guide) -> dict[str, torch.Tensor]:
@@ -77,8 +125,11 @@ def parameters(model: Model, guide: Guide) -> dict[str, torch.Tensor]:
 def _score(
     config: ExperimentConfig, model: Model, guide: Guide, x: torch.Tensor, progress: bool
 ) -> Scores:
+    # Copies of a row have one score: it depends on the row's content and the seed alone.
+    distinct, place = torch.unique(x, dim=0, return_inverse=True)
     draws = {"num_samples": config.num_samples, "seed": config.seed}
-    return score(model, guide, x, **draws, progress=progress)  # type: ignore[arg-type]
+    scores = score(model, guide, distinct, **draws, progress=progress)  # type: ignore[arg-type]
+    return Scores(**{f.name: getattr(scores, f.name)[place] for f in fields(Scores)})
 
 
 def measure(task: Task, scores: Scores) -> dict[str, Any]:
@@ -91,13 +142,10 @@ def measure(task: Task, scores: Scores) -> dict[str, Any]:
     kl = scores.expected_log_likelihood - scores.elbo
     nats = {"elbo": scores.elbo, "log_evidence": scores.log_evidence, "kl": kl}
     return {
-        "num_test": len(task.x_test),
-        "num_anomalies": int(task.is_anomaly.sum()),
-        "num_features": task.x_train.shape[1],
+        **detection(task, {s: getattr(scores, s).cpu() for s in SCORES}),
         **{name: value[inlier].double().mean().item() for name, value in nats.items()},
         "median_ess": scores.ess.median().item(),
         "share_khat_above_0.7": _distrusted(scores),
-        "scores": {s: detection_metrics(task.is_anomaly, getattr(scores, s).cpu()) for s in SCORES},
     }
 
 

@@ -45,7 +45,7 @@ def run_all(
     Raises:
         ConfigError: before the first run, if any configuration is refused.
     """
-    for config in configs:
+    for config in {config.digest: config for config in configs}.values():
         check_registered(config)
     runs = out / "runs"
     done = [config.run_name for config in configs if is_finished(runs / config.run_name, config)]

@@ -7,15 +7,8 @@ import numpy as np
 
 from pyro_vaeflow.datasets import ring_log_density
 from pyro_vaeflow.plotting import plot_points, plot_score_maps
-from pyro_vaeflow.results import FinishedRun, finished_runs
+from pyro_vaeflow.results import FinishedRun, finished_runs, method_name
 from pyro_vaeflow.tasks import load_task
-
-NAMES = {
-    "diagonal": "base VAE",
-    "planar": "planar {}",
-    "iaf": "IAF {}",
-    "spline": "spline {}",
-}
 
 
 def draw_figures(out: Path) -> list[Path]:
@@ -41,7 +34,7 @@ def draw_figures(out: Path) -> list[Path]:
         config = run.config
         with np.load(run.folder / "map.npz") as kept:
             maps = dict(kept)
-        name = NAMES.get(config.model, config.model + " {}").format(config.num_flows)
+        name = method_name(config.model, config.num_flows)
         path = out / "figures" / f"figure{number}_{config.model}{config.num_flows}.png"
         _beside_truth(maps, name, path)
         paths.append(path)

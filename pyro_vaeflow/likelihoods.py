@@ -12,6 +12,8 @@ import torch
 from pyro.distributions import TorchDistribution
 from torch import nn
 
+from pyro_vaeflow.mixed import MixedHead
+
 
 class BernoulliHead(nn.Module):
     r"""Columns in [0, 1] as Bernoulli means: :math:`\sum_j x_j \log p_j + (1 - x_j)\log(1 - p_j)`.
@@ -57,4 +59,5 @@ class NormalHead(nn.Module):
 LIKELIHOODS: dict[str, Callable[..., nn.Module]] = {
     "bernoulli": BernoulliHead,
     "normal": NormalHead,
+    "mixed": MixedHead,
 }

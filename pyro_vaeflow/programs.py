@@ -10,8 +10,10 @@ import torch.nn.functional as F
 from pyro.nn import PyroModule
 from torch import nn
 
+from pyro_vaeflow.columns import Column
 from pyro_vaeflow.flows import FLOWS
 from pyro_vaeflow.likelihoods import LIKELIHOODS
+from pyro_vaeflow.mixed import MixedHead, MixedInput
 from pyro_vaeflow.sizes import check_size
 
 MIN_SCALE = 1e-4  # of the posterior's base: keeps its log-scale and the KL finite
@@ -23,12 +25,16 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
 }
 
 
-def mlp(sizes: Sequence[int], dropout: float, activation: str) -> nn.Sequential:
-    """Hidden layers: linear, activation, dropout."""
+Row = int | Sequence[Column]  # what x holds: so many numbers a row, or these columns
+
+
+def mlp(first: nn.Module, sizes: Sequence[int], dropout: float, activation: str) -> nn.Sequential:
+    """Hidden layers of these sizes, each with activation and dropout; the first is given."""
     make = _registered("activation", activation, ACTIVATIONS)
+    linear = (nn.Linear(*pair) for pair in zip(sizes[:-1], sizes[1:], strict=True))
     layers: list[nn.Module] = []
-    for before, after in zip(sizes[:-1], sizes[1:], strict=True):
-        layers += [nn.Linear(before, after), make()]
+    for layer in (first, *linear):
+        layers += [layer, make()]
         layers += [nn.Dropout(dropout)] if dropout > 0 else []
     return nn.Sequential(*layers)
 
@@ -37,10 +43,11 @@ class Model(PyroModule):
     r"""The generative program: :math:`z \sim N(0, I)`, :math:`x \sim p(x | z)`, plate ``data``.
 
     Args:
-        num_features: columns of x.
+        num_features: columns of x: how many or, for a mixed table, what each holds.
         latent_dim: size of z.
         hidden_dims: the decoder's widths, from z to x.
-        likelihood: a name in `pyro_vaeflow.likelihoods.LIKELIHOODS`.
+        likelihood: a name in `pyro_vaeflow.likelihoods.LIKELIHOODS`; ``mixed`` takes what the
+            columns hold, and the others how many there are.
         dropout: in the hidden layers, while training.
         activation: a name in `ACTIVATIONS`.
         likelihood_options: passed on to the likelihood head.
@@ -57,7 +64,7 @@ class Model(PyroModule):
 
     def __init__(
         self,
-        num_features: int,
+        num_features: Row,
         latent_dim: int = 12,
         hidden_dims: Sequence[int] = (64, 128),
         likelihood: str = "bernoulli",
@@ -66,10 +73,17 @@ class Model(PyroModule):
         likelihood_options: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        _check_sizes(num_features=num_features, latent_dim=latent_dim, hidden_dims=hidden_dims)
+        _check_sizes(num_features, latent_dim=latent_dim, hidden_dims=hidden_dims)
         head = _registered("likelihood", likelihood, LIKELIHOODS)
+        if (head is MixedHead) != isinstance(num_features, Sequence):
+            raise ValueError(
+                "likelihood='mixed' is for num_features=MixedEncoder().fit(frame).columns_, the "
+                f"others are for a number of features; got likelihood={likelihood!r} and "
+                f"num_features={num_features!r:.60}"
+            )
         self.latent_dim = latent_dim
-        self.decoder = mlp([latent_dim, *hidden_dims], dropout, activation)
+        first = nn.Linear(latent_dim, hidden_dims[0])
+        self.decoder = mlp(first, hidden_dims, dropout, activation)
         self.likelihood = head(hidden_dims[-1], num_features, **(likelihood_options or {}))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -84,7 +98,7 @@ class Guide(PyroModule):
     \circ f_1(z_0)`, plate ``data``.
 
     Args:
-        num_features: columns of x.
+        num_features: columns of x: how many or, for a mixed table, what each holds.
         latent_dim: size of z.
         hidden_dims: the encoder's widths, from x to z.
         flow: a name in `pyro_vaeflow.flows.FLOWS`; ``diagonal`` is the base VAE.
@@ -92,6 +106,8 @@ class Guide(PyroModule):
         conditioned: whether the flow's parameters depend on the encoder's last hidden layer, its
             context, as in the paper, or are the same for all rows.
         dropout: in the hidden layers, while training.
+        input_dropout: of a mixed table, the share of a row's entries that are hidden from the
+            encoder while training, as if they were missing.
         activation: a name in `ACTIVATIONS`.
         flow_options: passed on to the flow's builder.
 
@@ -110,20 +126,27 @@ class Guide(PyroModule):
 
     def __init__(
         self,
-        num_features: int,
+        num_features: Row,
         latent_dim: int = 12,
         hidden_dims: Sequence[int] = (128, 64),
         flow: str = "diagonal",
         num_flows: int = 0,
         conditioned: bool = True,
         dropout: float = 0.2,
+        input_dropout: float = 0.0,
         activation: str = "leaky_relu",
         flow_options: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        _check_sizes(num_features=num_features, latent_dim=latent_dim, hidden_dims=hidden_dims)
+        _check_sizes(num_features, latent_dim=latent_dim, hidden_dims=hidden_dims)
         builder = _registered("flow", flow, FLOWS)
-        self.encoder = mlp([num_features, *hidden_dims], dropout, activation)
+        if isinstance(num_features, Sequence):
+            first: nn.Module = MixedInput(num_features, hidden_dims[0], input_dropout)
+        elif input_dropout:
+            raise ValueError(f"input_dropout={input_dropout!r} is for mixed tables; leave it at 0")
+        else:
+            first = nn.Linear(num_features, hidden_dims[0])
+        self.encoder = mlp(first, hidden_dims, dropout, activation)
         self.base = nn.Linear(hidden_dims[-1], 2 * latent_dim)
         context_dim = hidden_dims[-1] if conditioned else None
         self.flow = nn.ModuleList(
@@ -147,7 +170,9 @@ def _registered(name: str, value: str, registry: Mapping[str, Any]) -> Any:
     return registry[value]
 
 
-def _check_sizes(hidden_dims: Sequence[int], **sizes: int) -> None:
+def _check_sizes(num_features: Row, hidden_dims: Sequence[int], **sizes: int) -> None:
+    count = len(num_features) if isinstance(num_features, Sequence) else num_features
+    check_size("num_features", count)
     for name, value in sizes.items():
         check_size(name, value)
     if not hidden_dims:

@@ -57,6 +57,20 @@ class Split:
     labels_test: np.ndarray
 
 
+def first_of_each(split: Split) -> np.ndarray:
+    """True at the first test row of each kind, ``(num_test,)``: equal in all columns and in y.
+
+    Detectors are also compared on these rows, where no row counts twice.
+
+    Example:
+        >>> from pyro_vaeflow.datasets import holdout_split, load_breast_cancer_table
+        >>> int(first_of_each(holdout_split(load_breast_cancer_table())).sum())
+        114
+    """
+    repeats = split.X_test.reset_index(drop=True).assign(is_anomaly=split.y_test).duplicated()
+    return ~repeats.to_numpy()
+
+
 def _split(data: Dataset, train: np.ndarray, test: np.ndarray) -> Split:
     return Split(data.X.iloc[train], data.X.iloc[test], data.y[test], data.labels[test])
 

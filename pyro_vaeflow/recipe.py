@@ -6,15 +6,28 @@ from typing import Any, cast
 import torch
 from pyro.infer import ELBO, Trace_ELBO
 
-from pyro_vaeflow.annealing import CapacityELBO, Schedule, constant, cosine, cyclical, linear
+from pyro_vaeflow.annealing import (
+    CapacityELBO,
+    Schedule,
+    constant,
+    cosine,
+    cyclical,
+    linear,
+    warmup,
+)
 from pyro_vaeflow.checked import ConfigError, check_names
-from pyro_vaeflow.config import AnnealingConfig, ExperimentConfig
+from pyro_vaeflow.columns import Column
+from pyro_vaeflow.config import VAEFLOW, AnnealingConfig, ExperimentConfig
 from pyro_vaeflow.flows import FLOWS
 from pyro_vaeflow.isolation import seeded
 from pyro_vaeflow.likelihoods import LIKELIHOODS
-from pyro_vaeflow.programs import ACTIVATIONS, Guide, Model
+from pyro_vaeflow.mixed import MixedHead
+from pyro_vaeflow.peers import PEERS
+from pyro_vaeflow.programs import ACTIVATIONS, Guide, Model, Row
 from pyro_vaeflow.tasks import check_task
 from pyro_vaeflow.training import History, train
+
+TWO_COLUMNS = [Column("a", "continuous"), Column("b", "continuous")]
 
 
 def check_registered(config: ExperimentConfig) -> None:
@@ -24,6 +37,10 @@ def check_registered(config: ExperimentConfig) -> None:
         ConfigError: with the names allowed, or with what the posterior's builder said.
     """
     check_task(config)
+    check_names([config.detector], [VAEFLOW, *PEERS], "detector")
+    if config.is_peer:
+        _check_options(config.detector, config.detector_options, PEERS[config.detector], given=1)
+        return
     check_names([config.likelihood], LIKELIHOODS, "likelihood")
     check_names([config.model], FLOWS, "model")
     check_names([config.activation], ACTIVATIONS, "activation")
@@ -31,7 +48,7 @@ def check_registered(config: ExperimentConfig) -> None:
     _check_options(config.likelihood, config.likelihood_options, head, given=2)
     _check_options(config.model, config.flow_options, flow, given=3)
     try:
-        build(config, num_features=2)
+        build(config, TWO_COLUMNS if head is MixedHead else 2)
     except (TypeError, ValueError) as error:
         raise ConfigError(f"{config.model} with {config.num_flows} flows: {error}") from error
 
@@ -42,7 +59,7 @@ def _check_options(name: str, options: dict[str, Any], builder: Any, given: int)
     check_names(options, allowed or ["none"], f"option of {name}")
 
 
-def build(config: ExperimentConfig, num_features: int) -> tuple[Model, Guide]:
+def build(config: ExperimentConfig, num_features: Row) -> tuple[Model, Guide]:
     """The model and the guide of a configuration; initial parameters depend on its seed alone."""
     with seeded(config.seed):
         model = Model(
@@ -62,6 +79,7 @@ def build(config: ExperimentConfig, num_features: int) -> tuple[Model, Guide]:
             num_flows=config.num_flows,
             conditioned=config.conditioned,
             dropout=config.dropout,
+            input_dropout=config.input_dropout,
             activation=config.activation,
             flow_options=config.flow_options,
         )
@@ -69,7 +87,12 @@ def build(config: ExperimentConfig, num_features: int) -> tuple[Model, Guide]:
 
 
 def fit(
-    config: ExperimentConfig, model: Model, guide: Guide, x: torch.Tensor, progress: bool
+    config: ExperimentConfig,
+    model: Model,
+    guide: Guide,
+    x: torch.Tensor,
+    weights: torch.Tensor | None,
+    progress: bool,
 ) -> History:
     """Trains `model` and `guide` in place as the configuration says."""
     num_steps = config.num_steps
@@ -87,6 +110,7 @@ def fit(
         schedule=schedule,
         loss=loss,
         clip_norm=config.clip_norm,
+        weights=weights,
         seed=config.seed,
         progress=progress,
     )
@@ -112,8 +136,9 @@ def annealing(config: AnnealingConfig, num_steps: int) -> tuple[Schedule, ELBO]:
     return constant(config.stop), Trace_ELBO()
 
 
-def _learning_rate(config: ExperimentConfig, num_steps: int) -> float | Schedule:
+def _learning_rate(config: ExperimentConfig, num_steps: int) -> Schedule:
     start, stop = config.learning_rate, config.learning_rate_stop
-    kinds = {"linear": linear, "cosine": cosine}
-    make = kinds.get(config.learning_rate_schedule)
-    return start if make is None else make(num_steps, start, stop)
+    rise = round(config.learning_rate_warmup * num_steps)
+    falls = {"linear": linear, "cosine": cosine}
+    fall = falls.get(config.learning_rate_schedule)
+    return warmup(rise, fall(num_steps - rise, start, stop) if fall else constant(start))

@@ -1,4 +1,4 @@
-"""Reading a results folder: its finished runs, in one order, and their settings by name."""
+"""Reading a results folder: its finished runs, ours before peers, their names and settings."""
 
 import json
 from dataclasses import dataclass
@@ -6,8 +6,14 @@ from pathlib import Path
 from typing import Any
 
 from pyro_vaeflow.config import ExperimentConfig
+from pyro_vaeflow.peers import PEERS
 
-FIRST_MODELS = ["diagonal", "planar", "iaf", "spline"]
+NAMES = {
+    "diagonal": "base VAE",
+    "planar": "planar {}",
+    "iaf": "IAF {}",
+    "spline": "spline {}",
+}
 
 
 @dataclass(frozen=True)
@@ -30,9 +36,31 @@ def finished_runs(out: Path) -> list[FinishedRun]:
 
 def _order(run: FinishedRun) -> tuple[Any, ...]:
     config = run.config
-    models = [*FIRST_MODELS, config.model]
-    place = models.index(config.model), config.model, config.num_flows
+    first = [*PEERS] if config.is_peer else [*NAMES]
+    method = identity(config)["model"]
+    place = config.is_peer, [*first, method].index(method), method, config.num_flows
     return config.dataset, *place, config.digest, config.seed
+
+
+def identity(config: ExperimentConfig) -> dict[str, Any]:
+    """Data set, posterior (of a peer, its name) and depth: what tables call a run first.
+
+    Example:
+        >>> identity(ExperimentConfig(detector="knn1"))
+        {'dataset': 'ring', 'model': 'knn1', 'num_flows': 0}
+    """
+    method = config.detector if config.is_peer else config.model
+    return {"dataset": config.dataset, "model": method, "num_flows": config.num_flows}
+
+
+def method_name(model: str, num_flows: int) -> str:
+    """What figures and pages call a posterior of some depth, or a peer.
+
+    Example:
+        >>> method_name("iaf", 5), method_name("knn1", 0)
+        ('IAF 5', 'knn1')
+    """
+    return model if model in PEERS else NAMES.get(model, f"{model} {{}}").format(num_flows)
 
 
 def flat_settings(config: ExperimentConfig) -> dict[str, Any]:

@@ -5,6 +5,7 @@ import os
 import platform
 import shutil
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -13,30 +14,39 @@ from safetensors.torch import load_file, save_file
 
 import pyro_vaeflow
 from pyro_vaeflow.checked import ConfigError
+from pyro_vaeflow.columns import Column
 from pyro_vaeflow.config import ExperimentConfig
 from pyro_vaeflow.experiment import Result
 from pyro_vaeflow.programs import Guide, Model
 from pyro_vaeflow.recipe import build
 
-RUN_FILES = ("config.yaml", "metrics.json", "history.csv", "scores.npz", "parameters.safetensors")
+RUN_FILES = ("config.yaml", "metrics.json", "scores.npz")
+TRAINED_FILES = ("history.csv", "parameters.safetensors")  # peers have none
 PACKAGES = ("pyro-ppl", "torch", "numpy", "scikit-learn", "pandas")
 
 
 def write(result: Result, config: ExperimentConfig, folder: Path, command: str = "") -> None:
-    """Writes `RUN_FILES`, and map.npz if there is a map, beside `folder`, then moves them there.
+    """Writes `files_of` the run, and columns.json and map.npz where there are any.
+
+    They are written beside `folder` and appear there in one move.
 
     Args:
         command: kept in metrics.json with the versions, to say what made the run.
     """
     partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
-    origin = {"command": command, "versions": versions(), "threads": torch.get_num_threads()}
+    origin = {"command": command, "versions": versions(config), "threads": torch.get_num_threads()}
     try:
         partial.mkdir(parents=True)
         (partial / "config.yaml").write_text(config.to_yaml())
         (partial / "metrics.json").write_text(json.dumps(result.metrics | origin, indent=2) + "\n")
-        result.history.to_csv(partial / "history.csv", index=False, float_format="%.6g")
+        if result.history is not None:
+            result.history.to_csv(partial / "history.csv", index=False, float_format="%.6g")
         np.savez_compressed(partial / "scores.npz", **result.arrays)  # type: ignore[arg-type]
-        save_file(result.parameters, partial / "parameters.safetensors")
+        if result.parameters:
+            save_file(result.parameters, partial / "parameters.safetensors")
+        if result.columns is not None:
+            listed = [column.to_dict() for column in result.columns]
+            (partial / "columns.json").write_text(json.dumps(listed) + "\n")
         if result.density_map:
             np.savez_compressed(partial / "map.npz", **result.density_map)  # type: ignore[arg-type]
         partial.rename(folder)
@@ -45,6 +55,11 @@ def write(result: Result, config: ExperimentConfig, folder: Path, command: str =
             raise
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def files_of(config: ExperimentConfig) -> tuple[str, ...]:
+    """What the folder of a finished run holds."""
+    return RUN_FILES if config.is_peer else RUN_FILES + TRAINED_FILES
 
 
 def is_finished(folder: Path, config: ExperimentConfig) -> bool:
@@ -56,7 +71,7 @@ def is_finished(folder: Path, config: ExperimentConfig) -> bool:
     """
     if not folder.exists():
         return False
-    if missing := [name for name in RUN_FILES if not (folder / name).is_file()]:
+    if missing := [name for name in files_of(config) if not (folder / name).is_file()]:
         raise ConfigError(f"{folder} lacks {', '.join(missing)}; remove it and run again")
     found = ExperimentConfig.from_yaml((folder / "config.yaml").read_text())
     if found.run_name != config.run_name:
@@ -70,11 +85,17 @@ def load_programs(folder: Path) -> tuple[ExperimentConfig, Model, Guide]:
     """The configuration, model and guide of a finished run, as training left them.
 
     Raises:
+        ConfigError: the run is a peer's, which has neither.
         RuntimeError: the parameters do not fit the configuration.
     """
     config = ExperimentConfig.from_yaml((folder / "config.yaml").read_text())
+    if config.is_peer:
+        raise ConfigError(f"{folder} is a run of the peer {config.detector}; it has no programs")
     tensors = load_file(folder / "parameters.safetensors")
     num_features = json.loads((folder / "metrics.json").read_text())["num_features"]
+    if config.likelihood == "mixed":
+        listed = json.loads((folder / "columns.json").read_text())
+        num_features = [Column.from_dict(values) for values in listed]
     model, guide = build(config, num_features)
     for role, part in (("model", model), ("guide", guide)):
         prefix = f"{role}."
@@ -94,7 +115,8 @@ def sweep(runs: Path) -> None:
             continue
 
 
-def versions() -> dict[str, str]:
-    """Versions of what the numbers depend on."""
+def versions(config: ExperimentConfig) -> dict[str, str]:
+    """Versions of what the numbers depend on; a peer's may depend on PyOD, if that is installed."""
     own = {"pyro-vaeflow": pyro_vaeflow.__version__, "python": platform.python_version()}
-    return own | {name: version(name) for name in PACKAGES}
+    packages = [*PACKAGES, *(["pyod"] if config.is_peer and find_spec("pyod") else [])]
+    return own | {name: version(name) for name in packages}

@@ -1,13 +1,15 @@
 """Study files: settings that runs share, the variants that differ, seeds, and a small budget.
 
 A file's top level holds the keys of `ExperimentConfig`, and ``description``, ``seeds``,
-``variants`` (a list of mappings over the shared settings) and ``quick`` (a mapping over each
-variant, for ``--quick``). A finished run's config.yaml is such a file too.
+``variants`` (a list of mappings over the shared settings), ``datasets`` (each variant runs on each)
+and ``quick`` (a mapping over each variant, for ``--quick``). A finished run's config.yaml is such a
+file too.
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from importlib.resources import files
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +17,12 @@ from pyro_vaeflow.checked import ConfigError, check_names, convert
 from pyro_vaeflow.config import IGNORED, ExperimentConfig, read_mapping
 
 CONFIG_KEYS = [entry.name for entry in fields(ExperimentConfig)]
-STUDY_KEYS = ["description", "seeds", "variants", "quick"]
-OPTIONS_OF = {"model": ("flow_options",), "likelihood": ("likelihood_options",)}
+STUDY_KEYS = ["description", "seeds", "variants", "datasets", "quick"]
+OPTIONS_OF = {
+    "model": ("flow_options",),
+    "likelihood": ("likelihood_options",),
+    "detector": ("detector_options",),
+}
 PRESETS = files("pyro_vaeflow") / "presets"
 
 
@@ -30,6 +36,7 @@ class Study:
     variants: tuple[Mapping[str, Any], ...]
     quick: Mapping[str, Any]
     seeds: tuple[int, ...]
+    datasets: tuple[str, ...] = ()
 
     def expand(
         self,
@@ -37,17 +44,19 @@ class Study:
         seeds: Iterable[int] | None = None,
         quick: bool = False,
     ) -> list[ExperimentConfig]:
-        """One configuration a variant and seed, each once, variants in the file's order.
+        """One configuration a data set, variant and seed, each once, in the file's order.
 
-        Later ones win: shared settings, the variant, the quick block, `overrides`.
+        Later ones win: shared settings, the data set, the variant, the quick block, `overrides`.
 
         Raises:
             ConfigError: an unknown key, a wrong type or a value out of range, with those allowed.
         """
         seeds = self.seeds if seeds is None else tuple(seeds)
         configs = []
-        for variant in self.variants:
-            values = merge({"study": self.name, **self.settings}, variant)
+        shared = {"study": self.name, **self.settings}
+        groups = [{**shared, "dataset": name} for name in self.datasets] or [shared]
+        for common, variant in product(groups, self.variants):
+            values = merge(common, variant)
             values = merge(merge(values, self.quick if quick else {}), overrides or {})
             configs += [ExperimentConfig.from_dict({**values, "seed": seed}) for seed in seeds]
         return list({config.run_name: config for config in configs}.values())
@@ -122,6 +131,11 @@ def parse_study(text: str, default_name: str = "study") -> Study:
             raise ConfigError(f"{name}: expected a mapping of settings, got {part!r}")
         check_names(part, CONFIG_KEYS, f"key in {name}")
     seeds = convert(values.pop("seeds", [values.get("seed", 0)]), tuple[int, ...], "seeds")
+    datasets: tuple[str, ...] = ()
+    if "datasets" in values:
+        datasets = convert(values.pop("datasets"), tuple[str, ...], "datasets")
+        if any("dataset" in part for part in (values, *variants)):
+            raise ConfigError("dataset: datasets names them already; leave out one of the two")
     study = Study(
         name=values.pop("study", default_name),
         description=values.pop("description", ""),
@@ -129,9 +143,11 @@ def parse_study(text: str, default_name: str = "study") -> Study:
         variants=tuple(variants),
         quick=quick,
         seeds=seeds,
+        datasets=datasets,
     )
+    one = replace(study, datasets=datasets[:1])  # of many data sets: their names are checked later
     for with_quick in (False, True):
-        study.expand(quick=with_quick)  # refuses what a run would refuse
+        one.expand(seeds=seeds[:1], quick=with_quick)  # refuses what a run would refuse
     return study
 
 

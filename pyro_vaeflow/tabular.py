@@ -7,7 +7,8 @@ import pandas as pd
 import torch
 from sklearn.base import BaseEstimator
 from sklearn.compose import ColumnTransformer
-from sklearn.preprocessing import MinMaxScaler, OneHotEncoder, StandardScaler
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import FunctionTransformer, MinMaxScaler, OneHotEncoder, StandardScaler
 from sklearn.utils.validation import check_is_fitted
 
 SCALERS = {
@@ -15,21 +16,33 @@ SCALERS = {
     # them without bound: clip to [0, 1].
     "minmax": lambda: MinMaxScaler(clip=True),
     "standard": StandardScaler,
+    # For counts and sizes over many decades.
+    "log-minmax": lambda: make_pipeline(FunctionTransformer(signed_log), MinMaxScaler(clip=True)),
 }
 FAR = 1e6  # beyond it scaled numbers are all alike: their squares stay finite in float32
+
+
+def signed_log(x: np.ndarray) -> np.ndarray:
+    """sign(x) log(1 + |x|), entry by entry: log1p of numbers that are not negative.
+
+    Example:
+        >>> signed_log(np.array([0.0, 1.0, -1.0])).round(3).tolist()
+        [0.0, 0.693, -0.693]
+    """
+    return np.sign(x) * np.log1p(np.abs(x))
 
 
 class TableEncoder(BaseEstimator):
     """One-hot columns of the categorical columns, then the scaled numeric ones, as float32.
 
     A level or a range that the training rows do not show is no error later: an unseen level is a
-    block of zeros, and numbers are clipped, to [0, 1] by ``"minmax"`` and to +-1e6 standard
-    deviations by ``"standard"``. Numeric dtypes are numeric columns; every other dtype (text,
-    categorical, boolean) is categorical, with the levels that the rows show.
+    block of zeros, and numbers are clipped, to [0, 1] by ``"minmax"`` and ``"log-minmax"`` and to
+    +-1e6 standard deviations by ``"standard"``. Numeric dtypes are numeric columns; every other
+    dtype (text, categorical, boolean) is categorical, with the levels that the rows show.
 
     Args:
-        scaling: ``"minmax"`` to [0, 1], for Bernoulli heads, or ``"standard"`` to mean 0 and
-            variance 1, for Normal ones.
+        scaling: ``"minmax"`` to [0, 1], for Bernoulli heads, ``"log-minmax"``, which takes
+            logarithms first, or ``"standard"`` to mean 0 and variance 1, for Normal heads.
 
     Attributes:
         feature_names_: one name a feature: ``service=http``, ``duration``.

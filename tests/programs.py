@@ -17,6 +17,7 @@ from torch import nn
 from torch.distributions import constraints
 
 from pyro_vaeflow import FLOWS, Guide, Model
+from pyro_vaeflow.columns import Column
 
 NUM_FEATURES = 3
 DEPTHS = {"diagonal": 0, "planar": 3, "iaf": 3, "spline": 2}
@@ -42,6 +43,23 @@ def rows(num_data: int = 30) -> torch.Tensor:
     z = torch.randn(num_data, 2, generator=torch.Generator().manual_seed(1))
     x = z @ torch.tensor([[1.0, 0.5, -1.0], [0.0, 0.8, 0.6]], dtype=z.dtype)
     return x + 0.3 * torch.randn(num_data, 3, generator=torch.Generator().manual_seed(2))
+
+
+MIXED_COLUMNS = [
+    Column("size", "continuous"),
+    Column("kind", "categorical", levels=("icmp", "tcp", "udp")),
+    Column("rate", "continuous"),
+    Column("count", "discrete", lows=(0.0, 1.0, 5.0), highs=(0.0, 4.0, 5.0)),
+]
+
+
+def mixed_rows(num_data: int = 30) -> torch.Tensor:
+    """Rows of `MIXED_COLUMNS` that depend on each other; an eighth of the entries is missing."""
+    draw = torch.Generator().manual_seed(1)
+    x = torch.randn(num_data, 4, generator=draw)
+    x[:, 1] = 1.0 + (x[:, 0] > 0.0) + (x[:, 0] > 1.0)
+    x[:, 3] = 1.0 + (x[:, 2] > 0.0) + (x[:, 2] > 1.0)
+    return x.masked_fill(torch.rand(num_data, 4, generator=draw) < 0.125, torch.nan)
 
 
 class LinearGaussian:
@@ -361,6 +379,13 @@ def ours(flow: str, conditioned: bool, likelihood: str = "normal", **options: An
     return Pair(Model(NUM_FEATURES, likelihood=likelihood, **sizes), guide, x)
 
 
+def mixed() -> Pair:
+    """The programs that ship on a mixed table with missing entries."""
+    sizes = {"latent_dim": 2, "hidden_dims": (8,)}
+    model = Model(MIXED_COLUMNS, likelihood="mixed", **sizes)
+    return Pair(model, Guide(MIXED_COLUMNS, flow="iaf", num_flows=2, **sizes), mixed_rows())
+
+
 ZOO: dict[str, Callable[[], Pair]] = {
     f.__name__: f
     for f in (
@@ -377,6 +402,7 @@ ZOO: dict[str, Callable[[], Pair]] = {
         unannounced_methods,
         batch_norm,
         lazy_start,
+        mixed,
     )
 }
 ZOO["bernoulli_likelihood"] = partial(ours, "diagonal", True, "bernoulli")

@@ -61,7 +61,7 @@ def refusal(capsys, *argv: str) -> str:
         ("run ring --likelihood gauss", "allowed: bernoulli, normal"),
         ("run ring --model iaf --flow_options.width 3", "allowed: hidden_dim, stable"),
         ("run ring --num_steps 3 --num_epochs 3", "give one of num_steps and num_epochs"),
-        ("run rnig", "did you mean 'ring'? allowed: kdd-paper"),
+        ("run rnig", "did you mean 'ring'? allowed: adbench"),
         ("run none.yaml", "no file 'none.yaml'"),
         ("run", "presets"),
         ("run ring --jobs 0", "--jobs: expected at least 1, got 0"),
@@ -104,6 +104,13 @@ def test_overrides_reach_every_run(file, tmp_path) -> None:
     for config in configs:
         assert (config.seed, config.num_steps, config.encoder_dims) == (3, 2, (6, 5))
         assert (config.annealing.stop, config.clip_norm) == (0.5, 1.0)
+
+
+def test_a_split_of_its_own_for_each_seed_is_one_override_away(file, tmp_path) -> None:
+    out = tmp_path / "out"
+    assert main(["run", file, "--split_seed", "null", "--num_steps", "1", "--out", str(out)]) == 0
+    configs = [run.config for run in finished_runs(out)]
+    assert {(config.split_seed, config.rows_seed) for config in configs} == {(None, 0), (None, 1)}
 
 
 def test_results_of_a_quick_call_lie_beside_those_of_the_study(file, tmp_path, monkeypatch) -> None:
@@ -149,7 +156,7 @@ def test_presets_are_listed_with_their_size(capsys) -> None:
     assert main(["presets"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split(":")[0] for line in lines] == preset_names()
-    assert lines[0].startswith("kdd-paper: 5 variants x 5 seeds.")
+    assert lines[0].startswith("adbench: 11 variants x 5 seeds x 19 data sets.")
 
 
 @pytest.mark.parametrize("argv", ["--help", "run --help", "presets"])

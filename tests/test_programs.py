@@ -9,7 +9,7 @@ from pyro import poutine
 from pyro_vaeflow import FLOWS, LIKELIHOODS, Guide, Model
 from pyro_vaeflow.isolation import seeded
 from pyro_vaeflow.traces import paired_traces, row_terms
-from tests.programs import rows
+from tests.programs import MIXED_COLUMNS, mixed_rows, rows
 
 DEPTHS = [("diagonal", 0), ("planar", 1), ("planar", 5), ("iaf", 1), ("iaf", 5), ("spline", 1)]
 
@@ -33,9 +33,11 @@ def without_gradient(module: torch.nn.Module) -> list[str]:
 @pytest.mark.parametrize("conditioned", [True, False])
 @pytest.mark.parametrize("likelihood", LIKELIHOODS)
 def test_every_parameter_learns_at_the_defaults(flow, num_flows, conditioned, likelihood) -> None:
-    model = Model(3, likelihood=likelihood)
-    guide = Guide(3, flow=flow, num_flows=num_flows, conditioned=conditioned)
-    x = rows(100).sigmoid().round()
+    is_table = likelihood == "mixed"
+    num_features = MIXED_COLUMNS if is_table else 3
+    model = Model(num_features, likelihood=likelihood)
+    guide = Guide(num_features, flow=flow, num_flows=num_flows, conditioned=conditioned)
+    x = mixed_rows(100) if is_table else rows(100).sigmoid().round()
     terms(model, guide, x).log_weight.mean().backward()
     assert not without_gradient(model)
     assert not without_gradient(guide)

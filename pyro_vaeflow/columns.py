@@ -1,0 +1,173 @@
+"""What a column of a mixed table holds, learned on training rows, and its numbers in a tensor.
+
+A row of a mixed table is one vector with an entry a column: the code of a level, 0 for a value that
+no training row shows, or a standardised number; NaN where the entry is missing.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from pyro_vaeflow.checked import Checked, ConfigError, setting
+
+KINDS = ("categorical", "discrete", "continuous")
+POINT_MASS = 0.5  # a share of the rows in one value: above it a numeric column is discrete ...
+NEW_MASS = 0.01  # ... if so few fresh rows at most have a value that no training row shows
+MAX_LEVELS = 512
+GROUP_MASS = 1 / 32  # of a group of neighbouring numbers, unless one number alone has more
+HUGE = 1e140  # the largest number to learn from: sums of squares stay finite in float64
+FAR = 1e6  # beyond it standardised numbers are all alike: their squares stay finite in float32
+
+
+@dataclass(frozen=True)
+class Column(Checked):
+    """One column: its kind and what the training rows showed of it.
+
+    Args:
+        name: of the user's column.
+        kind: ``categorical``: `levels` are texts; ``discrete``: numbers, level j is the interval
+            ``[lows[j], highs[j]]``, often one value; ``continuous``: a number, standardised.
+        levels: of a categorical column, code 1 first.
+        lows, highs: of a discrete column, ascending.
+        loc, scale: of a continuous column.
+    """
+
+    name: str
+    kind: str = setting(choices=KINDS)
+    levels: tuple[str, ...] | None = None
+    lows: tuple[float, ...] | None = None
+    highs: tuple[float, ...] | None = None
+    loc: float = 0.0
+    scale: float = setting(1.0, above=0.0)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        sizes = [len(part or ()) for part in (self.levels, self.lows, self.highs)]
+        shown = [bool(size) for size in sizes]
+        needed = [self.kind == "categorical"] + 2 * [self.kind == "discrete"]
+        if shown != needed or sizes[1] != sizes[2]:
+            raise ConfigError(
+                f"column {self.name!r}: a categorical column has levels, a discrete one as many "
+                f"lows as highs, a continuous one none; got {self.kind} with {sizes} of the three"
+            )
+
+    @property
+    def num_levels(self) -> int:
+        """Codes from 0, the novel value, to ``num_levels - 1``; 0 of a continuous column."""
+        return 0 if self.kind == "continuous" else 1 + len(self.levels or self.lows or ())
+
+    def encode(self, values: pd.Series) -> np.ndarray:
+        """Codes or standardised numbers of the values, float64 ``(num_data,)``; NaN is missing."""
+        if self.kind == "categorical":
+            text = as_text(values)
+            codes = pd.Index(self.levels or (), dtype="string").get_indexer(pd.Index(text)) + 1.0
+            return np.where(text.isna(), np.nan, codes)
+        numbers = as_numbers(values)
+        if self.kind == "continuous":
+            return np.clip((numbers - self.loc) / self.scale, -FAR, FAR)
+        place = np.searchsorted(np.array(self.lows), numbers, side="right")
+        inside = numbers <= np.array([-np.inf, *(self.highs or ())])[place]
+        return np.where(np.isnan(numbers), np.nan, np.where(inside, place, 0.0))
+
+
+def learn_column(values: pd.Series, kind: str | None = None) -> Column:
+    """The column of training values ``(num_data,)``; `kind` is found unless it is given.
+
+    A numeric column is discrete if more than half of its entries are one value and a fresh entry is
+    new with a probability of at most 0.01, by Good and Turing's estimate: the share of entries
+    whose value occurs once. Constant and binary columns are. Other numbers are continuous, what is
+    not a number is categorical.
+
+    References:
+        I. J. Good, The population frequencies of species and the estimation of population
+        parameters, Biometrika 40, 1953.
+
+    Raises:
+        ValueError: the kind is unknown or does not suit the values, or there is no value at all.
+        TypeError: the column holds dates or complex numbers.
+
+    Example:
+        >>> learn_column(pd.Series([0.0, 0.0, 0.0, 1.0, 1.0], name="land")).kind
+        'discrete'
+        >>> learn_column(pd.Series([0.1, 0.7, 0.4], name="rate")).kind
+        'continuous'
+    """
+    name = str(values.name)
+    if kind is not None and kind not in KINDS:
+        raise ValueError(f"kind of column {name!r} must be one of {KINDS}, got {kind!r}")
+    if pd.api.types.is_datetime64_any_dtype(values) or pd.api.types.is_timedelta64_dtype(values):
+        raise TypeError(
+            f"column {name!r} holds dates or times; give numbers that matter, such as the hour or "
+            "the days since a fixed date"
+        )
+    if pd.api.types.is_complex_dtype(values):
+        raise TypeError(f"column {name!r} holds complex numbers; give real and imaginary columns")
+    if kind == "categorical" or (kind is None and not is_numeric(values)):
+        text = as_text(values).dropna()
+        _check_any(name, len(text))
+        return Column(name, "categorical", levels=tuple(sorted(text.unique())))
+    numbers = as_numbers(values)
+    numbers = np.clip(numbers[np.isfinite(numbers)], -HUGE, HUGE)
+    _check_any(name, len(numbers))
+    found, counts = np.unique(numbers, return_counts=True)
+    if kind is None:
+        closed = counts.max() > POINT_MASS * len(numbers) and (counts == 1).mean() * len(
+            found
+        ) <= NEW_MASS * len(numbers)
+        kind = "discrete" if closed else "continuous"
+    if kind == "discrete":
+        lows, highs = _groups(found, counts)
+        return Column(name, "discrete", lows=tuple(lows), highs=tuple(highs))
+    return Column(name, "continuous", loc=float(numbers.mean()), scale=float(numbers.std()) or 1.0)
+
+
+def as_text(values: pd.Series) -> pd.Series:
+    """Values as texts; missing ones stay missing. A number has one text whatever its dtype."""
+    if is_numeric(values):
+        numbers = pd.Series(as_numbers(values), dtype="Float64")
+        return numbers.map(lambda v: f"{v:.15g}", na_action="ignore").astype("string")
+    return values.astype("string")
+
+
+def is_numeric(values: pd.Series) -> bool:
+    """Whether the dtype is one of numbers; booleans are categories."""
+    return pd.api.types.is_numeric_dtype(values) and not pd.api.types.is_bool_dtype(values)
+
+
+def as_numbers(values: pd.Series) -> np.ndarray:
+    """Values as float64, NaN where missing.
+
+    Raises:
+        ValueError: a value is not a number.
+    """
+    try:
+        return values.to_numpy(dtype=np.float64, na_value=np.nan)
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"column {str(values.name)!r} holds values that are no numbers: {error}"
+        ) from error
+
+
+def _check_any(name: str, count: int) -> None:
+    if not count:
+        raise ValueError(f"column {name!r} has no value in the training rows; leave it out")
+
+
+def _groups(found: np.ndarray, counts: np.ndarray) -> tuple[list[float], list[float]]:
+    """The levels of distinct numbers: each its own, or groups where they fill their range."""
+    gaps = np.diff(found)
+    lattice = (found[-1] - found[0]) / gaps.min() + 1 if len(found) > 1 else 1
+    sparse = len(found) < 0.5 * lattice  # a value between two seen ones is news
+    if len(found) <= MAX_LEVELS and (sparse or len(found) <= 1 / GROUP_MASS):
+        return found.tolist(), found.tolist()
+    # Between the share of the rows, in which rare values vanish, and that of the distinct values.
+    mass = (counts / counts.sum() + 1 / len(found)) / 2
+    lows, highs, used = [found[0]], [found[0]], mass[0]
+    for value, part in zip(found[1:], mass[1:], strict=True):
+        if used + part > GROUP_MASS:
+            lows.append(value)
+            highs.append(value)
+            used = 0.0
+        highs[-1], used = value, used + part
+    return [float(v) for v in lows], [float(v) for v in highs]

@@ -1,0 +1,167 @@
+"""The two ends of the networks for rows of mixed tables: their first layer and their likelihood."""
+
+from collections.abc import Sequence
+
+import pyro.distributions as dist
+import torch
+from pyro.distributions import TorchDistribution
+from torch import nn
+from torch.distributions import constraints
+
+from pyro_vaeflow.columns import Column
+
+MAX_LOGIT = 25.0  # a value that no training row shows costs at most about twice as many nats
+
+
+class MixedLayout(nn.Module):
+    """Where the columns of a mixed row are: the discrete ones' logits and the continuous ones."""
+
+    discrete: torch.Tensor
+    continuous: torch.Tensor
+    order: torch.Tensor
+    start: torch.Tensor
+    owner: torch.Tensor
+
+    def __init__(self, columns: Sequence[Column]) -> None:
+        super().__init__()
+        sizes = [column.num_levels for column in columns]
+        discrete = [j for j, size in enumerate(sizes) if size]
+        continuous = [j for j, size in enumerate(sizes) if not size]
+        self.sizes = [sizes[j] for j in discrete]
+        self.num_columns, self.num_logits = len(columns), sum(sizes)
+        self.register_buffer("discrete", torch.tensor(discrete, dtype=torch.long))
+        self.register_buffer("continuous", torch.tensor(continuous, dtype=torch.long))
+        self.register_buffer("order", torch.tensor(discrete + continuous).argsort())
+        self.register_buffer("start", torch.tensor([0, *self.sizes]).cumsum(0)[:-1])
+        # (num_logits, num_discrete): sums the levels of each column in one matrix product
+        ones = [torch.ones(size, 1) for size in self.sizes]
+        self.register_buffer("owner", torch.block_diag(*ones) if ones else torch.ones(0, 0))
+
+
+class MixedRow(TorchDistribution):
+    r"""Independent columns: categorical over levels, or normal; NaN entries count for nothing.
+
+    .. math:: \log p(x) = \sum_{j \text{ observed}} \log p_j(x_j)
+
+    A missing entry is thereby marginalised: given z the columns are independent.
+
+    Args:
+        layout: of the columns.
+        logits: ``batch_shape + (num_logits,)``, the columns' levels one after another.
+        loc: ``batch_shape + (num_continuous,)``.
+        scale: likewise, positive.
+    """
+
+    arg_constraints: dict[str, constraints.Constraint] = {}
+    support = constraints.real_vector
+
+    def __init__(
+        self, layout: MixedLayout, logits: torch.Tensor, loc: torch.Tensor, scale: torch.Tensor
+    ) -> None:
+        self.layout = layout
+        self.logits = logits.clamp(-MAX_LOGIT, MAX_LOGIT)
+        self.normal = dist.Normal(loc, scale, validate_args=False)
+        event_shape = torch.Size([layout.num_columns])
+        super().__init__(logits.shape[:-1], event_shape, validate_args=False)
+
+    def expand(self, batch_shape: torch.Size, _instance: None = None) -> "MixedRow":
+        parts = (self.logits, self.normal.loc, self.normal.scale)
+        logits, loc, scale = (p.expand(*batch_shape, p.shape[-1]) for p in parts)
+        return MixedRow(self.layout, logits, loc, scale)
+
+    def feature_log_prob(self, value: torch.Tensor) -> torch.Tensor:
+        """log p_j(x_j) of each column, shape ``(..., num_columns)``, nats; 0 where missing."""
+        missing = value.isnan()
+        value = value.nan_to_num()
+        layout, parts = self.layout, []
+        if layout.sizes:
+            codes = value[..., layout.discrete].long() + layout.start
+            shape = torch.broadcast_shapes(codes.shape[:-1], self.logits.shape[:-1])
+            picked = self.logits.expand(*shape, -1).gather(-1, codes.expand(*shape, -1))
+            parts.append(picked - (self.logits.exp() @ layout.owner).log())
+        if len(layout.continuous):
+            parts.append(self.normal.log_prob(value[..., layout.continuous]))
+        features = parts[0] if len(parts) == 1 else torch.cat(parts, -1)[..., layout.order]
+        return features.masked_fill(missing, 0.0)
+
+    def log_prob(self, value: torch.Tensor) -> torch.Tensor:
+        return self.feature_log_prob(value).sum(-1)
+
+    def sample(self, sample_shape: torch.Size = torch.Size()) -> torch.Tensor:  # noqa: B008
+        levels = [
+            dist.Categorical(logits=logits, validate_args=False).sample(sample_shape)
+            for logits in self.logits.split(self.layout.sizes, -1)
+        ]
+        numbers = self.normal.sample(sample_shape)
+        columns = [level.to(numbers.dtype) for level in levels] + list(numbers.unbind(-1))
+        return torch.stack(columns, -1)[..., self.layout.order]
+
+
+class MixedHead(nn.Module):
+    """p(x | z) of mixed rows: logits of all levels from one layer; means, and a scale a column.
+
+    Args:
+        hidden_dim: size of the decoder's last hidden layer.
+        columns: what the columns hold.
+        min_scale: of the continuous columns, in their standard deviations.
+
+    Example:
+        >>> columns = [Column("kind", "categorical", levels=("a", "b")), Column("x", "continuous")]
+        >>> row = MixedHead(8, columns)(torch.zeros(5, 8))
+        >>> row.feature_log_prob(torch.tensor([2.0, float("nan")])).shape
+        torch.Size([5, 2])
+    """
+
+    def __init__(self, hidden_dim: int, columns: Sequence[Column], min_scale: float = 1e-3) -> None:
+        super().__init__()
+        self.layout = MixedLayout(columns)
+        self.min_scale = min_scale
+        num_continuous = len(self.layout.continuous)
+        self.out = nn.Linear(hidden_dim, self.layout.num_logits + num_continuous)
+        self.log_scale = nn.Parameter(torch.zeros(num_continuous))
+
+    def forward(self, h: torch.Tensor) -> MixedRow:
+        out = self.out(h)
+        logits, loc = out.split(
+            [self.layout.num_logits, out.shape[-1] - self.layout.num_logits], -1
+        )
+        return MixedRow(self.layout, logits, loc, self.log_scale.exp() + self.min_scale)
+
+
+class MixedInput(nn.Module):
+    """The encoder's first layer on mixed rows: a vector a level, linear in the numbers.
+
+    Missing entries have a vector of their own a column, and so the encoder knows them; novel values
+    are read as missing.
+
+    Args:
+        columns: what the columns hold.
+        width: size of the output.
+        dropout: the share of entries that are hidden while training, as if they were missing: the
+            encoder learns to do without them.
+
+    Example:
+        >>> columns = [Column("kind", "categorical", levels=("a", "b")), Column("x", "continuous")]
+        >>> MixedInput(columns, width=8)(torch.tensor([[2.0, 0.3], [float("nan"), 1.0]])).shape
+        torch.Size([2, 8])
+    """
+
+    def __init__(self, columns: Sequence[Column], width: int, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.layout = MixedLayout(columns)
+        self.dropout = dropout
+        # The sum over a row's entries starts with a variance of 1.
+        self.level = nn.EmbeddingBag(self.layout.num_logits, width, mode="sum")
+        nn.init.normal_(self.level.weight, std=len(columns) ** -0.5)
+        self.number = nn.Linear(2 * len(self.layout.continuous), width)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.training and self.dropout > 0:
+            x = x.masked_fill(torch.rand_like(x) < self.dropout, torch.nan)
+        missing = x.isnan()
+        x = x.nan_to_num()
+        layout = self.layout
+        codes = x[..., layout.discrete].long() + layout.start
+        flags = missing[..., layout.continuous].to(x.dtype)
+        numbers = self.number(torch.cat([x[..., layout.continuous], flags], -1))
+        return self.level(codes) + numbers

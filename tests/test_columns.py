@@ -1,0 +1,198 @@
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pyro_vaeflow.checked import ConfigError
+from pyro_vaeflow.columns import Column, learn_column
+from pyro_vaeflow.mixed_table import MixedEncoder
+
+
+def column(values, **options) -> Column:
+    return learn_column(pd.Series(values, name="c"), **options)
+
+
+def test_constants_binary_columns_and_closed_point_masses_are_discrete() -> None:
+    assert column([7.0] * 5).kind == "discrete"
+    assert column([0, 1] * 50 + [0]).kind == "discrete"
+    assert column([0] * 700 + [1, 2, 5] * 100).kind == "discrete"
+
+
+def test_a_point_mass_beside_ever_new_values_is_continuous() -> None:
+    draw = np.random.default_rng(0)
+    assert column(np.concatenate([np.zeros(700), draw.normal(size=300)])).kind == "continuous"
+
+
+def test_recurring_values_without_a_point_mass_are_continuous() -> None:
+    assert column(np.repeat(np.arange(16), 100)).kind == "continuous"
+
+
+def test_one_new_value_in_a_hundred_is_still_closed_and_two_are_not() -> None:
+    def values(num_single: int) -> list[float]:
+        return [0.0] * (100 - num_single) + [float(10 * k + 7) for k in range(num_single)]
+
+    assert column(values(1)).kind == "discrete"
+    assert column(values(2)).kind == "continuous"
+
+
+def test_what_is_no_number_is_categorical() -> None:
+    assert column(["b", "a", "b"]).levels == ("a", "b")
+    assert column([True, False, True]).levels == ("False", "True")
+    assert column(pd.Categorical(["x", "y"], categories=["x", "y", "never"])).levels == ("x", "y")
+
+
+def test_values_between_sparse_levels_are_novel() -> None:
+    spread = column([0.0] * 60 + [10.0, 1000.0] * 20)
+    coded = spread.encode(
+        pd.Series([0.0, 10.0, 5.0, 1000.0, 1001.0, -1.0, np.inf, -np.inf, np.nan])
+    )
+    np.testing.assert_array_equal(coded, [1, 2, 0, 3, 0, 0, 0, 0, np.nan])
+
+
+def test_numbers_that_fill_their_range_share_levels_and_miss_none() -> None:
+    values = np.concatenate([np.zeros(4000), np.repeat(np.arange(1, 201), 10)])
+    filled = column(values)
+    assert filled.kind == "discrete" and filled.num_levels < 70
+    coded = filled.encode(pd.Series(np.arange(201.0)))
+    assert (coded > 0).all() and (np.diff(coded) >= 0).all()
+    assert coded[0] == 1 and coded[1] == 2, "the point mass keeps a level of its own"
+    np.testing.assert_array_equal(filled.encode(pd.Series([-1.0, 201.0])), [0, 0])
+
+
+def test_a_continuous_column_is_standardised_and_clipped() -> None:
+    numbers = column([1.0, 2.0, 6.0])
+    coded = numbers.encode(pd.Series([1.0, 2.0, 6.0]))
+    assert coded.mean() == pytest.approx(0.0) and coded.std() == pytest.approx(1.0)
+    far = numbers.encode(pd.Series([1e300, -np.inf]))
+    np.testing.assert_array_equal(far, [1e6, -1e6])
+
+
+def test_a_categorical_number_has_one_level_whatever_its_dtype() -> None:
+    ports = column([80, 443, 80], kind="categorical")
+    for dtype in ("int64", "float64", "Int64", "Float32"):
+        np.testing.assert_array_equal(ports.encode(pd.Series([443, 80], dtype=dtype)), [1, 2])
+
+
+@pytest.mark.parametrize(
+    "missing",
+    [
+        pd.Series([1.0, None, 0.0]),
+        pd.Series([1, None, 0], dtype="Int64"),
+        pd.Series([1.0, np.nan, 0.0], dtype="float32"),
+    ],
+)
+def test_missing_numbers_are_nan(missing: pd.Series) -> None:
+    for kind in ("discrete", "continuous", "categorical"):
+        known = column([0, 1, 1], kind=kind)
+        assert np.isnan(known.encode(missing)).tolist() == [False, True, False]
+
+
+@pytest.mark.parametrize(
+    "missing",
+    [
+        pd.Series(["a", None, "b"]),
+        pd.Series(["a", np.nan, "b"], dtype=object),
+        pd.Series(["a", pd.NA, "b"], dtype="string"),
+        pd.Series(["a", None, "b"], dtype="category"),
+    ],
+)
+def test_missing_texts_are_nan(missing: pd.Series) -> None:
+    assert np.isnan(column(["a", "b"]).encode(missing)).tolist() == [False, True, False]
+
+
+@pytest.mark.parametrize(
+    ("values", "options", "error", "message"),
+    [
+        ([1.0], {"kind": "nominal"}, ValueError, "kind of column 'c' must be one of"),
+        ([np.nan, np.inf], {}, ValueError, "column 'c' has no value"),
+        ([None, None], {"kind": "categorical"}, ValueError, "column 'c' has no value"),
+        (["a", "b"], {"kind": "continuous"}, ValueError, "column 'c' holds values that are no num"),
+        (pd.date_range("2020", periods=3), {}, TypeError, "column 'c' holds dates or times"),
+        (pd.to_timedelta([1, 2], "D"), {}, TypeError, "column 'c' holds dates or times"),
+        ([1j, 2j], {}, TypeError, "column 'c' holds complex numbers"),
+    ],
+)
+def test_bad_columns_are_refused_by_name(values, options, error, message) -> None:
+    with pytest.raises(error, match=message):
+        column(values, **options)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"kind": "categorical"},
+        {"kind": "categorical", "levels": ["a"], "lows": [0.0], "highs": [0.0]},
+        {"kind": "discrete", "lows": [0.0, 1.0], "highs": [0.0]},
+        {"kind": "continuous", "levels": ["a"]},
+        {"kind": "continuous", "scale": 0.0},
+        {"kind": "nominal"},
+        {"kind": "continuous", "code": "import os"},
+    ],
+)
+def test_a_column_that_contradicts_itself_is_refused(values) -> None:
+    with pytest.raises(ConfigError):
+        Column.from_dict({"name": "c", **values})
+
+
+frames = st.lists(
+    st.tuples(
+        st.one_of(st.none(), st.floats(allow_nan=True, allow_infinity=True)),
+        st.one_of(st.none(), st.sampled_from(["a", "b", "c", ""])),
+        st.one_of(st.none(), st.booleans()),
+        st.integers(-3, 3),
+    ),
+    min_size=2,
+    max_size=30,
+).map(lambda rows: pd.DataFrame(rows, columns=["float", "text", "flag", "int"]))
+FIXED = pd.DataFrame(
+    {"float": [0.0, 1.5], "text": ["a", "b"], "flag": [True, False], "int": [0, 1]}
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(frames)
+def test_random_frames_are_encoded_row_by_row_and_survive_json(frame: pd.DataFrame) -> None:
+    encoder = MixedEncoder().fit(pd.concat([FIXED, frame.astype({"text": object})]))
+    before = frame.copy()
+    x = encoder.transform(frame)
+    pd.testing.assert_frame_equal(frame, before)
+    np.testing.assert_array_equal(x.isnan().numpy(), frame.isna().to_numpy())
+    assert not x.isinf().any()
+    order = np.random.default_rng(0).permutation(len(frame))
+    np.testing.assert_array_equal(encoder.transform(frame.iloc[order]).numpy(), x[order].numpy())
+    for learned in encoder.columns_:
+        assert Column.from_dict(json.loads(json.dumps(learned.to_dict()))) == learned
+
+
+def test_training_rows_show_every_level_and_nothing_novel() -> None:
+    draw = np.random.default_rng(0)
+    frame = pd.DataFrame(
+        {
+            "kind": draw.choice(["tcp", "udp", "icmp"], 500),
+            "count": np.where(draw.random(500) < 0.6, 0, draw.integers(0, 5, 500)),
+            "size": draw.lognormal(size=500),
+        }
+    )
+    encoder = MixedEncoder()
+    x = encoder.fit_transform(frame)
+    assert [c.kind for c in encoder.columns_] == ["categorical", "discrete", "continuous"]
+    for j in (0, 1):
+        assert x[:, j].unique().tolist() == list(range(1, encoder.columns_[j].num_levels))
+
+
+def test_columns_are_found_by_name_and_kinds_can_be_told() -> None:
+    frame = pd.DataFrame({"a": [1.0, 2.0, 4.0], "b": [0.0, 0.0, 1.0]})
+    encoder = MixedEncoder(kinds={"b": "continuous"}).fit(frame)
+    assert [c.kind for c in encoder.columns_] == ["continuous", "continuous"]
+    assert encoder.transform(frame[["b", "a"]]).equal(encoder.transform(frame))
+    with pytest.raises(ValueError, match=r"missing \['b'\], unknown \['c'\]"):
+        encoder.transform(frame.rename(columns={"b": "c"}))
+    with pytest.raises(ValueError, match=r"kinds names \['z'\]"):
+        MixedEncoder(kinds={"z": "discrete"}).fit(frame)
+    with pytest.raises(ValueError, match="distinct column names"):
+        MixedEncoder().fit(pd.DataFrame([[1, 2]], columns=["a", "a"]))
+    with pytest.raises(ValueError, match="rows and columns"):
+        MixedEncoder().fit(frame.iloc[:0])
