@@ -14,8 +14,9 @@
 # # Looking at posteriors
 #
 # With two latents a posterior is a picture. Here are samples of q(z | x) from four guides beside
-# the true posterior p(z | x), which quadrature on a grid gives, and under each the nats that the
-# guide loses. All guides face the same fixed model, so that the pictures compare like with like.
+# the true posterior p(z | x), which quadrature on a grid gives, and in each panel the nats that
+# the guide loses. All guides face the same fixed model, so that the pictures compare like with
+# like.
 
 # %%
 # %matplotlib inline
