@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: quickstart test lint kdd-paper ring potentials table1
+.PHONY: quickstart test lint docs notebooks kdd-paper ring potentials table1
 
 # One thread: for networks this small a second one only waits for the first.
 quickstart: $(INSTALLED)
@@ -19,6 +19,14 @@ lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# Any warning is an error. The pages are in docs/_build/html.
+docs: $(INSTALLED)
+	$(BIN)/python -m sphinx -W --keep-going -b html docs docs/_build/html
+
+# Executes them anew, on their full budget: some minutes each.
+notebooks: $(INSTALLED)
+	OMP_NUM_THREADS=1 $(BIN)/python notebooks/execute.py
 
 kdd-paper: $(INSTALLED)
 	$(BIN)/vaeflow run kdd-paper --out results/kdd-paper

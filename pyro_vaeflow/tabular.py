@@ -23,7 +23,7 @@ FAR = 1e6  # beyond it scaled numbers are all alike: their squares stay finite i
 
 
 def signed_log(x: np.ndarray) -> np.ndarray:
-    """sign(x) log(1 + |x|), entry by entry: log1p of numbers that are not negative.
+    """``sign(x) log(1 + |x|)``, entry by entry: log1p of numbers that are not negative.
 
     Example:
         >>> signed_log(np.array([0.0, 1.0, -1.0])).round(3).tolist()
