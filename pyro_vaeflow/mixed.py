@@ -158,18 +158,23 @@ class MixedInput(nn.Module):
         super().__init__()
         self.layout = MixedLayout(columns)
         self.dropout = dropout
-        # The sum over a row's entries starts with a variance of 1.
-        self.level = nn.EmbeddingBag(self.layout.num_logits, width, mode="sum")
-        nn.init.normal_(self.level.weight, std=len(columns) ** -0.5)
-        self.number = nn.Linear(2 * len(self.layout.continuous), width)
+        numbers, self.level, self.number = len(self.layout.continuous), None, None
+        if self.layout.sizes:
+            self.level = nn.EmbeddingBag(self.layout.num_logits, width, mode="sum")
+            # The sum over a row's entries starts with a variance of 1.
+            nn.init.normal_(self.level.weight, std=len(columns) ** -0.5)
+        if numbers:
+            self.number = nn.Linear(2 * numbers, width, bias=False)
+        self.bias = nn.Parameter(torch.zeros(width))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if self.training and self.dropout > 0:
             x = x.masked_fill(torch.rand_like(x) < self.dropout, torch.nan)
-        missing = x.isnan()
-        x = x.nan_to_num()
-        layout = self.layout
-        codes = x[..., layout.discrete].long() + layout.start
-        flags = missing[..., layout.continuous].to(x.dtype)
-        numbers = self.number(torch.cat([x[..., layout.continuous], flags], -1))
-        return self.level(codes) + numbers
+        missing, x, layout = x.isnan(), x.nan_to_num(), self.layout
+        out = self.bias
+        if self.level is not None:
+            out = out + self.level(x[..., layout.discrete].long() + layout.start)
+        if self.number is not None:
+            flags = missing[..., layout.continuous].to(x.dtype)
+            out = out + self.number(torch.cat([x[..., layout.continuous], flags], -1))
+        return out

@@ -155,6 +155,14 @@ def test_novel_and_far_values_have_finite_and_higher_scores() -> None:
             assert values[1] > values[0] + 2.0, column.name
 
 
+@pytest.mark.parametrize("kept", [[0, 2], [1, 3]], ids=["continuous", "discrete"])
+def test_tables_of_one_kind_of_column_learn_and_score(kept: list[int]) -> None:
+    columns, x = [COLUMNS[j] for j in kept], mixed_rows(50)[:, kept]
+    model, guide = Model(columns, 2, (8,), likelihood="mixed"), Guide(columns, 2, (8,))
+    train(model, guide, x, num_steps=3, progress=False)
+    assert score(model, guide, x, num_samples=5).log_evidence.isfinite().all()
+
+
 def test_gaps_of_mixed_rows_add_up() -> None:
     torch.manual_seed(0)
     x = mixed_rows(6)

@@ -1,0 +1,159 @@
+"""The exemplar prior: a density, left out for the rows themselves in training, fixed in scores."""
+
+import math
+from dataclasses import replace
+
+import pyro.distributions as dist
+import pytest
+import torch
+
+from pyro_vaeflow import Guide, Model, score, train
+from pyro_vaeflow.config import ExperimentConfig
+from pyro_vaeflow.experiment import run
+from pyro_vaeflow.isolation import seeded
+from pyro_vaeflow.priors import ExemplarMixture, ExemplarPrior
+from pyro_vaeflow.recipe import build, fit
+from pyro_vaeflow.runfolder import load_programs, write
+from tests.programs import rows
+
+
+def mixture(batch: tuple[int, ...] = ()) -> ExemplarMixture:
+    torch.manual_seed(0)
+    log_weights = torch.randn(*batch, 5)
+    return ExemplarMixture(
+        log_weights, torch.randn(4, 2), torch.tensor([0.3, 0.7]), torch.full((2,), 2.0)
+    )
+
+
+def by_pyro(mix: ExemplarMixture) -> dist.MixtureSameFamily:
+    locs = torch.cat([mix.centres, torch.zeros(1, 2)])
+    scales = torch.cat([mix.width.expand(4, 2), mix.broad.expand(1, 2)])
+    parts = dist.Normal(locs, scales).to_event(1)
+    if mix.log_weights.dim() > 1:
+        parts = parts.expand(mix.log_weights.shape)
+    return dist.MixtureSameFamily(dist.Categorical(logits=mix.log_weights), parts)
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize("batch", [(), (6,)])
+def test_densities_are_those_of_pyros_mixture(batch: tuple[int, ...]) -> None:
+    mix, value = mixture(batch), 3.0 * torch.randn(7, 6, 2)
+    expected = by_pyro(mix).log_prob(value)
+    torch.testing.assert_close(mix.log_prob(value), expected, rtol=0, atol=1e-10)
+    wide = mix.expand([7, 6])
+    assert wide.batch_shape == (7, 6)
+    torch.testing.assert_close(wide.log_prob(value), expected, rtol=0, atol=1e-10)
+
+
+@pytest.mark.usefixtures("float64")
+def test_gradients_are_those_of_pyros_mixture() -> None:
+    mix, value = mixture(), torch.randn(50, 2)
+    parts = (mix.centres, mix.width, mix.broad, value)
+    for part in parts:
+        part.requires_grad_()
+    found = torch.autograd.grad(mix.log_prob(value).sum(), parts)
+    expected = torch.autograd.grad(by_pyro(mix).log_prob(value).sum(), parts)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-10)
+
+
+def test_far_values_are_scored_by_the_wide_part_in_single_precision() -> None:
+    mix = mixture()
+    value = torch.tensor([[1e3, 0.0], [1e6, -1e6]])
+    expected = by_pyro(mix).log_prob(value.double())
+    torch.testing.assert_close(mix.log_prob(value).double(), expected, rtol=1e-4, atol=0)
+
+
+def test_samples_have_the_mixtures_mean_and_spread() -> None:
+    mix = mixture()
+    draws = mix.sample(torch.Size([40_000]))
+    expected = by_pyro(mix)
+    torch.testing.assert_close(draws.mean(0), expected.mean, rtol=0, atol=0.03)
+    torch.testing.assert_close(draws.var(0), expected.variance, rtol=0.05, atol=0)
+
+
+def test_in_training_a_row_is_no_exemplar_of_itself_nor_of_its_copies() -> None:
+    x = torch.cat([rows(6), rows(6)[:1]])  # the first row twice
+    guide = Guide(3, latent_dim=2, dropout=0.0)
+    prior = ExemplarPrior(x, guide.locate, latent_dim=2).train()
+    weights = prior(x).log_weights.exp()
+    assert weights.shape == (7, 8)
+    left_out = (weights[:, :-1] == 0).sum(1)
+    assert left_out.tolist() == [2, 1, 1, 1, 1, 1, 2]
+    torch.testing.assert_close(weights.sum(1), torch.ones(7))
+    prior.eval()
+    assert (prior(x).log_weights > -math.inf).all(), "in scores every exemplar counts"
+
+
+def test_a_lone_exemplar_left_out_leaves_the_wide_part() -> None:
+    x = rows(1)
+    guide = Guide(3, latent_dim=2, dropout=0.0)
+    prior = ExemplarPrior(x, guide.locate, latent_dim=2).train()
+    value = torch.randn(1, 2)
+    wide = dist.Normal(0.0, prior.log_broad.exp()).to_event(1).log_prob(value)
+    torch.testing.assert_close(prior(x).log_prob(value), wide)
+
+
+def test_scores_follow_the_guide_as_it_is_now() -> None:
+    """Each held-out evaluation of a run must see the exemplars where the encoder puts them now."""
+    x = rows(40)
+    guide = Guide(3, latent_dim=2, hidden_dims=(8,), dropout=0.0)
+    model = Model(3, 2, (8,), "normal", dropout=0.0, prior=ExemplarPrior(x, guide.locate, 2))
+    score(model, guide, x, num_samples=4)
+    train(model, guide, x, num_steps=5, learning_rate=0.1, progress=False)
+    kept = score(model, guide, x, num_samples=4)
+    fresh = Model(3, 2, (8,), "normal", dropout=0.0, prior=ExemplarPrior(x, guide.locate, 2))
+    fresh.load_state_dict(model.state_dict())
+    assert torch.equal(kept.elbo, score(fresh, guide, x, num_samples=4).elbo)
+
+
+def test_every_parameter_learns_and_the_guides_are_trained_once() -> None:
+    x = rows(40)
+    guide = Guide(3, latent_dim=2, hidden_dims=(8,), dropout=0.0)
+    model = Model(3, 2, (8,), "normal", dropout=0.0, prior=ExemplarPrior(x, guide.locate, 2))
+    assert not {id(p) for p in model.parameters()} & {id(p) for p in guide.parameters()}
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    train(model, guide, x, num_steps=5, progress=False)
+    unchanged = [k for k, v in model.state_dict().items() if torch.equal(v, before[k])]
+    assert unchanged == ["prior.rows"]
+
+
+def test_at_most_so_many_rows_are_remembered() -> None:
+    guide = Guide(3, latent_dim=2)
+    prior = ExemplarPrior(rows(30), guide.locate, 2, max_exemplars=7)
+    assert prior.rows.shape == (7, 3)
+    prior.remember(rows(5))
+    assert prior.rows.shape == (5, 3)
+    with pytest.raises(ValueError, match="rows must hold at least one exemplar"):
+        prior.remember(rows(5)[:0])
+    with pytest.raises(ValueError, match="per_step must be an integer of at least 1"):
+        ExemplarPrior(rows(5), guide.locate, 2, per_step=0)
+
+
+CONFIG = ExperimentConfig(
+    dataset="breast_cancer", preprocessing="mixed", likelihood="mixed", latent_dim=None,
+    prior="exemplar", start_scale=0.1, encoder_dims=(8,), decoder_dims=(8,), num_steps=30,
+    validation_share=0.2, num_samples=5, dropout=0.0,
+)  # fmt: skip
+
+
+def test_validation_rows_choose_the_step_and_are_exemplars_afterwards() -> None:
+    x = rows(100)
+    config = replace(CONFIG, likelihood="normal", preprocessing="standard")
+    model, guide = build(config, 3, x)
+    assert model.prior.rows.shape == (100, 3) and model.latent_dim == 3
+    history = fit(config, model, guide, x, None, progress=False)
+    assert history.frame["held_out_elbo"].notna().sum() == 30
+    assert history.best_step == history.frame["held_out_elbo"].idxmax()
+    assert len(model.prior.rows) == 100
+    with seeded(0):
+        assert (model.prior.rows[:, None] == x).all(-1).any(0).all()
+
+
+def test_a_run_with_exemplars_and_mixed_columns_is_rebuilt_from_its_folder(tmp_path) -> None:
+    result = run(CONFIG)
+    write(result, CONFIG, tmp_path / "run")
+    _, model, guide = load_programs(tmp_path / "run")
+    state = model.state_dict() | {f"guide.{k}": v for k, v in guide.state_dict().items()}
+    assert len(state) == len(result.parameters)
+    for name, value in result.parameters.items():
+        torch.testing.assert_close(state[name.removeprefix("model.")], value, rtol=0, atol=0)
