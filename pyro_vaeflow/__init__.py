@@ -13,10 +13,12 @@ if TYPE_CHECKING:
     from pyro_vaeflow.annealing import cosine as cosine
     from pyro_vaeflow.annealing import cyclical as cyclical
     from pyro_vaeflow.annealing import linear as linear
+    from pyro_vaeflow.annealing import warmup as warmup
     from pyro_vaeflow.attribution import contributions as contributions
     from pyro_vaeflow.calibration import (
         simulation_based_calibration as simulation_based_calibration,
     )
+    from pyro_vaeflow.columns import Column as Column
     from pyro_vaeflow.datasets import load_kddcup99 as load_kddcup99
     from pyro_vaeflow.datasets import make_ring as make_ring
     from pyro_vaeflow.diagnostics import inference_gap as inference_gap
@@ -25,6 +27,8 @@ if TYPE_CHECKING:
     from pyro_vaeflow.isolation import param_scope as param_scope
     from pyro_vaeflow.latents import active_units as active_units
     from pyro_vaeflow.likelihoods import LIKELIHOODS as LIKELIHOODS
+    from pyro_vaeflow.mixed_table import MixedEncoder as MixedEncoder
+    from pyro_vaeflow.priors import ExemplarPrior as ExemplarPrior
     from pyro_vaeflow.programs import Guide as Guide
     from pyro_vaeflow.programs import Model as Model
     from pyro_vaeflow.scoring import KhatWarning as KhatWarning
@@ -39,9 +43,10 @@ __version__ = "0.1.0"
 _HOME = {
     name: module
     for module, names in {
-        "annealing": "CapacityELBO anneal constant cosine cyclical linear",
+        "annealing": "CapacityELBO anneal constant cosine cyclical linear warmup",
         "attribution": "contributions",
         "calibration": "simulation_based_calibration",
+        "columns": "Column",
         "datasets": "load_kddcup99 make_ring",
         "diagnostics": "inference_gap",
         "draws": "log_weights",
@@ -49,6 +54,8 @@ _HOME = {
         "isolation": "param_scope",
         "latents": "active_units",
         "likelihoods": "LIKELIHOODS",
+        "mixed_table": "MixedEncoder",
+        "priors": "ExemplarPrior",
         "programs": "Guide Model",
         "scoring": "KhatWarning Scores score",
         "training": "History NonFiniteError train",
