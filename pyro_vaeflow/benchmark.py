@@ -67,13 +67,8 @@ def per_set(table: pd.DataFrame, measure: str) -> pd.DataFrame:
 
 def seconds(table: pd.DataFrame) -> pd.DataFrame:
     """Mean wall time of fit and scores together, one row a data set, one column a method."""
-    first = table[~table.duplicated([c for c in table.columns if c in _run_keys(table)])]
-    time = (first["train_seconds"] + first["score_seconds"]).rename("seconds")
-    return _pivot(first.assign(seconds=time), _methods(first, with_score=False), "seconds")
-
-
-def _run_keys(table: pd.DataFrame) -> list[str]:
-    return ["dataset", "model", "num_flows", "seed", *settings_apart(table)]
+    timed = table.assign(seconds=table["train_seconds"] + table["score_seconds"])
+    return _pivot(timed, _methods(table, with_score=False), "seconds")
 
 
 def _methods(table: pd.DataFrame, with_score: bool) -> pd.Series:
@@ -126,8 +121,7 @@ def _published(theirs: pd.DataFrame, auroc: pd.DataFrame, source: str) -> list[s
         raise ConfigError(f"published: {source} names none of {', '.join(auroc.index)}")
     return [
         f"## Published AUROC, %, as in {source}",
-        "Not run here, on other halves of the normal rows (for the smaller sets in the order of "
-        "the file), so for orientation alone: no average above holds any of it.",
+        "Not run here, and on other rows: for orientation alone, no average above holds any of it.",
         as_text(_with_means(known.loc[shared], 1, 2), "md"),
         f"The methods that were run here, on the same {len(shared)} data sets:",
         as_text(_with_means(auroc.loc[shared], 100, 2).tail(1), "md"),

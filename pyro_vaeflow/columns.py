@@ -76,8 +76,8 @@ def learn_column(values: pd.Series, kind: str | None = None) -> Column:
 
     A numeric column is discrete if more than half of its entries are one value and a fresh entry is
     new with a probability of at most 0.01, by Good and Turing's estimate: the share of entries
-    whose value occurs once. Constant and binary columns are. Other numbers are continuous, what is
-    not a number is categorical.
+    whose value occurs once. Constant and binary columns are, too. Other numbers are continuous,
+    what is not a number is categorical.
 
     References:
         I. J. Good, The population frequencies of species and the estimation of population
@@ -112,18 +112,21 @@ def learn_column(values: pd.Series, kind: str | None = None) -> Column:
     _check_any(name, len(numbers))
     found, counts = np.unique(numbers, return_counts=True)
     if kind is None:
-        closed = counts.max() > POINT_MASS * len(numbers) and (counts == 1).mean() * len(
-            found
-        ) <= NEW_MASS * len(numbers)
+        num_single = (counts == 1).sum()
+        closed = counts.max() > POINT_MASS * len(numbers) and num_single <= NEW_MASS * len(numbers)
+        closed = closed or len(found) <= 2  # constant or binary
         kind = "discrete" if closed else "continuous"
     if kind == "discrete":
         lows, highs = _groups(found, counts)
         return Column(name, "discrete", lows=tuple(lows), highs=tuple(highs))
-    return Column(name, "continuous", loc=float(numbers.mean()), scale=float(numbers.std()) or 1.0)
+    loc, scale = float(numbers.mean()), float(numbers.std())
+    if scale <= 1e-12 * abs(loc):  # what rounding leaves of a constant
+        scale = 1.0
+    return Column(name, "continuous", loc=loc, scale=scale)
 
 
 def as_text(values: pd.Series) -> pd.Series:
-    """Values as texts; missing ones stay missing. A number has one text whatever its dtype."""
+    """Values as texts; missing ones stay missing. A whole number has one text in every dtype."""
     if is_numeric(values):
         numbers = pd.Series(as_numbers(values), dtype="Float64")
         return numbers.map(lambda v: f"{v:.15g}", na_action="ignore").astype("string")

@@ -111,9 +111,16 @@ def training_rows(x: torch.Tensor, count_power: float) -> tuple[torch.Tensor, to
     """
     if count_power == 1.0:
         return x, None
-    distinct, counts = torch.unique(x, dim=0, return_counts=True)
+    distinct, _, counts = distinct_rows(x)
     order = torch.randperm(len(distinct), generator=torch.Generator().manual_seed(0))
     return distinct[order], counts[order].double() ** count_power
+
+
+def distinct_rows(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The distinct rows, which of them each row is, and how many it is; missing equals missing."""
+    shown = x.nan_to_num(nan=torch.inf, posinf=torch.inf)  # NaN would be no row's equal
+    distinct, place, counts = torch.unique(shown, dim=0, return_inverse=True, return_counts=True)
+    return distinct.masked_fill(distinct == torch.inf, torch.nan), place, counts
 
 
 def parameters(model: Model, guide: Guide) -> dict[str, torch.Tensor]:
@@ -126,7 +133,7 @@ def _score(
     config: ExperimentConfig, model: Model, guide: Guide, x: torch.Tensor, progress: bool
 ) -> Scores:
     # Copies of a row have one score: it depends on the row's content and the seed alone.
-    distinct, place = torch.unique(x, dim=0, return_inverse=True)
+    distinct, place, _ = distinct_rows(x)
     draws = {"num_samples": config.num_samples, "seed": config.seed}
     scores = score(model, guide, distinct, **draws, progress=progress)  # type: ignore[arg-type]
     return Scores(**{f.name: getattr(scores, f.name)[place] for f in fields(Scores)})
@@ -172,7 +179,7 @@ def _density_map(
     config: ExperimentConfig, model: Model, guide: Guide, task: Task
 ) -> dict[str, np.ndarray]:
     """Both scores on a square grid around the training rows, for figures of two-column data."""
-    if config.map_size == 0 or task.x_train.shape[1] != 2:
+    if config.map_size == 0 or task.columns is not None or task.x_train.shape[1] != 2:
         return {}
     reach = 1.5 * task.x_train.abs().max()
     axis = torch.linspace(-reach, reach, config.map_size)

@@ -14,6 +14,7 @@ from pyro.distributions import TorchDistribution
 from torch import nn
 
 from pyro_vaeflow.mixed import MixedHead
+from pyro_vaeflow.sizes import check_positive
 
 
 class BernoulliHead(nn.Module):
@@ -50,6 +51,7 @@ class NormalHead(nn.Module):
         self, hidden_dim: int, num_features: int, min_scale: float = 1e-3, start_scale: float = 1.0
     ) -> None:
         super().__init__()
+        check_positive("start_scale", start_scale)
         self.loc = nn.Linear(hidden_dim, num_features)
         self.log_scale = nn.Parameter(torch.full((num_features,), math.log(start_scale)))
         self.min_scale = min_scale

@@ -10,6 +10,7 @@ from torch import nn
 from torch.distributions import constraints
 
 from pyro_vaeflow.columns import Column
+from pyro_vaeflow.sizes import check_positive
 
 MAX_LOGIT = 25.0  # a value that no training row shows costs at most about twice as many nats
 
@@ -122,6 +123,7 @@ class MixedHead(nn.Module):
         start_scale: float = 1.0,
     ) -> None:
         super().__init__()
+        check_positive("start_scale", start_scale)
         self.layout = MixedLayout(columns)
         self.min_scale = min_scale
         num_continuous = len(self.layout.continuous)
@@ -161,7 +163,7 @@ class MixedInput(nn.Module):
         numbers, self.level, self.number = len(self.layout.continuous), None, None
         if self.layout.sizes:
             self.level = nn.EmbeddingBag(self.layout.num_logits, width, mode="sum")
-            # The sum over a row's entries starts with a variance of 1.
+            # The sum over a row's entries starts with a variance of at most 1.
             nn.init.normal_(self.level.weight, std=len(columns) ** -0.5)
         if numbers:
             self.number = nn.Linear(2 * numbers, width, bias=False)

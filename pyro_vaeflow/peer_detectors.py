@@ -18,7 +18,7 @@ class Detector(Protocol):
     """What a peer is: fitted to inlier rows, it gives a score a row.
 
     Attributes:
-        num_train_: the rows it learned from, where that is not all of those given.
+        num_train_: how many rows it learned from.
     """
 
     num_train_: int
@@ -73,12 +73,13 @@ class NovelValues:
     def fit(self, x: np.ndarray) -> Self:
         """Remembers the values of each column."""
         self.num_train_ = len(x)
-        self.values_ = [np.unique(column) for column in x.T]
+        self.values_ = [np.unique(np.nan_to_num(column, nan=np.inf)) for column in x.T]
         return self
 
     def anomaly_score(self, x: np.ndarray) -> np.ndarray:
         """From 0 to the number of columns, shape ``(num_data,)``."""
-        novel = [~np.isin(column, known) for column, known in zip(x.T, self.values_, strict=True)]
+        pairs = zip(x.T, self.values_, strict=True)
+        novel = [~np.isin(np.nan_to_num(c, nan=np.inf), known) for c, known in pairs]
         return np.sum(novel, axis=0).astype(float)
 
 

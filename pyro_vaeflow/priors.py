@@ -14,6 +14,8 @@ from torch.distributions import constraints
 from pyro_vaeflow.noise import row_hash
 from pyro_vaeflow.sizes import check_size
 
+LEAST = -80.0  # nats below the largest term, where terms count for nothing
+CACHED = 200_000  # numbers
 FAR_OUT = 1e5  # nats: float32 resolves a hundredth of one there
 BROAD_WEIGHT = 0.01  # of a wide normal in the mixture: rows far from all exemplars stay possible
 
@@ -54,31 +56,31 @@ class ExemplarMixture(TorchDistribution):
         return new
 
     def log_prob(self, value: torch.Tensor) -> torch.Tensor:
-        a, b = value / self.width, self.centres / self.width
+        middle = self.centres.mean(0)
+        a, b = (value - middle) / self.width, (self.centres - middle) / self.width
         near_weights, far_weight = self.log_weights[..., :-1], self.log_weights[..., -1]
         # |a - b|^2 = |a|^2 - 2 a b + |b|^2, so that few passes go over (draws, centres).
         bias = near_weights - 0.5 * b.square().sum(-1)
-        products = F.linear(a, b, bias) if bias.dim() == 1 else a @ b.T + bias
         half_square = 0.5 * a.square().sum(-1)
         constant = self.width.log().sum() + 0.5 * a.shape[-1] * math.log(2.0 * math.pi)
-        near = _logsumexp(products) - half_square - constant
-        # So far out the squares cancel to noise, and only the wide normal is left.
+        near = _log_sum(a, b, bias) - half_square - constant
+        # So far from all centres the squares cancel to noise: only the wide normal is left.
         near = near.masked_fill(half_square > FAR_OUT, -math.inf)
         far = dist.Normal(0.0, self.broad).log_prob(value).sum(-1) + far_weight
         return torch.logaddexp(near, far)
 
-    def rsample(self, sample_shape: torch.Size = torch.Size()) -> torch.Tensor:  # noqa: B008
+    @torch.no_grad()
+    def sample(self, sample_shape: torch.Size = torch.Size()) -> torch.Tensor:  # noqa: B008
         which = dist.Categorical(logits=self.log_weights).sample(sample_shape)
-        centres = torch.cat([self.centres, torch.zeros_like(self.centres[:1])])
+        loc = torch.cat([self.centres, torch.zeros_like(self.centres[:1])])[which]
         is_far = (which == len(self.centres)).unsqueeze(-1)
-        scale = torch.where(is_far, self.broad, self.width)
-        return centres[which] + scale * torch.randn(scale.shape, dtype=scale.dtype)
+        return loc + torch.where(is_far, self.broad, self.width) * torch.randn_like(loc)
 
 
 class ExemplarPrior(nn.Module):
     r"""p(z) as a mixture around training rows, where the guide's encoder puts them.
 
-    .. math:: p(z) = \frac1M \sum_m N(z; \mu(x_m), h^2) + \text{a wide normal of weight } 0.01
+    .. math:: 1.01\,p(z) = \frac1M \sum_m N(z; \mu(x_m), h^2) + 0.01\,N(z; 0, b^2)
 
     In training, each step takes a part of the rows, and a row is no exemplar of itself: the bound
     is a leave-one-out one, and the width h does not fall to 0. With a linear encoder and decoder
@@ -94,7 +96,8 @@ class ExemplarPrior(nn.Module):
         rows: training rows, ``(num_data, num_features)``.
         locate: from rows to the locations of their posteriors' base, ``(num_data, latent_dim)``:
             ``Guide.locate``. Its parameters stay the guide's, but the model depends on them:
-            `inference_gap` does not vary them from row to row.
+            `inference_gap` does not vary them from row to row. Copy the two programs together,
+            ``deepcopy((model, guide))``.
         latent_dim: size of z.
         max_exemplars: of more rows, so many are drawn; a score's cost grows with it.
         per_step: exemplars of a training step.
@@ -148,7 +151,20 @@ class ExemplarPrior(nn.Module):
         return ExemplarMixture(weights.log(), self.locate(rows), *scales)
 
 
-def _logsumexp(values: torch.Tensor) -> torch.Tensor:
-    """``values.logsumexp(-1)``, twice as fast: torch's exp is slow where its result underflows."""
-    top = values.detach().amax(-1, keepdim=True).clamp(min=-1e30)
-    return (values - top).clamp(min=-80.0).exp().sum(-1).log() + top.squeeze(-1)
+def _log_sum(a: torch.Tensor, b: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+    """``(a @ b.T + bias).logsumexp(-1)``, in a tenth of the time where no gradient is needed.
+
+    torch's exp is slow where its result underflows, hence the clamp; and blocks of rows that stay
+    in the processor's cache hardly wait for memory.
+    """
+    if torch.is_grad_enabled() or bias.dim() > 1:
+        products = a @ b.T + bias
+        top = products.detach().amax(-1, keepdim=True).clamp(min=-1e30)  # not -inf - -inf
+        return (products - top).clamp(min=LEAST).exp().sum(-1).log() + top.squeeze(-1)
+    sums = []
+    for block in a.flatten(0, -2).split(max(1, CACHED // len(b))):
+        products = F.linear(block, b, bias)
+        top = products.amax(-1, keepdim=True)
+        total = products.sub_(top).clamp_(min=LEAST).exp_().sum(-1)
+        sums.append(total.log_().add_(top.squeeze(-1)))
+    return torch.cat(sums).view(a.shape[:-1])

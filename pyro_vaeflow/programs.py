@@ -15,7 +15,7 @@ from pyro_vaeflow.columns import Column
 from pyro_vaeflow.flows import FLOWS
 from pyro_vaeflow.likelihoods import LIKELIHOODS
 from pyro_vaeflow.mixed import MixedHead, MixedInput
-from pyro_vaeflow.sizes import check_size
+from pyro_vaeflow.sizes import check_positive, check_size
 
 MIN_SCALE = 1e-4  # of the posterior's base: keeps its log-scale and the KL finite
 
@@ -147,6 +147,7 @@ class Guide(PyroModule):
     ) -> None:
         super().__init__()
         _check_sizes(num_features, latent_dim=latent_dim, hidden_dims=hidden_dims)
+        check_positive("start_scale", start_scale)
         builder = _registered("flow", flow, FLOWS)
         if isinstance(num_features, Sequence):
             first: nn.Module = MixedInput(num_features, hidden_dims[0], input_dropout)

@@ -168,7 +168,7 @@ def annealing(config: AnnealingConfig, num_steps: int) -> tuple[Schedule, ELBO]:
 
 def _learning_rate(config: ExperimentConfig, num_steps: int) -> Schedule:
     start, stop = config.learning_rate, config.learning_rate_stop
-    rise = round(config.learning_rate_warmup * num_steps)
+    rise = min(round(config.learning_rate_warmup * num_steps), num_steps - 1)
     falls = {"linear": linear, "cosine": cosine}
     fall = falls.get(config.learning_rate_schedule)
     return warmup(rise, fall(num_steps - rise, start, stop) if fall else constant(start))

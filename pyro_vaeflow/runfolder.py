@@ -59,7 +59,10 @@ def write(result: Result, config: ExperimentConfig, folder: Path, command: str =
 
 def files_of(config: ExperimentConfig) -> tuple[str, ...]:
     """What the folder of a finished run holds."""
-    return RUN_FILES if config.is_peer else RUN_FILES + TRAINED_FILES
+    if config.is_peer:
+        return RUN_FILES
+    of_table = ("columns.json",) if config.preprocessing == "mixed" else ()
+    return RUN_FILES + TRAINED_FILES + of_table
 
 
 def is_finished(folder: Path, config: ExperimentConfig) -> bool:

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pyro_vaeflow.checked import ConfigError
-from pyro_vaeflow.columns import Column, learn_column
+from pyro_vaeflow.columns import GROUP_MASS, Column, learn_column
 from pyro_vaeflow.mixed_table import MixedEncoder
 
 
@@ -17,7 +17,7 @@ def column(values, **options) -> Column:
 
 def test_constants_binary_columns_and_closed_point_masses_are_discrete() -> None:
     assert column([7.0] * 5).kind == "discrete"
-    assert column([0, 1] * 50 + [0]).kind == "discrete"
+    assert column([0, 1] * 50).kind == column([0] * 29 + [1]).kind == "discrete"
     assert column([0] * 700 + [1, 2, 5] * 100).kind == "discrete"
 
 
@@ -68,6 +68,26 @@ def test_a_continuous_column_is_standardised_and_clipped() -> None:
     assert coded.mean() == pytest.approx(0.0) and coded.std() == pytest.approx(1.0)
     far = numbers.encode(pd.Series([1e300, -np.inf]))
     np.testing.assert_array_equal(far, [1e6, -1e6])
+
+
+def test_what_rounding_leaves_of_a_constant_is_no_scale() -> None:
+    constant = column([1e9 + 0.1] * 7, kind="continuous")
+    assert constant.scale == 1.0
+    assert abs(constant.encode(pd.Series([1e9 + 0.2]))[0]) < 1.0
+
+
+def test_sparse_levels_stay_apart_however_many() -> None:
+    spread = column(np.concatenate([np.zeros(500), np.repeat(100.0 * np.arange(1, 61) ** 2, 5)]))
+    assert spread.num_levels == 62 and spread.lows == spread.highs
+    assert spread.encode(pd.Series([101.0])).tolist() == [0.0]
+
+
+def test_no_group_holds_much_of_the_rows_or_of_the_values() -> None:
+    values = np.concatenate([np.zeros(4000), np.repeat(np.arange(1, 201), 10)])
+    filled = column(values)
+    widths = np.array(filled.highs) - np.array(filled.lows) + 1
+    assert widths.max() <= 2 * GROUP_MASS * 201
+    assert max(10 * widths[1:]) <= 2 * GROUP_MASS * len(values)
 
 
 def test_a_categorical_number_has_one_level_whatever_its_dtype() -> None:

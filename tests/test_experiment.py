@@ -17,11 +17,12 @@ from pyro.distributions import transforms
 from pyro_vaeflow import paper, recipe
 from pyro_vaeflow.checked import ConfigError
 from pyro_vaeflow.config import AnnealingConfig, ExperimentConfig
-from pyro_vaeflow.experiment import measure, run
+from pyro_vaeflow.experiment import distinct_rows, measure, run, training_rows
 from pyro_vaeflow.fanout import run_all
 from pyro_vaeflow.figures import draw_figures
 from pyro_vaeflow.flows import FLOWS
 from pyro_vaeflow.programs import ACTIVATIONS
+from pyro_vaeflow.protocol import Split
 from pyro_vaeflow.recipe import annealing, build, check_registered, fit
 from pyro_vaeflow.report import write_tables
 from pyro_vaeflow.results import finished_runs
@@ -418,3 +419,39 @@ def test_a_missing_folder_of_data_names_the_way_out(monkeypatch) -> None:
     monkeypatch.delenv("VAEFLOW_DATA", raising=False)
     with pytest.raises(ConfigError, match="VAEFLOW_DATA"):
         check_registered(replace(TINY, dataset="adbench:thyroid"))
+
+
+def test_the_learning_rate_rises_in_its_share_and_falls_to_its_stop() -> None:
+    config = ExperimentConfig(
+        num_steps=100, learning_rate=0.01, learning_rate_warmup=0.2,
+        learning_rate_schedule="cosine", learning_rate_stop=0.001,
+    )  # fmt: skip
+    rate = recipe._learning_rate(config, 100)
+    found = [rate(step) for step in range(101)]
+    assert found[0] == 0.0 and found[10] == pytest.approx(0.005)
+    assert max(found) == found[20] == pytest.approx(0.01) and found[100] == pytest.approx(0.001)
+
+
+def test_rows_labels_and_kinds_are_cut_together(monkeypatch) -> None:
+    y = np.tile([0, 1], 50)
+    frame = pd.DataFrame({"y": y.astype(float), "i": np.arange(100.0)})
+    split = Split(frame, frame, y, y.astype(str).astype(object))
+    monkeypatch.setitem(TASKS, "cut", lambda seed: split)
+    config = ExperimentConfig(dataset="cut", preprocessing="none", detector="knn1", max_rows=30)
+    task = load_task(config)
+    assert len(task.x_train) == len(task.x_test) == 30
+    assert task.x_test[:, 0].tolist() == task.is_anomaly.tolist()
+    assert task.labels.tolist() == task.is_anomaly.astype(str).tolist()
+
+
+def test_missing_entries_do_not_split_rows_that_are_alike() -> None:
+    draw = torch.Generator().manual_seed(0)
+    x = torch.randint(0, 3, (500, 4), generator=draw).double()
+    x = x.masked_fill(torch.rand(500, 4, generator=draw) < 0.2, torch.nan)
+    distinct, weights = training_rows(x, 0.5)
+    expected = pd.DataFrame(x.numpy()).value_counts(dropna=False)
+    assert len(distinct) == len(expected)
+    roots = torch.tensor(expected.to_numpy()).double().sqrt()
+    torch.testing.assert_close(weights.sort().values, roots.sort().values)
+    kept, place, _ = distinct_rows(x)
+    torch.testing.assert_close(kept[place], x, rtol=0, atol=0, equal_nan=True)

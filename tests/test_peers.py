@@ -166,7 +166,7 @@ def test_a_wrong_setting_is_refused_even_where_a_peer_would_not_read_it() -> Non
             {"detector": "pyod_vae", "detector_options": {"epochs": 3}},
             "allowed: preprocessing, epoch_num",
         ),
-        ({"preprocessing": "rank"}, "allowed: none, minmax, standard, log-minmax, codes"),
+        ({"preprocessing": "rank"}, "allowed: none, mixed, minmax, standard, log-minmax, codes"),
     ],
 )
 def test_names_that_no_registry_holds_are_refused(change, said) -> None:

@@ -1,17 +1,18 @@
 """The exemplar prior: a density, left out for the rows themselves in training, fixed in scores."""
 
 import math
+from copy import deepcopy
 from dataclasses import replace
 
 import pyro.distributions as dist
 import pytest
 import torch
 
-from pyro_vaeflow import Guide, Model, score, train
+from pyro_vaeflow import Guide, Model, recipe, score, train
 from pyro_vaeflow.config import ExperimentConfig
 from pyro_vaeflow.experiment import run
 from pyro_vaeflow.isolation import seeded
-from pyro_vaeflow.priors import ExemplarMixture, ExemplarPrior
+from pyro_vaeflow.priors import BROAD_WEIGHT, ExemplarMixture, ExemplarPrior
 from pyro_vaeflow.recipe import build, fit
 from pyro_vaeflow.runfolder import load_programs, write
 from tests.programs import rows
@@ -26,8 +27,8 @@ def mixture(batch: tuple[int, ...] = ()) -> ExemplarMixture:
 
 
 def by_pyro(mix: ExemplarMixture) -> dist.MixtureSameFamily:
-    locs = torch.cat([mix.centres, torch.zeros(1, 2)])
-    scales = torch.cat([mix.width.expand(4, 2), mix.broad.expand(1, 2)])
+    locs = torch.cat([mix.centres, torch.zeros_like(mix.centres[:1])])
+    scales = torch.cat([mix.width.expand(4, -1), mix.broad.expand(1, -1)])
     parts = dist.Normal(locs, scales).to_event(1)
     if mix.log_weights.dim() > 1:
         parts = parts.expand(mix.log_weights.shape)
@@ -157,3 +158,62 @@ def test_a_run_with_exemplars_and_mixed_columns_is_rebuilt_from_its_folder(tmp_p
     assert len(state) == len(result.parameters)
     for name, value in result.parameters.items():
         torch.testing.assert_close(state[name.removeprefix("model.")], value, rtol=0, atol=0)
+
+
+def is_in(some, all_rows):
+    return (some[:, None] == all_rows).all(-1).any(1)
+
+
+def test_rows_that_choose_the_step_are_no_exemplars_meanwhile(monkeypatch) -> None:
+    config, seen = replace(CONFIG, likelihood="normal", preprocessing="standard"), []
+    model, guide = build(config, 3, rows(100))
+
+    def spy(model, guide, x, **options):
+        seen.append((model.prior.rows.clone(), x, options["held_out"]))
+        return train(model, guide, x, **options)
+
+    train = recipe.train
+    monkeypatch.setattr(recipe, "train", spy)
+    fit(config, model, guide, rows(100), None, progress=False)
+    ((exemplars, x, held_out),) = seen
+    assert is_in(exemplars, x).all() and not is_in(held_out, exemplars).any()
+
+
+def test_a_training_step_takes_a_part_of_the_rows_drawn_anew() -> None:
+    x, guide = rows(30), Guide(3, latent_dim=2, dropout=0.0)
+    prior = ExemplarPrior(x, guide.locate, 2, per_step=7).train()
+    one, other = prior(x), prior(x)
+    assert one.log_weights.shape == (30, 8)
+    assert not torch.equal(one.centres, other.centres)
+
+
+@pytest.mark.parametrize("count", [5, 30])
+def test_the_wide_part_has_its_share_of_any_number_of_exemplars(count) -> None:
+    guide = Guide(3, latent_dim=2, dropout=0.0)
+    prior = ExemplarPrior(rows(count), guide.locate, 2).eval()
+    share = prior(rows(4)).log_weights.exp()[..., -1]
+    torch.testing.assert_close(share, torch.full_like(share, BROAD_WEIGHT / (1 + BROAD_WEIGHT)))
+
+
+def test_exemplars_are_drawn_from_all_rows_by_the_seed() -> None:
+    x, guide = rows(200), Guide(3, latent_dim=2)
+    drawn = []
+    for seed in (0, 0, 1):
+        with seeded(seed):
+            drawn.append(ExemplarPrior(x, guide.locate, 2, max_exemplars=50).rows)
+    assert torch.equal(drawn[0], drawn[1]) and not torch.equal(drawn[0], drawn[2])
+    assert 0 < is_in(drawn[0], x[:50]).sum() < 50
+
+
+def test_a_copy_of_the_pair_has_its_own_encoder() -> None:
+    guide = Guide(3, latent_dim=2)
+    model = Model(3, 2, prior=ExemplarPrior(rows(5), guide.locate, 2))
+    model_copy, guide_copy = deepcopy((model, guide))
+    assert model_copy.prior.locate.__self__ is guide_copy
+
+
+def test_exemplars_far_from_the_origin_count() -> None:
+    centres = 5.0 + 0.01 * torch.randn(4, 8)
+    mix = ExemplarMixture(torch.zeros(5), centres, torch.full((8,), 0.03), torch.full((8,), 3.0))
+    expected = by_pyro(mix).log_prob(centres)
+    torch.testing.assert_close(mix.log_prob(centres), expected, rtol=1e-3, atol=1e-2)

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 from pyro import poutine
 
 from pyro_vaeflow import FLOWS, LIKELIHOODS, Guide, Model
@@ -128,3 +129,10 @@ def test_predictive_draws_new_rows() -> None:
 def test_a_bad_argument_is_named(make, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_the_base_starts_with_the_scale_that_was_asked_for() -> None:
+    for scale in (0.05, math.log(2.0), 2.0):
+        guide = Guide(3, latent_dim=64, start_scale=scale)
+        started = F.softplus(guide.base.bias[64:]).mean().item()
+        assert started == pytest.approx(scale, rel=0.1)
