@@ -209,7 +209,7 @@ def test_a_runs_folder_holds_all_of_it(tmp_path) -> None:
     "patch",
     [
         "recipe.annealing = lambda *a: (lambda step: die() if step == 2 else 1.0, None)",
-        "experiment._score = die",
+        "experiment.score_rows = die",
         "np.savez_compressed = die",
         "Path.rename = die",
     ],
