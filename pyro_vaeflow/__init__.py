@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from pyro_vaeflow.columns import Column as Column
     from pyro_vaeflow.datasets import load_kddcup99 as load_kddcup99
     from pyro_vaeflow.datasets import make_ring as make_ring
+    from pyro_vaeflow.detector import VAEFlowDetector as VAEFlowDetector
     from pyro_vaeflow.diagnostics import inference_gap as inference_gap
     from pyro_vaeflow.draws import log_weights as log_weights
     from pyro_vaeflow.flows import FLOWS as FLOWS
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from pyro_vaeflow.scoring import KhatWarning as KhatWarning
     from pyro_vaeflow.scoring import Scores as Scores
     from pyro_vaeflow.scoring import score as score
+    from pyro_vaeflow.state import CheckpointError as CheckpointError
     from pyro_vaeflow.training import History as History
     from pyro_vaeflow.training import NonFiniteError as NonFiniteError
     from pyro_vaeflow.training import train as train
@@ -48,6 +50,7 @@ _HOME = {
         "calibration": "simulation_based_calibration",
         "columns": "Column",
         "datasets": "load_kddcup99 make_ring",
+        "detector": "VAEFlowDetector",
         "diagnostics": "inference_gap",
         "draws": "log_weights",
         "flows": "FLOWS",
@@ -58,6 +61,7 @@ _HOME = {
         "priors": "ExemplarPrior",
         "programs": "Guide Model",
         "scoring": "KhatWarning Scores score",
+        "state": "CheckpointError",
         "training": "History NonFiniteError train",
     }.items()
     for name in names.split()

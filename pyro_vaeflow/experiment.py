@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -13,10 +13,12 @@ from pyro_vaeflow.checked import ConfigError
 from pyro_vaeflow.columns import Column
 from pyro_vaeflow.config import ExperimentConfig
 from pyro_vaeflow.detection import detection
+from pyro_vaeflow.distinct import training_rows
 from pyro_vaeflow.peers import PEERS
 from pyro_vaeflow.programs import Guide, Model
-from pyro_vaeflow.recipe import build, check_registered, fit
-from pyro_vaeflow.scoring import KHAT_LIMIT, Scores, score
+from pyro_vaeflow.recipe import build, check_registered, fit, score_rows
+from pyro_vaeflow.scoring import KHAT_LIMIT, Scores
+from pyro_vaeflow.state import state_of
 from pyro_vaeflow.tasks import Task, load_task
 
 SCORES = ("reconstruction", "importance")
@@ -67,19 +69,19 @@ def run(config: ExperimentConfig, progress: bool = False) -> Result:
     started = time.perf_counter()
     history = fit(config, model, guide, x_train, weights, progress)
     trained = time.perf_counter()
-    scores = _score(config, model, guide, task.x_test, progress)
+    scores = score_rows(config, model, guide, task.x_test, progress)
     scored = time.perf_counter()
     metrics = {"num_train": len(x_train), **measure(task, scores)}
     metrics |= {"train_seconds": trained - started, "score_seconds": scored - trained}
     if config.held_out_rows:
-        metrics |= _held_out(_score(config, model, guide, held_out, progress))
+        metrics |= _held_out(score_rows(config, model, guide, held_out, progress))
     metrics["num_parameters"] = sum(p.numel() for m in (model, guide) for p in m.parameters())
     return Result(
         metrics=metrics,
         history=history.frame,
         arrays={"is_anomaly": task.is_anomaly, **_arrays(scores)},
         density_map=_density_map(config, model, guide, task),
-        parameters=parameters(model, guide),
+        parameters=state_of(model, guide),
         columns=task.columns,
     )
 
@@ -99,44 +101,6 @@ def _run_peer(config: ExperimentConfig, task: Task) -> Result:
         density_map={},
         parameters={},
     )
-
-
-def training_rows(x: torch.Tensor, count_power: float) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """The rows to draw from and their weights: distinct ones, in an order drawn anew, or all alike.
-
-    Example:
-        >>> rows, weights = training_rows(torch.tensor([[1.0], [2.0], [1.0], [1.0], [1.0]]), 0.5)
-        >>> dict(zip(rows.squeeze(1).tolist(), weights.tolist()))[1.0]
-        2.0
-    """
-    if count_power == 1.0:
-        return x, None
-    distinct, _, counts = distinct_rows(x)
-    order = torch.randperm(len(distinct), generator=torch.Generator().manual_seed(0))
-    return distinct[order], counts[order].double() ** count_power
-
-
-def distinct_rows(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The distinct rows, which of them each row is, and how many it is; missing equals missing."""
-    shown = x.nan_to_num(nan=torch.inf, posinf=torch.inf)  # NaN would be no row's equal
-    distinct, place, counts = torch.unique(shown, dim=0, return_inverse=True, return_counts=True)
-    return distinct.masked_fill(distinct == torch.inf, torch.nan), place, counts
-
-
-def parameters(model: Model, guide: Guide) -> dict[str, torch.Tensor]:
-    """Every tensor of the pair's state, buffers too, as ``model.*`` and ``guide.*``."""
-    parts = (("model", model), ("guide", guide))
-    return {f"{role}.{k}": v for role, part in parts for k, v in part.state_dict().items()}
-
-
-def _score(
-    config: ExperimentConfig, model: Model, guide: Guide, x: torch.Tensor, progress: bool
-) -> Scores:
-    # Copies of a row have one score: it depends on the row's content and the seed alone.
-    distinct, place, _ = distinct_rows(x)
-    draws = {"num_samples": config.num_samples, "seed": config.seed}
-    scores = score(model, guide, distinct, **draws, progress=progress)  # type: ignore[arg-type]
-    return Scores(**{f.name: getattr(scores, f.name)[place] for f in fields(Scores)})
 
 
 def measure(task: Task, scores: Scores) -> dict[str, Any]:
@@ -184,6 +148,6 @@ def _density_map(
     reach = 1.5 * task.x_train.abs().max()
     axis = torch.linspace(-reach, reach, config.map_size)
     grid = torch.cartesian_prod(axis, axis)
-    scores = _score(config, model, guide, grid, progress=False)
+    scores = score_rows(config, model, guide, grid, progress=False)
     maps = {s: getattr(scores, s).reshape(len(axis), -1).T.numpy() for s in SCORES}
     return {"axis": axis.numpy(), **maps}

@@ -1,6 +1,7 @@
 """From a configuration to what it names: programs, schedules, loss and a training run."""
 
 import inspect
+from dataclasses import fields
 from typing import Any, cast
 
 import torch
@@ -18,13 +19,15 @@ from pyro_vaeflow.annealing import (
 from pyro_vaeflow.checked import ConfigError, check_names
 from pyro_vaeflow.columns import Column
 from pyro_vaeflow.config import VAEFLOW, AnnealingConfig, ExperimentConfig
+from pyro_vaeflow.distinct import distinct_rows
 from pyro_vaeflow.flows import FLOWS
-from pyro_vaeflow.isolation import seeded
+from pyro_vaeflow.isolation import Program, seeded
 from pyro_vaeflow.likelihoods import LIKELIHOODS
 from pyro_vaeflow.mixed import MixedHead
 from pyro_vaeflow.peers import PEERS
 from pyro_vaeflow.priors import ExemplarPrior
 from pyro_vaeflow.programs import ACTIVATIONS, Guide, Model, Row
+from pyro_vaeflow.scoring import Scores, score
 from pyro_vaeflow.tasks import check_task
 from pyro_vaeflow.training import History, train
 
@@ -106,19 +109,20 @@ def build(
 
 def fit(
     config: ExperimentConfig,
-    model: Model,
-    guide: Guide,
+    model: Program,
+    guide: Program,
     x: torch.Tensor,
     weights: torch.Tensor | None,
     progress: bool,
 ) -> History:
     """Trains `model` and `guide` in place as the configuration says."""
+    prior = getattr(model, "prior", None)
     num_validation = min(MAX_VALIDATION, round(config.validation_share * len(x)))
     validation, x_all = x[:num_validation], x
     x, weights = x[num_validation:], None if weights is None else weights[num_validation:]
-    if isinstance(model.prior, ExemplarPrior):
+    if isinstance(prior, ExemplarPrior):
         with seeded(config.seed):
-            model.prior.remember(x)
+            prior.remember(x)
     num_steps = config.num_steps
     if num_steps is None:  # then a configuration has num_epochs
         passes = cast(float, config.num_epochs)
@@ -140,10 +144,21 @@ def fit(
         seed=config.seed,
         progress=progress,
     )
-    if isinstance(model.prior, ExemplarPrior):
+    if isinstance(prior, ExemplarPrior):
         with seeded(config.seed):
-            model.prior.remember(x_all)
+            prior.remember(x_all)
     return history
+
+
+def score_rows(
+    config: ExperimentConfig, model: Program, guide: Program, x: torch.Tensor, progress: bool
+) -> Scores:
+    """The scores of the rows `x`, with the configuration's draws and seed."""
+    # Copies of a row have one score: it depends on the row's content and the seed alone.
+    distinct, place, _ = distinct_rows(x)
+    draws = {"num_samples": config.num_samples, "seed": config.seed}
+    scores = score(model, guide, distinct, **draws, progress=progress)  # type: ignore[arg-type]
+    return Scores(**{f.name: getattr(scores, f.name)[place] for f in fields(Scores)})
 
 
 def annealing(config: AnnealingConfig, num_steps: int) -> tuple[Schedule, ELBO]:

@@ -2,9 +2,7 @@
 
 import json
 import os
-import platform
 import shutil
-from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -12,17 +10,17 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 
-import pyro_vaeflow
 from pyro_vaeflow.checked import ConfigError
 from pyro_vaeflow.columns import Column
 from pyro_vaeflow.config import ExperimentConfig
 from pyro_vaeflow.experiment import Result
 from pyro_vaeflow.programs import Guide, Model
 from pyro_vaeflow.recipe import build
+from pyro_vaeflow.state import restore
+from pyro_vaeflow.versions import package_versions
 
 RUN_FILES = ("config.yaml", "metrics.json", "scores.npz")
 TRAINED_FILES = ("history.csv", "parameters.safetensors")  # peers have none
-PACKAGES = ("pyro-ppl", "torch", "numpy", "scikit-learn", "pandas")
 
 
 def write(result: Result, config: ExperimentConfig, folder: Path, command: str = "") -> None:
@@ -89,7 +87,7 @@ def load_programs(folder: Path) -> tuple[ExperimentConfig, Model, Guide]:
 
     Raises:
         ConfigError: the run is a peer's, which has neither.
-        RuntimeError: the parameters do not fit the configuration.
+        CheckpointError: the parameters do not fit the configuration.
     """
     config = ExperimentConfig.from_yaml((folder / "config.yaml").read_text())
     if config.is_peer:
@@ -100,10 +98,7 @@ def load_programs(folder: Path) -> tuple[ExperimentConfig, Model, Guide]:
         listed = json.loads((folder / "columns.json").read_text())
         num_features = [Column.from_dict(values) for values in listed]
     model, guide = build(config, num_features, tensors.get("model.prior.rows"))
-    for role, part in (("model", model), ("guide", guide)):
-        prefix = f"{role}."
-        state = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
-        part.load_state_dict(state)
+    restore(model, guide, tensors)
     return config, model, guide
 
 
@@ -120,6 +115,4 @@ def sweep(runs: Path) -> None:
 
 def versions(config: ExperimentConfig) -> dict[str, str]:
     """Versions of what the numbers depend on; a peer's may depend on PyOD, if that is installed."""
-    own = {"pyro-vaeflow": pyro_vaeflow.__version__, "python": platform.python_version()}
-    packages = [*PACKAGES, *(["pyod"] if config.is_peer and find_spec("pyod") else [])]
-    return own | {name: version(name) for name in packages}
+    return package_versions(["pyod"] if config.is_peer and find_spec("pyod") else [])

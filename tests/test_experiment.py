@@ -17,7 +17,8 @@ from pyro.distributions import transforms
 from pyro_vaeflow import paper, recipe
 from pyro_vaeflow.checked import ConfigError
 from pyro_vaeflow.config import AnnealingConfig, ExperimentConfig
-from pyro_vaeflow.experiment import distinct_rows, measure, run, training_rows
+from pyro_vaeflow.distinct import distinct_rows, training_rows
+from pyro_vaeflow.experiment import measure, run
 from pyro_vaeflow.fanout import run_all
 from pyro_vaeflow.figures import draw_figures
 from pyro_vaeflow.flows import FLOWS
@@ -210,7 +211,7 @@ def test_a_runs_folder_holds_all_of_it(tmp_path) -> None:
     "patch",
     [
         "recipe.annealing = lambda *a: (lambda step: die() if step == 2 else 1.0, None)",
-        "experiment._score = die",
+        "experiment.score_rows = die",
         "np.savez_compressed = die",
         "Path.rename = die",
     ],

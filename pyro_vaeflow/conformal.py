@@ -1,0 +1,59 @@
+"""How many flags may be false: conformal p-values, and the false-discovery rate they control."""
+
+import numpy as np
+from numpy.typing import ArrayLike
+from scipy.stats import false_discovery_control
+
+
+def p_values(score_samples: ArrayLike, calibration: ArrayLike) -> np.ndarray:
+    r"""The share of rows like those of the calibration that are at least as odd, ``(num_data,)``.
+
+    .. math:: p_i = \frac{1 + \#\{j : s_j \le s_i\}}{1 + n}
+
+    For a row that is exchangeable with the calibration's n rows, :math:`P(p \le \alpha) \le
+    \alpha`, whatever the score. The scores may come from anything that has not seen these rows.
+
+    References:
+        S. Bates, E. Candès, L. Lei, Y. Romano, M. Sesia, Testing for outliers with conformal
+        p-values, Annals of Statistics 51, 2023, arXiv:2104.08279.
+
+    Args:
+        score_samples: low = odd, ``(num_data,)``.
+        calibration: scores of rows that were kept from training, ``(n,)``.
+
+    Raises:
+        ValueError: there is no calibration row, or a score is NaN.
+
+    Example:
+        >>> p_values([-9.0, -1.0], calibration=[-4.0, -3.0, -2.0]).tolist()
+        [0.25, 1.0]
+    """
+    scores, known = np.asarray(score_samples, dtype=float), np.sort(np.asarray(calibration))
+    if not len(known):
+        raise ValueError("calibration must hold scores of rows that training did not see, got none")
+    if np.isnan(scores).any() or np.isnan(known).any():
+        raise ValueError("score_samples and calibration must not be NaN: did training diverge?")
+    return (1 + np.searchsorted(known, scores, side="right")) / (1 + len(known))
+
+
+def discoveries(p: ArrayLike, fdr: float) -> np.ndarray:
+    """Which p-values to reject so that at most a share `fdr` is expected to be false, a mask.
+
+    The procedure of Benjamini and Hochberg as SciPy has it. With n calibration rows no conformal
+    p-value is below ``1 / (n + 1)``: a few odd rows among many need a large n to be found.
+
+    References:
+        Y. Benjamini, Y. Hochberg, Controlling the False Discovery Rate, Journal of the Royal
+        Statistical Society B 57, 1995.
+
+    Raises:
+        ValueError: `fdr` is not inside (0, 1).
+
+    Example:
+        >>> discoveries([0.001, 0.8, 0.02, 0.5], fdr=0.05).tolist()
+        [True, False, True, False]
+    """
+    if not 0.0 < fdr < 1.0:
+        raise ValueError(f"fdr must be inside (0, 1), got {fdr!r}")
+    values = np.asarray(p, dtype=float)
+    return false_discovery_control(values, method="bh") <= fdr if len(values) else values < 0

@@ -1,0 +1,184 @@
+"""A fitted detector as JSON and tensors, and back. What a file says is doubted until it fits."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from pyro_vaeflow.checkpoint import check_keys, read, write
+from pyro_vaeflow.columns import Column
+from pyro_vaeflow.config import ExperimentConfig
+from pyro_vaeflow.isolation import Program
+from pyro_vaeflow.mixed_table import MixedEncoder
+from pyro_vaeflow.programs import Model
+from pyro_vaeflow.recipe import build
+from pyro_vaeflow.state import CheckpointError, check_fits, make_parameters, restore, state_of
+from pyro_vaeflow.versions import package_versions
+
+CODE = ("model", "guide")  # settings that are programs
+FITTED = ("settings", "names", "has_feature_names", "columns", "seed", "offset", "history", "own")
+PLAIN = (bool, int, float, str, type(None))
+ROWS = "model.prior.rows"
+
+
+def save_detector(detector: Any, folder: str | Path) -> None:
+    """Writes a fitted detector; see `VAEFlowDetector.save`."""
+    settings = {k: v for k, v in detector.get_params(False).items() if k not in CODE}
+    if not isinstance(settings["random_state"], PLAIN):  # a RandomState has given its seed
+        settings["random_state"] = detector.seed_
+    if settings["kinds"] is not None:  # JSON would make texts of keys that are numbers
+        settings["kinds"] = [[name, kind] for name, kind in settings["kinds"].items()]
+    history = detector.history_
+    content = {
+        "settings": settings,
+        "names": list(detector.encoder_.names_),
+        "has_feature_names": hasattr(detector, "feature_names_in_"),
+        "columns": [column.to_dict() for column in detector.encoder_.columns_],
+        "seed": detector.seed_,
+        "offset": detector.offset_,
+        "history": list(history),
+        "own": not isinstance(detector.model_, Model),
+    }
+    tensors = {f"state.{k}": v for k, v in state_of(detector.model_, detector.guide_).items()}
+    tensors["calibration_scores"] = torch.as_tensor(detector.calibration_scores_)
+    tensors["history"] = torch.as_tensor(history.to_numpy(dtype=np.float64, copy=True))
+    write(folder, _plain(content, "detector"), tensors, package_versions())
+
+
+def load_detector(detector: Any, folder: str | Path) -> Any:
+    """Fills a new detector, which has the programs of one's own if any, from `folder`.
+
+    Raises:
+        CheckpointError: the folder does not hold what `save_detector` writes.
+    """
+    content, tensors = read(folder)
+    check_keys(content, FITTED, "content")
+    state = {k.removeprefix("state."): v for k, v in tensors.items() if k.startswith("state.")}
+    extra = {k: v for k, v in tensors.items() if not k.startswith("state.")}
+    check_keys(extra, ("calibration_scores", "history"), "the tensor file")
+    if content["own"] is not (detector.model is not None):
+        raise CheckpointError(
+            "pass model= and guide= to load a detector of programs of one's own, and only then; "
+            f"the file says own={content['own']!r}"
+        )
+    try:
+        _take_settings(detector, content)
+        _take_tables(detector, content, extra)
+        config = detector._config()
+        detector.model_, detector.guide_ = _programs(detector, config, state)
+        restore(detector.model_, detector.guide_, state)
+    except CheckpointError:
+        raise
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError) as error:
+        raise CheckpointError(f"{folder} does not hold a detector: {error!r:.300}") from error
+    except ValueError as error:  # ConfigError among them
+        raise CheckpointError(f"{folder} does not hold a detector: {error}") from error
+    detector.offset_ = float(content["offset"])
+    return detector
+
+
+def _take_settings(detector: Any, content: dict[str, Any]) -> None:
+    own = detector.get_params(False)
+    check_keys(content["settings"], tuple(k for k in own if k not in CODE), "settings")
+    settings = dict(content["settings"])
+    settings["hidden_dims"] = tuple(settings["hidden_dims"])
+    if settings["kinds"] is not None:
+        settings["kinds"] = dict(settings["kinds"])
+    detector.set_params(**settings)
+    detector._check()
+    detector.seed_ = _typed(content, "seed", int)
+    if not 0 <= detector.seed_ < 2**32:
+        raise CheckpointError(f"seed must be from 0 to 2**32 - 1, got {detector.seed_!r}")
+    _typed(content, "offset", float)
+
+
+def _take_tables(detector: Any, content: dict[str, Any], extra: dict[str, torch.Tensor]) -> None:
+    names, columns = _typed(content, "names", list), _typed(content, "columns", list)
+    if not columns or len(names) != len(columns) or len(set(names)) != len(names):
+        raise CheckpointError(
+            f"names and columns must be one a column, got {len(names)} and {len(columns)}"
+        )
+    detector.encoder_ = MixedEncoder(detector.kinds)
+    detector.encoder_.columns_ = [Column.from_dict(values) for values in columns]
+    detector.encoder_.names_ = pd.Index(names)
+    detector.n_features_in_ = len(columns)
+    if _typed(content, "has_feature_names", bool):
+        detector.feature_names_in_ = np.array([str(name) for name in names], dtype=object)
+    titles, history = _typed(content, "history", list), extra["history"]
+    calibration = extra["calibration_scores"]
+    for name, values, shape in (
+        ("history", history, (len(history) if history.dim() else 0, len(titles))),
+        ("calibration_scores", calibration, (calibration.numel(),)),
+    ):
+        check_fits({name: torch.empty(shape, dtype=torch.float64, device="meta")}, {name: values})
+    detector.history_ = pd.DataFrame(history.numpy(), columns=titles)
+    detector.history_["step"] = detector.history_["step"].astype(int)
+    detector.calibration_scores_ = calibration.numpy()
+
+
+def _programs(
+    detector: Any, config: ExperimentConfig, state: dict[str, torch.Tensor]
+) -> tuple[Program, Program]:
+    """Programs to restore; their size is compared with the file's before memory is taken."""
+    columns = detector.encoder_.columns_
+    if detector.model is not None:
+        model, guide = detector._programs(config, torch.empty(0))
+        if any(name.startswith("param.") for name in state):
+            make_parameters(model, guide, torch.zeros(2, len(columns)))
+        return model, guide
+    rows = state.get(ROWS)
+    if config.prior == "exemplar" and (rows is None or rows.dim() != 2 or not len(rows)):
+        raise CheckpointError(f"tensor {ROWS!r} must hold the exemplars of the prior")
+    _check_size(config, columns, rows, state)
+    model, guide = build(config, columns, rows)
+    return model.double(), guide.double()
+
+
+def _check_size(
+    config: ExperimentConfig,
+    columns: list[Column],
+    rows: torch.Tensor | None,
+    state: dict[str, torch.Tensor],
+) -> None:
+    """Builds the programs without memory, and compares their tensors with those of the file."""
+    with torch.device("meta"):
+        try:
+            pair = build(config, columns, None if rows is None else rows.to("meta"))
+        except (NotImplementedError, RuntimeError):
+            # Some masks are made with numbers that only real tensors have: look at all else.
+            plain = ExperimentConfig(**config.to_dict() | {"model": "diagonal", "num_flows": 0})
+            pair = build(plain, columns, None if rows is None else rows.to("meta"))
+            expected = state_of(*(program.double() for program in pair))
+            known = {k: v for k, v in state.items() if k in expected}
+            largest = max(value.numel() for value in state.values())
+            latent_dim = pair[0].latent_dim
+            if latent_dim**2 > largest:
+                raise CheckpointError(
+                    f"latent_dim={latent_dim} does not fit a file whose largest tensor has "
+                    f"{largest} values"
+                ) from None
+            check_fits(expected, known)
+            return
+        check_fits(state_of(*(program.double() for program in pair)), state)
+
+
+def _typed(content: dict[str, Any], name: str, kind: type) -> Any:
+    value = content[name]
+    if type(value) is not kind:
+        raise CheckpointError(f"{name}: expected {kind.__name__}, got {value!r:.60}")
+    return value
+
+
+def _plain(value: Any, name: str) -> Any:
+    """Values of NumPy as those of Python, tuples as lists; what JSON cannot hold is refused."""
+    if isinstance(value, dict):
+        return {key: _plain(item, f"{name}.{key}") for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item, f"{name}[{place}]") for place, item in enumerate(value)]
+    if isinstance(value, np.generic):
+        value = value.item()
+    if not isinstance(value, PLAIN):
+        raise ValueError(f"{name} has no JSON: give plain numbers and texts, got {value!r:.60}")
+    return value

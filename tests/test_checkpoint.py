@@ -1,0 +1,286 @@
+import ast
+import json
+import os
+import re
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from safetensors.torch import load_file, save
+
+import pyro_vaeflow
+from pyro_vaeflow import CheckpointError, VAEFlowDetector, checkpoint
+from tests.programs import LinearGaussian
+from tests.test_detector import QUICK, OwnGuide, OwnModel, one_factor, table
+
+FLOWS = {"diagonal": 0, "planar": 2, "iaf": 2, "spline": 1}
+
+
+@pytest.fixture(scope="module")
+def fitted() -> VAEFlowDetector:
+    return VAEFlowDetector(**QUICK, kinds={"count": "continuous"}).fit(table())
+
+
+@pytest.fixture
+def saved(fitted: VAEFlowDetector, tmp_path: Path) -> Path:
+    fitted.save(tmp_path / "saved")
+    return tmp_path / "saved"
+
+
+def edit(folder: Path, change) -> None:
+    """Changes the JSON and puts the right hash on it, as a hostile hand would."""
+    path = folder / "detector.json"
+    document = json.loads(path.read_text())
+    change(document)
+    document.pop("sha256", None)
+    path.write_text(json.dumps(document | {"sha256": checkpoint._digest(document)}))
+
+
+def edit_tensors(folder: Path, change) -> None:
+    (path,) = folder.glob("*.safetensors")
+    tensors = load_file(path)
+    change(tensors)
+    path.unlink()
+    data = save(tensors)
+    digest = checkpoint.hashlib.sha256(data).hexdigest()
+    (folder / checkpoint._tensor_file(digest)).write_bytes(data)
+    edit(folder, lambda document: document.update(tensors=digest))
+
+
+@pytest.mark.parametrize("flow", FLOWS)
+def test_a_loaded_detector_scores_bit_for_bit(flow: str, tmp_path: Path) -> None:
+    rows = table()
+    detector = VAEFlowDetector(**QUICK, flow=flow, num_flows=FLOWS[flow]).fit(rows)
+    detector.save(tmp_path / "saved")
+    loaded = VAEFlowDetector.load(tmp_path / "saved")
+    for method in ("score_samples", "decision_function", "predict", "p_values"):
+        one, other = getattr(detector, method)(rows), getattr(loaded, method)(rows)
+        np.testing.assert_array_equal(one, other, err_msg=method)
+    assert detector.explain(rows).equals(loaded.explain(rows))
+    assert loaded.get_params() == detector.get_params()
+    assert detector.history_.equals(loaded.history_)
+    assert list(loaded.feature_names_in_) == list(detector.feature_names_in_)
+    names = {path.name.partition("-")[0] for path in (tmp_path / "saved").iterdir()}
+    assert names == {"detector.json", "tensors"}
+
+
+def test_permutations_are_read_not_drawn_again(tmp_path: Path) -> None:
+    detector = VAEFlowDetector(**QUICK, flow="spline", num_flows=1).fit(table())
+    detector.save(tmp_path)
+    edit(tmp_path, lambda document: document["content"].update(seed=12345))
+    loaded = VAEFlowDetector.load(tmp_path)
+    one, other = (d.guide_.flow[0].nn.permutation for d in (detector, loaded))
+    assert torch.equal(one, other)
+
+
+def test_arrays_and_warm_starts_survive(tmp_path: Path) -> None:
+    rows = np.random.default_rng(0).normal(size=(50, 3))
+    detector = VAEFlowDetector(**QUICK, warm_start=True, kinds={0: "continuous"}).fit(rows)
+    detector.save(tmp_path)
+    loaded = VAEFlowDetector.load(tmp_path)
+    assert not hasattr(loaded, "feature_names_in_") and loaded.kinds == {0: "continuous"}
+    np.testing.assert_array_equal(
+        loaded.fit(rows).score_samples(rows), detector.fit(rows).score_samples(rows)
+    )
+    detector.save(tmp_path)  # over the first
+    assert len(list(tmp_path.iterdir())) == 2
+    again = VAEFlowDetector.load(tmp_path)
+    np.testing.assert_array_equal(again.score_samples(rows), detector.score_samples(rows))
+
+
+@pytest.mark.parametrize("kind", ["modules", "functions"])
+def test_programs_of_ones_own_get_their_parameters_back(kind: str, tmp_path: Path) -> None:
+    def make() -> dict:
+        if kind == "modules":
+            return {"model": OwnModel(), "guide": OwnGuide()}
+        return {"model": LinearGaussian().model, "guide": LinearGaussian().diagonal_guide}
+
+    rows = one_factor(60)
+    detector = VAEFlowDetector(**make(), **QUICK).fit(rows)
+    detector.save(tmp_path)
+    loaded = VAEFlowDetector.load(tmp_path, **make())
+    np.testing.assert_array_equal(loaded.score_samples(rows), detector.score_samples(rows))
+    assert (VAEFlowDetector(**make(), **QUICK).fit(-rows).score_samples(rows) != 0).all()
+    with pytest.raises(CheckpointError, match="pass model= and guide="):
+        VAEFlowDetector.load(tmp_path)
+
+
+@pytest.mark.parametrize("file", ["detector.json", "tensors-*.safetensors"])
+def test_damaged_and_missing_files_are_refused_by_name(saved: Path, file: str) -> None:
+    (path,) = saved.glob(file)
+    whole = path.read_bytes()
+    for place in np.linspace(0, len(whole) - 1, 12).astype(int):
+        flipped = bytearray(whole)
+        flipped[place] ^= 4
+        path.write_bytes(flipped)
+        if file == "detector.json" and flipped.isspace():
+            continue
+        with pytest.raises(CheckpointError, match=re.escape(str(path.parent))):
+            VAEFlowDetector.load(saved)
+    path.write_bytes(whole[:-10])
+    with pytest.raises(CheckpointError, match=re.escape(str(path))):
+        VAEFlowDetector.load(saved)
+    path.unlink()
+    with pytest.raises(FileNotFoundError, match=re.escape(str(path))):
+        VAEFlowDetector.load(saved)
+
+
+def content(**values):
+    return lambda document: document["content"].update(values)
+
+
+def setting(**values):
+    return lambda document: document["content"]["settings"].update(values)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda d: d.update(format=2), "reads format 1, got 2"),
+        (lambda d: d.pop("versions"), "lacks versions"),
+        (lambda d: d.update(more=1), "unknown key 'more'"),
+        (lambda d: d.update(tensors="../../../../etc/passwd"), "tensors must be a sha256"),
+        (lambda d: d.update(tensors="/" * 64), "tensors must be a sha256"),
+        (lambda d: d["content"].pop("seed"), "lacks seed"),
+        (content(seed="0"), "seed: expected int"),
+        (content(seed=-1), "seed must be from 0"),
+        (content(offset=None), "offset: expected float"),
+        (content(names=["a"]), "names and columns"),
+        (content(columns=5 * [{"name": "a", "kind": "__import__('os')"}]), "expected one of"),
+        (content(columns=5 * [["code"]]), "does not hold a detector"),
+        (content(history=[]), "tensor 'history': expected shape"),
+        (content(own=True), "pass model= and guide="),
+        (lambda d: d["content"]["settings"].pop("flow"), "lacks flow"),
+        (setting(model="os.system"), "unknown key 'model'"),
+        (setting(flow="os.system"), "does not hold a detector"),
+        (setting(hidden_dims=[10**9, 10**9]), "expected shape"),
+        (setting(latent_dim=10**9), "expected shape"),
+        (setting(latent_dim=10**12, flow="spline", num_flows=1), "does not fit a file"),
+        (setting(num_flows=10**9, flow="iaf"), "num_flows"),
+        (setting(num_flows=2, flow="iaf"), "missing"),
+        (setting(hidden_dims=8), "does not hold a detector"),
+        (setting(contamination="code"), "contamination must be"),
+        (setting(kinds=7), "does not hold a detector"),
+    ],
+)
+def test_hostile_settings_do_nothing_but_raise(saved: Path, change, message: str) -> None:
+    edit(saved, change)
+    with pytest.raises(CheckpointError, match=message):
+        VAEFlowDetector.load(saved)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda t: t.pop("state.guide.base.bias"), "missing .*guide.base.bias"),
+        (lambda t: t.update({"state.guide.more": torch.ones(1)}), "unknown .*guide.more"),
+        (lambda t: t.update({"more": torch.ones(1)}), "unknown key 'more'"),
+        (lambda t: t.pop("history"), "lacks history"),
+        (lambda t: t.pop("state.model.prior.rows"), "must hold the exemplars"),
+        (
+            lambda t: t.update({"state.guide.base.bias": torch.ones(3, dtype=torch.float64)}),
+            "'guide.base.bias': expected shape",
+        ),
+        (
+            lambda t: t.update({"state.guide.base.bias": t["state.guide.base.bias"].float()}),
+            "'guide.base.bias': expected .*float64, got .*float32",
+        ),
+        (lambda t: t.update({"calibration_scores": torch.ones(2, 2)}), "'calibration_scores'"),
+    ],
+)
+def test_tensors_that_do_not_fit_are_refused_by_name(saved: Path, change, message: str) -> None:
+    edit_tensors(saved, change)
+    with pytest.raises(CheckpointError, match=message):
+        VAEFlowDetector.load(saved)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "[]", "null", "!!python/object/apply:os.system [ls]", "[" * 100_000, '{"format": NaN}'],
+)
+def test_what_is_no_checkpoint_is_refused(saved: Path, text: str) -> None:
+    (saved / "detector.json").write_text(text)
+    with pytest.raises(CheckpointError, match="detector.json"):
+        VAEFlowDetector.load(saved)
+
+
+def test_a_declared_shape_beyond_the_file_is_refused(saved: Path) -> None:
+    header = json.dumps({"x": {"dtype": "F64", "shape": [2**40], "data_offsets": [0, 2**43]}})
+    data = len(header).to_bytes(8, "little") + header.encode()
+    digest = checkpoint.hashlib.sha256(data).hexdigest()
+    (saved / checkpoint._tensor_file(digest)).write_bytes(data)
+    edit(saved, lambda document: document.update(tensors=digest))
+    with pytest.raises(CheckpointError, match="is not a safetensors file"):
+        VAEFlowDetector.load(saved)
+
+
+def test_a_pipe_is_not_waited_for(saved: Path) -> None:
+    (saved / "detector.json").unlink()
+    os.mkfifo(saved / "detector.json")
+    with pytest.raises(FileNotFoundError):
+        VAEFlowDetector.load(saved)
+
+
+@pytest.mark.parametrize("dies_at", range(1, 5))
+def test_a_killed_save_leaves_the_earlier_checkpoint(
+    saved: Path, fitted: VAEFlowDetector, dies_at: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = []
+
+    def dying(real):
+        def call(*args):
+            calls.append(args)
+            if len(calls) == dies_at:
+                raise KeyboardInterrupt
+            return real(*args)
+
+        return call
+
+    other = VAEFlowDetector(**QUICK | {"random_state": 1}).fit(table())
+    before = fitted.score_samples(table(9))
+    monkeypatch.setattr(os, "fsync", dying(os.fsync))
+    with pytest.raises(KeyboardInterrupt):
+        other.save(saved)
+    monkeypatch.undo()
+    found = VAEFlowDetector.load(saved).score_samples(table(9))
+    # the last of the four calls comes after the rename that makes the new one valid
+    expected = other.score_samples(table(9)) if dies_at == 4 else before
+    np.testing.assert_array_equal(found, expected)
+    assert not list(saved.glob("*.partial"))
+
+
+def test_what_has_no_json_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    frame = table().set_axis(pd.date_range("2020-01-01", periods=5), axis=1)
+    detector = VAEFlowDetector(**QUICK).fit(frame)
+    with pytest.raises(ValueError, match="has no JSON"):
+        detector.save(tmp_path / "saved")
+    assert not (tmp_path / "saved").exists()
+
+
+def test_nothing_in_the_package_unpickles() -> None:
+    """`ParamStore.load` and `optim.load` of Pyro unpickle as well."""
+    loaders = {"load", "loads", "save", "dump", "dumps", "load_state"}
+    for path in Path(pyro_vaeflow.__file__).parent.rglob("*.py"):
+        text = path.read_text()
+        words = re.findall(r"\b(c?pickle|dill|cloudpickle|marshal|shelve)\b", text, re.IGNORECASE)
+        assert not words, path.name
+        assert not re.search(r"allow_pickle\s*=\s*True|yaml\.(unsafe_|full_)?load\(", text), (
+            path.name
+        )
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.ImportFrom):
+                names = {alias.name for alias in node.names}
+                assert not (node.module in ("torch", "joblib") and names & loaders), path.name
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+                owner, name = ast.unparse(node.func.value), node.func.attr
+                where = f"{path.name}:{node.lineno}: {owner}.{name}"
+                if owner == "torch" and name == "load":
+                    options = {k.arg: ast.unparse(k.value) for k in node.keywords}
+                    assert options.get("weights_only") == "True", where
+                assert not (owner == "joblib" and name in loaders), where
+                store = re.search(r"store|optim", owner, re.IGNORECASE)
+                assert not (store and name in ("load", "save")), where
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+                assert node.func.id not in ("eval", "exec"), path.name
