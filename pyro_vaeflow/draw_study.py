@@ -143,8 +143,8 @@ def _report(out: Path, table: pd.DataFrame, rows: int, reference: int, tol: floa
                 f"mean square against the log evidence of {reference:,} other draws, over the rows "
                 f"whose k-hat is at most {KHAT_LIMIT} there. With tol={tol:g}, rows above that "
                 f"standard error are drawn afresh with {GROWTH} times the draws, up to "
-                f"{MAX_SAMPLES:,}; draws of earlier rounds are counted. The fixed K of the same error "
-                "is read off the fixed rows, on a line between logarithms.",
+                f"{MAX_SAMPLES:,}; draws of earlier rounds are counted. The fixed K of the same "
+                "error is read off the fixed rows, on a line between logarithms.",
             ]
         )
         + "\n"

@@ -6,10 +6,13 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyro
+import pyro.distributions as dist
 import pytest
 import torch
 
-from pyro_vaeflow import draw_study, gap_study, score
+from pyro_vaeflow import Guide, Model, draw_study, gap_study, score
+from pyro_vaeflow.aggregate import aggregate_evidence
 from pyro_vaeflow.checked import ConfigError
 from pyro_vaeflow.config import ExperimentConfig
 from pyro_vaeflow.datasets import ring_log_density
@@ -42,7 +45,8 @@ def test_gaps_add_up_to_what_the_truth_has_over_the_bound(out: Path) -> None:
     assert list(zip(table["model"], table["seed"], strict=True)) == [
         ("diagonal", 0), ("diagonal", 1), ("planar", 0), ("planar", 1),
     ]  # fmt: skip
-    parts = table[["model_gap", "approximation_gap", "amortization_gap", "elbo"]].sum(axis=1)
+    gaps = ["decoder_gap", "prior_gap", "approximation_gap", "amortization_gap"]
+    parts = table[[*gaps, "elbo"]].sum(axis=1)
     np.testing.assert_allclose(parts, table["true_log_density"], rtol=1e-4)
     x = held_out_rows(finished_runs(out)[0], 12)
     np.testing.assert_allclose(table["true_log_density"], ring_log_density(x).mean())
@@ -107,3 +111,33 @@ def test_the_fixed_number_of_an_error_lies_between_its_neighbours() -> None:
     assert fixed_with_error(errors, 0.1 / math.sqrt(2)) == pytest.approx(800)
     assert fixed_with_error(errors, 0.01) == math.inf
     assert fixed_with_error(errors, 0.3) == 100
+
+
+class Shifted(torch.nn.Module):
+    """A linear model whose prior is a standard normal while its latents are near (3, 0)."""
+
+    def model(self, x: torch.Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(z, 0.5).to_event(1), obs=x)
+
+    def guide(self, x: torch.Tensor) -> None:  # the exact posterior
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(0.8 * x, 0.2**0.5).to_event(1))
+
+
+def test_the_aggregate_prior_gains_what_a_misplaced_prior_costs() -> None:
+    pair = Shifted()
+    x = torch.tensor([3.0, 0.0]) + torch.randn(4000, 2)
+    train, test = x[:3000], x[3000:]
+    options = {"num_samples": 300, "seed": 0}
+    gained = aggregate_evidence(pair.model, pair.guide, train, test, **options)
+    # r is normal about the mean 0.8 * (3, 0), variance 0.64 + 0.2, so x has variance 0.84 + 0.25
+    exact = dist.Normal(torch.tensor([2.4, 0.0]), 1.09**0.5).to_event(1).log_prob(test)
+    torch.testing.assert_close(gained.mean(), exact.double().mean(), atol=0.05, rtol=0.0)
+
+
+def test_an_aggregate_of_other_latents_is_refused() -> None:
+    model, guide = Model(3, latent_dim=3), Guide(3, latent_dim=3)
+    with pytest.raises(ValueError, match=r"one latent of two dimensions, got \{'z': \(3,\)\}"):
+        aggregate_evidence(model, guide, torch.rand(4, 3), torch.rand(4, 3), num_samples=2, seed=0)
