@@ -1,4 +1,4 @@
-"""What the prior costs: the evidence of rows if the prior were the aggregate posterior."""
+"""What the prior costs: what the evidence gains with the aggregate posterior as the prior."""
 
 from typing import Any
 
@@ -13,14 +13,15 @@ from pyro_vaeflow.traces import row_terms
 EDGES = np.linspace(-6.0, 6.0, 241)  # of the histogram that stands for the aggregate posterior
 
 
-def aggregate_evidence(
+def prior_gap(
     model: Any, guide: Any, x_train: torch.Tensor, x: torch.Tensor, *, num_samples: int, seed: int
 ) -> torch.Tensor:
-    r"""Log evidence of rows with the prior :math:`r(z) = E_{x}[q(z|x)]`, nats, ``(num_data,)``.
+    r"""What log p(x) gains with the prior :math:`r(z) = E_{x}[q(z|x)]`, nats, ``(num_data,)``.
 
     The mean over training rows is the best prior for these q, so what it adds to the evidence is
-    what the prior p(z) takes away; the rest of what a model lacks is the decoder's. For one latent
-    of two dimensions: r is a histogram of draws, 200 for each training row.
+    what the prior p(z) takes away; the rest of what a model lacks is the decoder's. Both evidences
+    come from the same draws. For one latent of two dimensions: r is a histogram of draws, 200 for
+    each training row.
 
     References:
         M. Hoffman, M. Johnson, ELBO surgery: yet another way to carve up the variational evidence
@@ -38,8 +39,8 @@ def aggregate_evidence(
     counts = np.zeros((len(EDGES) - 1,) * 2)
     # Other noise than that of the rows to score, which may be among the training rows.
     for _, guide_trace in trace_chunks(model, guide, x_train, num_samples=200, seed=seed + 1):
-        z = _latent(guide_trace).reshape(-1, 2).numpy()
-        counts += np.histogram2d(z[:, 0], z[:, 1], bins=[EDGES, EDGES])[0]
+        drawn = _latent(guide_trace).reshape(-1, 2).numpy()
+        counts += np.histogram2d(drawn[:, 0], drawn[:, 1], bins=[EDGES, EDGES])[0]
     cell = (EDGES[1] - EDGES[0]) ** 2
     log_density = torch.as_tensor(counts / counts.sum() / cell).log()
     parts = []
@@ -49,7 +50,8 @@ def aggregate_evidence(
         inside = ((place >= 0) & (place < len(EDGES) - 1)).all(-1)
         place = place.clamp(0, len(EDGES) - 2)
         log_r = log_density[place[..., 0], place[..., 1]].where(inside, -torch.inf)
-        parts.append(importance.log_evidence(terms.log_weight - terms.log_prior + log_r))
+        with_r = importance.log_evidence(terms.log_weight - terms.log_prior + log_r)
+        parts.append(with_r - importance.log_evidence(terms.log_weight))
     return torch.cat(parts)
 
 
