@@ -98,6 +98,8 @@ def test_the_draws_table_has_each_number_and_the_errors_of_its_scores(out: Path)
     adaptive = table[table["draws"] == "25, tol=0.2"]
     assert (adaptive["mean_draws"] >= 25).all()
     assert "15 test rows" in (out / "draws.md").read_text()
+    with pytest.raises(ConfigError, match="posterior"):
+        draw_study.study(out, posteriors=["planar3"])
 
 
 def test_every_draw_is_counted() -> None:
