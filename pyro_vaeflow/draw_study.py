@@ -56,7 +56,11 @@ def study(
         first = {name: first[name] for name in posteriors}
     table = pd.concat([_measure(run, num_rows, reference, tol) for run in first.values()])
     table.to_csv(out / "draws.csv", index=False, float_format="%.6g")
-    (out / "draws.md").write_text(_report(out, table, num_rows, reference, tol))
+    named = "" if posteriors is None else " --posteriors " + " ".join(posteriors)
+    command = f"python -m pyro_vaeflow.draw_study {out} --rows {num_rows} --reference {reference}"
+    (out / "draws.md").write_text(
+        _report(out.resolve().name, table, command + named, num_rows, reference, tol)
+    )
     return table
 
 
@@ -128,7 +132,9 @@ def _measure(run: FinishedRun, num_rows: int, reference: int, tol: float) -> pd.
     return pd.DataFrame(lines)
 
 
-def _report(out: Path, table: pd.DataFrame, rows: int, reference: int, tol: float) -> str:
+def _report(
+    title: str, table: pd.DataFrame, command: str, rows: int, reference: int, tol: float
+) -> str:
     shown = pd.DataFrame(
         {
             "posterior": table["model"] + " " + table["num_flows"].astype(str),
@@ -142,22 +148,18 @@ def _report(out: Path, table: pd.DataFrame, rows: int, reference: int, tol: floa
             "seconds": table["seconds"].round(1),
         }
     )
-    return (
-        "\n\n".join(
-            [
-                f"# {out.resolve().name}: draws that adapt against a fixed number",
-                as_text(shown, "md"),
-                f"Made by `python -m pyro_vaeflow.draw_study {out}` from the lowest seed of each "
-                f"posterior, {rows:,} test rows drawn at random, anomalies among them. Error: root "
-                f"mean square against the log evidence of {reference:,} other draws, over the rows "
-                f"whose k-hat is at most {KHAT_LIMIT} there. With tol={tol:g}, rows above that "
-                f"standard error are drawn afresh with {GROWTH} times the draws, up to "
-                f"{MAX_SAMPLES:,}; draws of earlier rounds are counted. The fixed K of the same "
-                "error is read off the fixed rows, on a line between logarithms.",
-            ]
-        )
-        + "\n"
-    )
+    parts = [
+        f"# {title}: draws that adapt against a fixed number",
+        as_text(shown, "md"),
+        f"Made by `{command}` from the lowest seed of each posterior, on {rows:,} test rows drawn "
+        "at random, anomalies among them.",
+        f"Error: root mean square against the log evidence of {reference:,} other draws, over the "
+        f"rows whose k-hat is at most {KHAT_LIMIT} there. With tol={tol:g}, rows above that "
+        f"standard error are drawn afresh with {GROWTH} times the draws, up to {MAX_SAMPLES:,}; "
+        "draws of earlier rounds are counted. The fixed K of the same error is read off the fixed "
+        "rows, on a line between logarithms.",
+    ]
+    return "\n\n".join(parts) + "\n"
 
 
 def main() -> None:

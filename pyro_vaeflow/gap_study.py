@@ -42,6 +42,7 @@ HEADINGS = {
     "seconds": "seconds",
 }
 EVERY_SEED = ["model", "num_flows", "seed", "true_log_density", "decoder_gap", "prior_gap", *GAPS]
+READING = "## Reading"  # the page's last part, by hand: a new table leaves it as it is
 DIGITS = {"active_units": 1, "seconds": 0}  # 3 of the others
 
 
@@ -95,7 +96,9 @@ def study(
         rows.append(json.loads(kept.read_text()))
     table = pd.DataFrame(rows)
     table.to_csv(out / "gaps.csv", index=False, float_format="%.6g")
-    (out / "gaps.md").write_text(_report(out, table, settings))
+    page = out / "gaps.md"
+    written = page.read_text().partition(READING)[2] if page.is_file() else ""
+    page.write_text(_report(out, table, settings) + (f"\n{READING}{written}" if written else ""))
     return table
 
 
@@ -141,6 +144,13 @@ def _mean(values: torch.Tensor) -> float:
     return values.double().mean().item()
 
 
+def _options(settings: GapSettings) -> str:
+    """What the command line has to say for these settings."""
+    usual = asdict(GapSettings())
+    given = {k: v for k, v in asdict(settings).items() if v != usual[k]}
+    return "".join(f" --{name} {value}" for name, value in given.items())
+
+
 def _report(out: Path, table: pd.DataFrame, settings: GapSettings) -> str:
     groups = table.groupby(["dataset", "model", "num_flows"], sort=False)
     lines = []
@@ -153,9 +163,9 @@ def _report(out: Path, table: pd.DataFrame, settings: GapSettings) -> str:
     parts = [
         f"# {out.resolve().name}: what keeps each posterior from the exact one",
         as_text(pd.DataFrame(lines), "md"),
-        f"Made by `python -m pyro_vaeflow.gap_study {out}` from the finished runs of "
-        f"{sorted(set(table['seed']))} (seeds): nats a row, means over {table['rows'].max():,} "
-        "distinct test rows of inliers; ± is over seeds.",
+        f"Made by `python -m pyro_vaeflow.gap_study {out}{_options(settings)}` from the finished "
+        f"runs of seeds {sorted(set(table['seed']))}: nats a row, means over "
+        f"{table['rows'].max():,} distinct test rows of inliers; ± is over seeds.",
         "Rows that the test set repeats count once, so rare rows weigh more than in table.md.",
         f"Each row's own q: {settings.num_steps} steps of {settings.draws_per_step} draws; "
         f"{settings.num_samples:,} draws a row behind evidence and bounds. Log evidence = ELBO + "

@@ -27,9 +27,9 @@ POSTERIORS = (("planar", 2), ("planar", 8), ("planar", 32), ("iaf", 8), ("iaf", 
 # A planar step is the cheapest and learns the least. The wall lets z1 go past 4, so must a spline.
 SETTINGS: dict[str, dict[str, Any]] = {
     "planar": {"num_steps": 6000, "learning_rate": 2e-2},
-    "iaf": {"num_steps": 3000, "learning_rate": 1e-2, "flow_options": {"hidden_dim": 16}},
+    "iaf": {"num_steps": 2000, "learning_rate": 1e-2, "flow_options": {"hidden_dim": 16}},
     "spline": {
-        "num_steps": 3000,
+        "num_steps": 2000,
         "learning_rate": 1e-2,
         "flow_options": {"hidden_dim": 32, "bound": 5.0},
     },

@@ -71,7 +71,11 @@ def test_a_measured_run_is_not_measured_again_and_other_settings_are(out: Path) 
     gap_study.study(out, SETTINGS, seeds=[0], progress=False)
     kept = finished_runs(out)[0].folder / SETTINGS.name
     kept.write_text(json.dumps(json.loads(kept.read_text()) | {"elbo": -123.0}))
+    page = out / "gaps.md"
+    page.write_text(page.read_text() + "\n## Reading\n\nBy hand.\n")
     assert gap_study.study(out, SETTINGS, seeds=[0], progress=False)["elbo"][0] == -123.0
+    assert "-123.0" in page.read_text() and page.read_text().endswith("\n## Reading\n\nBy hand.\n")
+    assert "--rows 12 --num_steps 3 --draws_per_step 4 --num_samples 50`" in page.read_text()
     other = GapSettings(rows=3, num_steps=1, draws_per_step=2, num_samples=20)
     assert gap_study.study(out, other, seeds=[0], progress=False)["elbo"][0] != -123.0
     kept.unlink()
