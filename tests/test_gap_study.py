@@ -15,7 +15,7 @@ from pyro_vaeflow import Guide, Model, draw_study, gap_study, score
 from pyro_vaeflow.checked import ConfigError
 from pyro_vaeflow.config import ExperimentConfig
 from pyro_vaeflow.datasets import ring_log_density
-from pyro_vaeflow.draw_study import draws_spent, fixed_with_error
+from pyro_vaeflow.draw_study import draws_spent, fixed_as_good
 from pyro_vaeflow.fanout import run_all
 from pyro_vaeflow.gap_study import GapSettings, held_out_rows
 from pyro_vaeflow.prior_gap import prior_gap
@@ -112,11 +112,11 @@ def test_every_draw_is_counted() -> None:
     assert spent.tolist() == [*rounds.values()]
 
 
-def test_the_fixed_number_of_an_error_lies_between_its_neighbours() -> None:
-    errors = {100: 0.2, 400: 0.1, 1600: 0.05}  # falls with the square root of the draws
-    assert fixed_with_error(errors, 0.1 / math.sqrt(2)) == pytest.approx(800)
-    assert fixed_with_error(errors, 0.01) == math.inf
-    assert fixed_with_error(errors, 0.3) == 100
+def test_the_fixed_number_as_good_lies_between_its_neighbours() -> None:
+    shares = {100: 0.2, 400: 0.1, 1600: 0.0}
+    assert fixed_as_good(shares, 0.05) == pytest.approx(800)
+    assert fixed_as_good(shares, 0.3) == pytest.approx(100)
+    assert fixed_as_good({100: 0.2, 400: 0.1}, 0.05) == math.inf
 
 
 class Shifted(torch.nn.Module):
