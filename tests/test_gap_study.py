@@ -149,3 +149,13 @@ def test_an_aggregate_of_other_latents_is_refused() -> None:
     model, guide = Model(3, latent_dim=3), Guide(3, latent_dim=3)
     with pytest.raises(ValueError, match=r"one latent of two dimensions, got \{'z': \(3,\)\}"):
         prior_gap(model, guide, torch.rand(4, 3), torch.rand(4, 3), num_samples=2, seed=0)
+
+
+def test_each_command_runs_in_its_small_budget(out: Path, monkeypatch) -> None:
+    monkeypatch.setattr("sys.argv", ["gap_study", str(out), "--quick", "--seeds", "1"])
+    gap_study.main()
+    assert "of seeds [1]: nats a row, means over 8 distinct" in (out / "gaps.md").read_text()
+    assert list(pd.read_csv(out / "gaps.csv")["seed"]) == [1, 1]
+    monkeypatch.setattr("sys.argv", ["draw_study", str(out), "--quick", "--posteriors", "planar2"])
+    draw_study.main()
+    assert set(pd.read_csv(out / "draws.csv")["model"]) == {"planar"}
