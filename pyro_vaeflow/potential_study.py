@@ -82,7 +82,7 @@ def _keep(runs: list[PotentialRun], folder: Path) -> None:
 def write_results(out: Path, results: list[dict[str, Any]]) -> None:
     """summary.csv (a row a run), table.md (mean, deviation and worst seed), densities.png."""
     table = pd.DataFrame(results).drop(columns="density")
-    columns = "potential model num_flows seed kl stderr seconds".split()
+    columns = "potential model num_flows seed kl stderr".split()
     table[columns].to_csv(out / "summary.csv", index=False, float_format="%.6g")
     kl = table.groupby(["model", "num_flows", "potential"], sort=False)["kl"]
     text = kl.agg(lambda v: f"{mean_std(v, 4)} ({v.max():.4f})").unstack()
@@ -98,8 +98,7 @@ def write_results(out: Path, results: list[dict[str, Any]]) -> None:
         f"the first half of the steps; KL from {used['num_samples']:,} draws of q.",
         "\n".join(training),
         "U2 to U4 are improper in z1: the wall 10 max(0, |z1| - 4)^2 is added to them; log Z by "
-        "quadrature. Seconds in summary.csv are a fit's share of the training of all fits of its "
-        "posterior, which run at once. densities.png shows the lowest seed.",
+        "quadrature. densities.png shows the lowest seed.",
     ]
     (out / "table.md").write_text("\n\n".join(parts) + "\n")
     first = [r for r in results if r["seed"] == results[0]["seed"]]
