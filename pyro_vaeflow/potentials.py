@@ -12,6 +12,8 @@ U2 to U4 do not grow with z_1, so :math:`e^{-U}` has no finite integral; a wall
 
 import math
 from collections.abc import Callable
+from functools import cache
+from typing import Any
 
 import pyro
 import pyro.distributions as dist
@@ -74,6 +76,7 @@ POTENTIALS: dict[str, Energy] = {
 }
 
 
+@cache
 def log_normalizer(energy: Energy, half_width: float = 8.0, points: int = 2001) -> float:
     r""":math:`\log Z = \log \int e^{-U(z)} dz` by the trapezoidal rule on a square, nats.
 
@@ -107,8 +110,13 @@ class PotentialModel(PyroModule):
             pyro.factor("energy", -self.energy(z))
 
 
-class FlowGuide(PyroModule):
+class FlowGuide(nn.Module):
     """An unconditional flow over a learned normal: the posterior of a program without data.
+
+    Args:
+        flow: a name in `FLOWS`.
+        num_flows: K.
+        options: those of the flow's builder.
 
     Example:
         >>> guide = FlowGuide("planar", 2)
@@ -116,11 +124,11 @@ class FlowGuide(PyroModule):
         torch.Size([5, 2])
     """
 
-    def __init__(self, flow: str, num_flows: int) -> None:
+    def __init__(self, flow: str, num_flows: int, **options: Any) -> None:
         super().__init__()
         self.loc = nn.Parameter(torch.zeros(2))
         self.log_scale = nn.Parameter(torch.zeros(2))
-        self.flow = nn.ModuleList(FLOWS[flow](2, num_flows, None))
+        self.flow = nn.ModuleList(FLOWS[flow](2, num_flows, None, **options))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         base = dist.Normal(self.loc, self.log_scale.exp()).to_event(1)

@@ -15,6 +15,7 @@ from pyro_vaeflow.sizes import check_size
 from pyro_vaeflow.traces import RowTerms, as_args, take_rows
 
 KHAT_LIMIT = 0.7  # Vehtari et al. 2024: above it more draws hardly help
+KHAT_DRAWS = 1000  # fewer have too short a tail to say of a row that more would not help
 GROWTH = 4  # draws of a round over those of the round before: halves the standard error
 
 
@@ -87,7 +88,7 @@ def score(
         num_samples: K, draws a row.
         tol: the standard error, in nats, that the log evidence should reach. Rows above it are
             drawn afresh with four times the draws, again and again, up to `max_samples`; those
-            whose k-hat is above 0.7 are left, for more draws hardly help them.
+            whose k-hat is above 0.7 after 1,000 draws are left: more hardly help them.
         max_samples: with `tol`, the most draws a row, at least ``4 * num_samples``.
         seed: of the draws.
         chunk_size: rows at once; memory grows with it, the scores do not change.
@@ -136,7 +137,8 @@ def score(
         num_samples *= GROWTH
         # a single draw has a standard error of nan; a row whose evidence is nan stays as it is
         short = ~(scores.stderr <= tol) & ~scores.log_evidence.isnan()
-        rows = (short & ~(scores.khat > KHAT_LIMIT)).nonzero().squeeze(-1)
+        hopeless = (scores.khat > KHAT_LIMIT) & (scores.num_samples >= KHAT_DRAWS)
+        rows = (short & ~hopeless).nonzero().squeeze(-1)
         if not len(rows):
             break
         again = of_rows(take_rows(args, rows), num_samples)

@@ -10,9 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from pyro.infer import Trace_ELBO
 
-from pyro_vaeflow import potential_run, score, train
-from pyro_vaeflow.potential_run import EDGES, PotentialRun, fit_potential
+from pyro_vaeflow import log_weights, potential_run, score, train
+from pyro_vaeflow.many_fits import ManyGuides, ManyPotentials
+from pyro_vaeflow.potential_run import EDGES, PotentialRun, fit_potentials
 from pyro_vaeflow.potential_study import write_results
 from pyro_vaeflow.potentials import POTENTIALS, FlowGuide, PotentialModel, log_normalizer
 
@@ -58,32 +60,83 @@ def test_a_flow_fits_the_ring_better_than_a_normal(flow: str, num_flows: int) ->
     assert fitted(flow, num_flows) > fitted("diagonal", 0) + 0.1
 
 
-SMALL = PotentialRun("U1", "planar", 2, seed=0, num_steps=2, batch_size=8, num_samples=3)
+FLOWS_OF_EACH_KIND = [("diagonal", 0), ("planar", 3), ("iaf", 2), ("spline", 2)]
+
+
+def many(flow: str, num_flows: int) -> tuple[list, list, torch.Tensor]:
+    """Energies and guides of five fits, and the rows that stand for them."""
+    torch.manual_seed(0)
+    energies = [POTENTIALS[u] for u in ("U1", "U2", "U1", "U4", "U3")]
+    guides = [FlowGuide(flow, num_flows) for _ in energies]
+    for guide in guides:
+        for p in guide.parameters():
+            p.data.add_(0.1 * torch.randn_like(p))
+    return energies, guides, torch.arange(5.0).unsqueeze(-1)
+
+
+@pytest.mark.parametrize(("flow", "num_flows"), FLOWS_OF_EACH_KIND)
+def test_many_fits_weigh_their_draws_as_each_fit_alone_does(flow: str, num_flows: int) -> None:
+    energies, guides, rows = many(flow, num_flows)
+    together = log_weights(ManyPotentials(energies), ManyGuides(guides), rows, num_samples=20)
+    for i, (energy, guide) in enumerate(zip(energies, guides, strict=True)):
+        alone = log_weights(PotentialModel(energy), guide, rows[i : i + 1], num_samples=20)
+        torch.testing.assert_close(together[:, i : i + 1], alone, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(("flow", "num_flows"), FLOWS_OF_EACH_KIND)
+def test_a_fit_among_many_has_the_gradient_of_the_fit_alone(flow: str, num_flows: int) -> None:
+    energies, guides, rows = many(flow, num_flows)
+    guide = ManyGuides(guides)
+    for i, (energy, alone) in enumerate(zip(energies, guides, strict=True)):
+        guide.zero_grad()
+        for pair in ((ManyPotentials(energies), guide), (PotentialModel(energy), alone)):
+            torch.manual_seed(i)
+            Trace_ELBO(8, 1, vectorize_particles=True).differentiable_loss(
+                *pair, rows[i : i + 1]
+            ).backward()
+        for stacked, p in zip(guide.stacked, alone.parameters(), strict=True):
+            torch.testing.assert_close(stacked.grad[i], p.grad, rtol=1e-3, atol=1e-4)
+            assert not torch.cat([stacked.grad[:i], stacked.grad[i + 1 :]]).any()
+
+
+SMALL = PotentialRun("U1", "planar", 2, seed=0, num_steps=2, batch_size=8, num_samples=3000)
 
 
 @pytest.mark.parametrize("name", asdict(SMALL))
 def test_each_changed_setting_is_another_run(name: str) -> None:
-    other = {"potential": "U2", "model": "iaf"}.get(name, 7)
+    other = {"potential": "U2", "model": "iaf", "flow_options": {"a": 1}}.get(name, 7)
     assert replace(SMALL, **{name: other}).name != SMALL.name
 
 
 def test_a_density_counts_the_draws_that_fall_outside(monkeypatch) -> None:
-    whole = fit_potential(SMALL)
+    (whole,) = fit_potentials([SMALL])
     assert np.sum(whole["density"]) * (EDGES[1] - EDGES[0]) ** 2 == pytest.approx(1.0, abs=0.01)
     monkeypatch.setattr(potential_run, "EDGES", EDGES[45:])  # from 0 upward
-    part = fit_potential(SMALL)
+    (part,) = fit_potentials([SMALL])
     np.testing.assert_allclose(part["density"], np.array(whole["density"])[45:, 45:])
+
+
+def test_fits_find_both_modes_and_say_how_far_they_are() -> None:
+    runs = [PotentialRun("U1", "planar", 8, s, 400, 64, num_samples=20_000) for s in (0, 1)]
+    untrained = fit_potentials([replace(run, num_steps=1) for run in runs])
+    for before, after in zip(untrained, fit_potentials(runs), strict=True):
+        left, right = np.split(np.array(after["density"]), 2)
+        assert 0.2 < left.sum() / (left.sum() + right.sum()) < 0.8
+        assert 5 * after["stderr"] < after["kl"] < before["kl"] - 1.0
 
 
 def test_one_seed_has_no_deviation_and_the_page_says_how_it_was_made(tmp_path: Path) -> None:
     density = np.zeros((len(EDGES) - 1,) * 2).tolist()
     kept = {"kl": 0.25, "stderr": 0.01, "seconds": 1.0, "density": density}
-    runs = [replace(SMALL, potential=u, learning_rate=0.02) for u in POTENTIALS]
+    runs = [
+        replace(SMALL, potential=u, learning_rate=0.02, flow_options={"deep": 1})
+        for u in POTENTIALS
+    ]
     write_results(tmp_path, [asdict(run) | kept for run in runs])
     text = (tmp_path / "table.md").read_text()
     assert "| planar 2  | 0.2500 (0.2500) |" in text
-    assert "2 steps of 8 draws, Adam 0.02 falling to 0.0002" in text
-    assert "seeds [0]; KL from 3,000 draws" in text
+    assert "seeds [0], 8 draws a step" in text and "KL from 3,000 draws" in text
+    assert "- planar: 2 steps, learning rate 0.02, deep 1" in text
     more = [asdict(replace(run, seed=1)) | kept | {"kl": 0.35} for run in runs]
     write_results(tmp_path, [*(asdict(run) | kept for run in runs), *more])
     assert "0.3000 ± 0.0707 (0.3500)" in (tmp_path / "table.md").read_text()
