@@ -180,7 +180,7 @@ class VAEFlowDetector(OutlierMixin, BaseEstimator):
         return self
 
     def score_samples(self, X: Any) -> np.ndarray:
-        """The rows' log evidence, or what `criterion` names, nats, ``(num_data,)``: low = odd.
+        """Each row's log evidence, or what `criterion` names, ``(num_data,)``: nats, low = odd.
 
         It is computed in double precision where the programs are our own, so that a row's score is
         the same whatever rows are beside it.
