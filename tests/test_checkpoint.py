@@ -102,7 +102,6 @@ def test_programs_of_ones_own_get_their_parameters_back(kind: str, tmp_path: Pat
     detector.save(tmp_path)
     loaded = VAEFlowDetector.load(tmp_path, **make())
     np.testing.assert_array_equal(loaded.score_samples(rows), detector.score_samples(rows))
-    assert (VAEFlowDetector(**make(), **QUICK).fit(-rows).score_samples(rows) != 0).all()
     with pytest.raises(CheckpointError, match="pass model= and guide="):
         VAEFlowDetector.load(tmp_path)
 
