@@ -8,7 +8,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 
-from pyro_vaeflow import Guide, Model, recipe, score, train
+from pyro_vaeflow import Guide, Model, inference_gap, priors, recipe, score, train
 from pyro_vaeflow.config import ExperimentConfig
 from pyro_vaeflow.experiment import run
 from pyro_vaeflow.isolation import seeded
@@ -43,6 +43,7 @@ def test_densities_are_those_of_pyros_mixture(batch: tuple[int, ...]) -> None:
     torch.testing.assert_close(mix.log_prob(value), expected, rtol=0, atol=1e-10)
     wide = mix.expand([7, 6])
     assert wide.batch_shape == (7, 6)
+    assert wide.sample().shape == (7, 6, 2)
     torch.testing.assert_close(wide.log_prob(value), expected, rtol=0, atol=1e-10)
 
 
@@ -55,6 +56,20 @@ def test_gradients_are_those_of_pyros_mixture() -> None:
     found = torch.autograd.grad(mix.log_prob(value).sum(), parts)
     expected = torch.autograd.grad(by_pyro(mix).log_prob(value).sum(), parts)
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-10)
+
+
+def test_scores_of_the_programs_take_no_weight_for_each_draw_and_centre(monkeypatch) -> None:
+    shapes, log_sum = [], priors._log_sum
+
+    def seen(a: torch.Tensor, b: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+        shapes.append(bias.shape)
+        return log_sum(a, b, bias)
+
+    monkeypatch.setattr(priors, "_log_sum", seen)
+    guide = Guide(3, latent_dim=2, dropout=0.0)
+    model = Model(3, 2, likelihood="normal", prior=ExemplarPrior(rows(9), guide.locate, 2))
+    score(model, guide, rows(5), num_samples=4)
+    assert shapes[-1] == (9,)
 
 
 def test_far_values_are_scored_by_the_wide_part_in_single_precision() -> None:
@@ -217,3 +232,10 @@ def test_exemplars_far_from_the_origin_count() -> None:
     mix = ExemplarMixture(torch.zeros(5), centres, torch.full((8,), 0.03), torch.full((8,), 3.0))
     expected = by_pyro(mix).log_prob(centres)
     torch.testing.assert_close(mix.log_prob(centres), expected, rtol=1e-3, atol=1e-2)
+
+
+def test_gaps_under_an_exemplar_prior_add_up() -> None:
+    guide = Guide(3, latent_dim=2, hidden_dims=(8,), flow="planar", num_flows=2, dropout=0.0)
+    model = Model(3, 2, (8,), "normal", prior=ExemplarPrior(rows(9), guide.locate, 2), dropout=0.0)
+    gaps = inference_gap(model, guide, rows(4), num_samples=50, num_steps=5)
+    assert gaps.inference_gap.isfinite().all()
