@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from pyro_vaeflow.checkpoint import Files, check_keys, read, write
-from pyro_vaeflow.fingerprint import structure
+from pyro_vaeflow.fingerprint import fingerprint, structure
 from pyro_vaeflow.run_state import Run
 from pyro_vaeflow.sizes import check_size
 from pyro_vaeflow.state import CheckpointError
@@ -18,6 +18,10 @@ from pyro_vaeflow.versions import package_versions
 
 FILES = Files("training.json", "training")
 KEYS = ("call", "finished", "best", "optimizer", "random", "constraints")
+
+
+class CheckpointInUse(CheckpointError):
+    """Another process trains into the folder."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +50,7 @@ class Keeper:
     """Writes a run's checkpoints, and goes on from the one that is there; without a folder neither.
 
     Args:
-        call: what `train` was asked to do, as plain values.
+        call: what `train` was asked to do: its arguments by name.
 
     Attributes:
         finished: whether the run was taken up where it had already come to its end.
@@ -66,7 +70,7 @@ class Keeper:
         self.run = run
         if self.folder is None:
             return
-        self.call |= {
+        self.call = fingerprint(self.call) | {
             "optimizer": repr(run.optim.torch_optimizer),
             "model": structure(run.model),
             "guide": structure(run.guide),
@@ -133,7 +137,8 @@ def keeping(checkpoint: Checkpoint | str | Path | None, call: dict[str, Any]) ->
     """A keeper that has the checkpoint's folder for itself.
 
     Raises:
-        CheckpointError: another process has it.
+        CheckpointInUse: another process has it.
+        OSError: it cannot be written to.
     """
     if checkpoint is None:
         yield Keeper(None, 0, call)
@@ -150,7 +155,7 @@ def keeping(checkpoint: Checkpoint | str | Path | None, call: dict[str, Any]) ->
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise CheckpointError(
+            raise CheckpointInUse(
                 f"{folder} is in use by another process; wait for it, or choose another folder"
             ) from None
         for partial in folder.glob(f".{FILES.tensors}*.partial"):  # of a killed process

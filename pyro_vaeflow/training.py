@@ -16,7 +16,7 @@ from pyro.infer import ELBO, Trace_ELBO
 from tqdm.auto import tqdm
 
 from pyro_vaeflow.annealing import CapacityELBO, Schedule, anneal, constant
-from pyro_vaeflow.fingerprint import plain_text, tensor_digest, values_digest
+from pyro_vaeflow.fingerprint import plain_text
 from pyro_vaeflow.interrupt import InterruptedWarning, ctrl_c
 from pyro_vaeflow.isolation import (
     Program,
@@ -156,25 +156,22 @@ def train(
     annealed = watched.at if isinstance(watched, CapacityELBO) else anneal
     level_at = constant(1.0) if schedule is None else schedule
     rate_at = learning_rate if callable(learning_rate) else constant(learning_rate)
-    call = (
-        {}
-        if checkpoint is None
-        else {
-            "num_steps": num_steps,
-            "batch_size": batch_size,
-            "eval_every": eval_every,
-            "patience": patience,
-            "plate": plate,
-            "seed": int(seed),
-            "clip_norm": clip_norm,
-            "loss": plain_text(watched),
-            "x": tensor_digest(args),
-            "held_out": None if held_out is None else tensor_digest(as_args(held_out)),
-            "weights": tensor_digest([weights]),
-            "schedule": values_digest(level_at, num_steps),
-            "learning_rate": values_digest(rate_at, num_steps),
-        }
-    )
+    call = {
+        "num_steps": num_steps,
+        "batch_size": batch_size,
+        "learning_rate": rate_at,
+        "schedule": level_at,
+        "loss": plain_text(watched),
+        "clip_norm": clip_norm,
+        "x": args,
+        "weights": draw.weights,
+        "held_out": held_out,
+        "eval_every": eval_every,
+        "patience": patience,
+        "plate": plate,
+        "seed": seed,
+    }
+    start = time.perf_counter()
 
     with (
         param_scope(model, guide),
@@ -189,9 +186,9 @@ def train(
         run = Run(model, guide, optim, args[0].device)
         keeper.take_up(run)
         records, best, first = run.records, run.best, len(run.records)
-        start = time.perf_counter() - (records[-1]["seconds"] if records else 0.0)
-        finished = keeper.finished
-        steps = range(first, first if finished else num_steps)
+        start -= records[-1]["seconds"] if records else 0.0
+        finished = True
+        steps = range(first, first if keeper.finished else num_steps)
         bar = tqdm(steps, "train", num_steps, initial=first, unit="step", disable=not progress)
         for step in bar:
             optim.set_learning_rate(rate_at(step))
@@ -224,8 +221,10 @@ def train(
             if held_out is not None and ((step + 1) % eval_every == 0 or finished):
                 record["held_out_elbo"] = _elbo(model, guide, as_args(held_out), plate)
                 best.see(step, record["held_out_elbo"])
-                finished |= patience is not None and best.evaluations_since >= patience
-            if finished or interruption.pressed:
+                if patience is not None and best.evaluations_since >= patience:
+                    finished = True
+                    break
+            if interruption.pressed:
                 break
             keeper.after(step)
         keeper.end(finished)
