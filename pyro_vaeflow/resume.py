@@ -17,6 +17,7 @@ from pyro_vaeflow.state import CheckpointError
 from pyro_vaeflow.versions import package_versions
 
 FILES = Files("training.json", "training")
+LEAST_EVERY = 500  # steps
 KEYS = ("call", "finished", "best", "optimizer", "random", "constraints")
 
 
@@ -160,4 +161,4 @@ def keeping(checkpoint: Checkpoint | str | Path | None, call: dict[str, Any]) ->
             ) from None
         for partial in folder.glob(f".{FILES.tensors}*.partial"):  # of a killed process
             partial.unlink()
-        yield Keeper(folder, checkpoint.every or max(500, call["num_steps"] // 50), call)
+        yield Keeper(folder, checkpoint.every or max(LEAST_EVERY, call["num_steps"] // 50), call)

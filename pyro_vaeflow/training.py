@@ -20,6 +20,7 @@ from pyro_vaeflow.fingerprint import plain_text
 from pyro_vaeflow.interrupt import InterruptedWarning, ctrl_c
 from pyro_vaeflow.isolation import (
     Program,
+    called_modules,
     module_mode,
     named_parameters,
     param_scope,
@@ -180,10 +181,11 @@ def train(
         keeping(checkpoint, call) as keeper,
         ctrl_c() as interruption,
     ):
-        _make_parameters(model, guide, take_rows(args, draw(0).to(args[0].device)), seed)
+        with called_modules() as called:
+            _make_parameters(model, guide, take_rows(args, draw(0).to(args[0].device)), seed)
         optim = OneOptimizer(named_parameters(model, guide), optimizer, clip_norm)
         svi = make_svi(model, guide, optim, watched)
-        run = Run(model, guide, optim, args[0].device)
+        run = Run(model, guide, called, optim, args[0].device)
         keeper.take_up(run)
         records, best, first = run.records, run.best, len(run.records)
         start -= records[-1]["seconds"] if records else 0.0
