@@ -126,7 +126,10 @@ class Keeper:
     def _check_call(self, content: Mapping[str, Any]) -> None:
         found = content["call"]
         check_keys(found, tuple(self.call), "call")
-        if others := [name for name, value in self.call.items() if found[name] != value]:
+        others = [name for name, value in self.call.items() if found[name] != value]
+        if "num_steps" in others:  # then there are as many values of the schedules
+            others = [name for name in others if name not in ("learning_rate", "schedule")]
+        if others:
             raise CheckpointError(
                 f"{self.folder} is of another training: not the same {', '.join(others)}. Make the "
                 "call as it was, or choose another folder"

@@ -59,7 +59,7 @@ class Run:
             "random": random_state,
             "constraints": _constraint_names(),
         }
-        rows = [list(record.values()) for record in self.records]
+        rows = [[record[name] for name in RECORD] for record in self.records]
         tensors = {
             "history": torch.tensor(rows, dtype=torch.float64),
             **_prefixed("state", state_of(self.model, self.guide)),
