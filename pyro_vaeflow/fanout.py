@@ -13,7 +13,7 @@ from tqdm.auto import tqdm
 from pyro_vaeflow.config import ExperimentConfig
 from pyro_vaeflow.experiment import run
 from pyro_vaeflow.recipe import check_registered
-from pyro_vaeflow.resume import CheckpointInUse
+from pyro_vaeflow.resume import CheckpointInUseError
 from pyro_vaeflow.runfolder import is_finished, sweep, write
 from pyro_vaeflow.training import NonFiniteError
 
@@ -82,7 +82,9 @@ def attempt(
     try:
         try:
             result = run(config, progress, checkpoint)
-        except CheckpointInUse:  # by another process at the same run: the first to finish writes it
+        except (
+            CheckpointInUseError
+        ):  # by another process at the same run: the first to finish writes it
             result = run(config, progress)
         write(result, config, out / "runs" / name, command)
         _forget(checkpoint)
