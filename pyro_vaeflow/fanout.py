@@ -82,9 +82,8 @@ def attempt(
     try:
         try:
             result = run(config, progress, checkpoint)
-        except (
-            CheckpointInUseError
-        ):  # by another process at the same run: the first to finish writes it
+        except CheckpointInUseError:
+            # Another process is at the same run; the first to finish writes it.
             result = run(config, progress)
         write(result, config, out / "runs" / name, command)
         _forget(checkpoint)

@@ -1,6 +1,5 @@
 """Training that goes on where a killed or interrupted process left it, to the very same end."""
 
-import fcntl
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -60,7 +59,7 @@ class Keeper:
     def __init__(self, folder: Path | None, every: int, call: dict[str, Any]) -> None:
         self.folder, self.every, self.call = folder, every, call
         self.finished = False
-        self.versions = package_versions()
+        self.versions: dict[str, str] = {}
 
     def take_up(self, run: Run) -> None:
         """Looks after `run` from now on, and lets it go on from the folder's checkpoint, if any.
@@ -71,6 +70,7 @@ class Keeper:
         self.run = run
         if self.folder is None:
             return
+        self.versions = package_versions()
         self.call = fingerprint(self.call) | {
             "optimizer": repr(run.optim.torch_optimizer),
             "model": structure(run.model),
@@ -132,7 +132,7 @@ class Keeper:
         if others:
             raise CheckpointError(
                 f"{self.folder} is of another training: not the same {', '.join(others)}. Make the "
-                "call as it was, or choose another folder"
+                "call as it was, choose another folder, or remove this one"
             )
 
 
@@ -147,6 +147,8 @@ def keeping(checkpoint: Checkpoint | str | Path | None, call: dict[str, Any]) ->
     if checkpoint is None:
         yield Keeper(None, 0, call)
         return
+    import fcntl  # not on Windows, where all else of training runs
+
     if not isinstance(checkpoint, Checkpoint):
         checkpoint = Checkpoint(checkpoint)
     folder = Path(checkpoint.folder)
