@@ -1,5 +1,6 @@
 """Many runs: finished ones are skipped, the others go to worker processes, failures are kept."""
 
+import contextlib
 import shutil
 import traceback
 from collections.abc import Sequence
@@ -12,6 +13,7 @@ from tqdm.auto import tqdm
 from pyro_vaeflow.config import ExperimentConfig
 from pyro_vaeflow.experiment import run
 from pyro_vaeflow.recipe import check_registered
+from pyro_vaeflow.resume import CheckpointInUseError
 from pyro_vaeflow.runfolder import is_finished, sweep, write
 from pyro_vaeflow.training import NonFiniteError
 
@@ -35,7 +37,8 @@ def run_all(
     """Runs what is not yet finished in ``out/runs``, one folder a configuration and seed.
 
     A run that fails leaves its message, and its history if it has one, in ``out/failed`` and the
-    others go on. An interruption keeps the finished runs.
+    others go on. An interruption keeps the finished runs, and what a stopped or killed one has
+    learned in ``out/unfinished``, from where the next call takes it up.
 
     Args:
         jobs: worker processes; the processors are shared out among them. With 1, runs stay in
@@ -75,8 +78,15 @@ def attempt(
     if progress:
         tqdm.write(name)
     shutil.rmtree(out / "failed" / name, ignore_errors=True)
+    checkpoint = out / "unfinished" / name
     try:
-        write(run(config, progress), config, out / "runs" / name, command)
+        try:
+            result = run(config, progress, checkpoint)
+        except CheckpointInUseError:
+            # Another process is at the same run; the first to finish writes it.
+            result = run(config, progress)
+        write(result, config, out / "runs" / name, command)
+        _forget(checkpoint)
     except Exception as error:  # one run that fails must not stop the others
         folder = out / "failed" / name
         folder.mkdir(parents=True, exist_ok=True)
@@ -84,5 +94,13 @@ def attempt(
         (folder / "error.txt").write_text(traceback.format_exc())
         if isinstance(error, NonFiniteError):
             error.history.frame.to_csv(folder / "history.csv", index=False)
+            _forget(checkpoint)  # it leads to the same error
         return name, f"{type(error).__name__}: {error}"
     return name, None
+
+
+def _forget(checkpoint: Path) -> None:
+    """Removes a run's checkpoint, and the folder of such if it was the last."""
+    shutil.rmtree(checkpoint, ignore_errors=True)
+    with contextlib.suppress(OSError):
+        checkpoint.parent.rmdir()
