@@ -58,29 +58,39 @@ def read(chunk: Chunk, columns: Sequence[str]) -> Rows:
     names = schema(path).names
     with path.open("rb") as file:
         file.seek(chunk.start)
-        lines = file.read(chunk.stop - chunk.start).removesuffix(b"\n").split(b"\n")
-    parts, places, rejects = [], [], []
+        listed = file.read(chunk.stop - chunk.start).split(b"\n")
+    listed = [line.removesuffix(b"\r") for line in listed]
+    # The parser would take a return for the end of a row.
+    whole = [place for place, line in enumerate(listed) if line.strip() and b"\r" not in line]
+    lines, at = [listed[place] for place in whole], chunk.row + np.array(whole, dtype=np.int64)
+    rejects = [
+        Reject(chunk.row + place, "a return inside the line", value=_shown(line))
+        for place, line in enumerate(listed)
+        if b"\r" in line
+    ]
+    parts, places = [_parse([], names, columns)], [at[:0]]
     todo = [(0, len(lines))]
     while todo:
         low, high = todo.pop()
         try:
-            part = _parse(lines[low:high], names, columns)
-            reason = "quotes are not closed" if part.num_rows < 1 else "a return inside the line"
+            part, reason = _parse(lines[low:high], names, columns), "quotes are not closed"
         except pa.ArrowInvalid as error:
             part, reason = None, str(error).partition(": ")[2]
         if part is not None and part.num_rows == high - low:
             parts.append(part)
-            places.append(np.arange(low, high))
+            places.append(at[low:high])
         elif high - low > 1:
             middle = (low + high) // 2
             todo += [(middle, high), (low, middle)]
-        elif line := lines[low].decode(errors="replace").strip():
-            reason = reason.partition(f": {line}")[0].removeprefix("Row #1: ")
-            rejects.append(Reject(chunk.row + low, reason, value=line[:SHOWN]))
-    if not parts:
-        nothing = pa.schema([(name, pa.string()) for name in columns]).empty_table()
-        return Rows(nothing, np.arange(0), rejects)
-    return Rows(pa.concat_tables(parts), chunk.row + np.concatenate(places), rejects)
+        else:
+            value = _shown(lines[low])
+            reason = reason.partition(f": {value}")[0].removeprefix("Row #1: ")
+            rejects.append(Reject(int(at[low]), reason, value=value))
+    return Rows(pa.concat_tables(parts), np.concatenate(places), rejects)
+
+
+def _shown(line: bytes) -> str:
+    return line.decode(errors="replace").strip()[:SHOWN]
 
 
 def _parse(lines: Sequence[bytes], names: Sequence[str], columns: Sequence[str]) -> pa.Table:

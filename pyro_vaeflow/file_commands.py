@@ -81,8 +81,11 @@ def run_fit(values: dict[str, Any]) -> int:
         print(f"left out {count} rows: {reason}", file=sys.stderr)
     detector = train_and_save(rows, out, values | {"random_state": seed}, progress=True)
     best = detector.history_["held_out_elbo"].max()
+    listed = f" ({', '.join(rows.texts)})" if rows.texts else ""
+    num_numbers = rows.frame.shape[1] - len(rows.texts)
     print(
-        f"trained on {len(rows.frame):,} of {rows.num_seen:,} rows, {rows.frame.shape[1]} columns"
+        f"trained on {len(rows.frame):,} of {rows.num_seen:,} rows: {num_numbers} columns of "
+        f"numbers, {len(rows.texts)} of texts{listed}"
     )
     print(f"model: {out} (held-out ELBO {best:.3f} nats; flags above {-detector.offset_:.3f} nats)")
     return 0

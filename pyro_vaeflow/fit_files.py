@@ -26,6 +26,8 @@ class TrainingRows:
     """Rows to train on, ``(num_rows, num_columns)``, of `num_seen` that were read."""
 
     frame: pd.DataFrame
+    texts: list[str]
+    """The columns that are not numbers."""
     num_seen: int
     rejected: Counter[str]
     """Reason -> how many rows were left out for it."""
@@ -50,7 +52,7 @@ def read_rows(
         drop: columns that are no features: labels, row ids.
         max_rows: at most so many rows, drawn without replacement from all; None for all.
         first: whether to take the first `max_rows` instead, without reading further.
-        kinds: column -> kind, as in `VAEFlowDetector`: else a csv column holds numbers if 99 of
+        kinds: column -> kind, as in `VAEFlowDetector`: else a csv column holds numbers if 95 of
             100 of its entries are.
         seed: of the draw.
 
@@ -85,7 +87,8 @@ def read_rows(
         numeric = find_numeric(rows.table, kinds, typed)
     frame, rows = to_frame(rows, numeric)
     rejects.update(f"column {reject.column!r} {reject.reason}" for reject in rows.rejects)
-    return TrainingRows(frame, sample.num_seen, rejects)
+    texts = [name for name, is_number in numeric.items() if not is_number]
+    return TrainingRows(frame, texts, sample.num_seen, rejects)
 
 
 def train_and_save(

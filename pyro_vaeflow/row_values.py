@@ -19,11 +19,11 @@ from pyro_vaeflow.chunks import Reject, Rows
 
 MISSING = pa.array(pa.csv.ConvertOptions().null_values)  # in csv files: "", NA, null and the like
 NUMBER = r"^[+-]?((\d+\.?\d*|\.\d+)([eE][+-]?\d+)?|(?i:inf|infinity|nan))$"
-ENOUGH = 0.99  # of the entries of a column of texts are numbers: the others are errors
+ENOUGH = 0.95  # of the entries of a column of texts are numbers: the others are errors
 
 
 def find_numeric(table: Any, kinds: Mapping[str, str] | None, typed: bool) -> dict[str, bool]:
-    """Column -> whether it holds numbers: by `kinds`, else its type or 99 of 100 of its texts.
+    """Column -> whether it holds numbers: by `kinds`, else its type or 95 of 100 of its texts.
 
     Args:
         typed: whether a column of texts is one, as in Parquet files.

@@ -84,9 +84,11 @@ def open_folder(
     now = {"format": FORMAT, "model": model, "input": digests, "settings": dict(settings)}
     path = out / MANIFEST
     if not path.exists():
-        if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        # A process that was killed here has left what starts like this.
+        started = (".", REJECTS)
+        if out.is_file() or any(not p.name.startswith(started) for p in out.glob("*")):
             raise ConfigError(f"{out} is there and holds no scores; choose a new folder")
-        (out / REJECTS).mkdir(parents=True)
+        (out / REJECTS).mkdir(parents=True, exist_ok=True)
         text = json.dumps(now | {"versions": package_versions(["pyarrow"])}, indent=1) + "\n"
         write_whole(path, text.encode())
         return
