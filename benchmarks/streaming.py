@@ -94,9 +94,10 @@ def measure_one(options: argparse.Namespace, num_rows: int, suffix: str) -> None
     fit = ["fit", str(table), "--out", str(model), "--id", "id", *small]
     score = ["score", str(model), str(table), str(scores), "--id", "id"]
     score += ["--explain", options.explain, "--chunk_rows", str(options.chunk_rows)]
-    for command in (fit, score):
+    # Scoring again finds all parts there: what is left is the start and the reading.
+    for name, command in {"fit": fit, "score": score, "score again": score}.items():
         found = {
-            "command": command[0],
+            "command": name,
             "rows": num_rows,
             "format": suffix,
             "num_samples": options.num_samples,

@@ -307,7 +307,8 @@ def test_fit_writes_a_model_that_scores(data: Path, tmp_path: Path, capsys) -> N
     good = pd.concat([table()[:52], table()[53:59], table()[60:]])
     expected = VAEFlowDetector(**QUICK | {"random_state": 3, "latent_dim": None})
     expected.set_params(kinds={"twice": "continuous"})
-    scores = expected.fit(good[["size", "twice", "kind"]]).score_samples(good)
+    features = good[["size", "twice", "kind"]]
+    scores = expected.fit(features).score_samples(features)
     np.testing.assert_array_equal(-scores, read(tmp_path / "out")["anomaly_score"])
 
 
