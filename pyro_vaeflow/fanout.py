@@ -113,8 +113,10 @@ def _results(
                 deaths[name] += 1
                 state, message = "busy", ""
                 if deaths[name] == DEATHS:
-                    message = f"its worker process died {DEATHS} times: killed, or out of memory"
-                    state, message = _failed(config, out, RuntimeError(message))
+                    error = RuntimeError(
+                        f"its worker process died {DEATHS} times: killed, or out of memory"
+                    )
+                    state, message = _failed(config, out, error)
             except Exception as error:  # of the cluster: a run's own are messages
                 state, message = _failed(config, out, error)
             if state == "busy":
