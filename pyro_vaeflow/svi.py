@@ -64,7 +64,7 @@ class OneOptimizer(PyroOptim):
     def __call__(self, params: Any, *args: Any, **kwargs: Any) -> None:
         store = pyro.get_param_store()
         if len(store) != self.num_stored:
-            self._add_late(dict(store.named_parameters()))
+            self.add_late(dict(store.named_parameters()))
         values = list(self.parameters.values())
         norm = torch.nn.utils.get_total_norm([p.grad for p in values if p.grad is not None])
         self.grad_norm = norm.item()
@@ -80,7 +80,7 @@ class OneOptimizer(PyroOptim):
             ]
         self.torch_optimizer.zero_grad()
 
-    def _add_late(self, stored: dict[str, torch.Tensor]) -> None:
+    def add_late(self, stored: dict[str, torch.Tensor]) -> None:
         """Takes on each ``pyro.param`` behind a branch that no step had reached before."""
         known = {id(value) for value in self.parameters.values()}
         for name, value in stored.items():
