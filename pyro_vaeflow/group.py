@@ -103,6 +103,8 @@ class Group:
         self, content: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]
     ) -> tuple[Any, dict[str, torch.Tensor]]:
         """The first process's plain values and tensors, in each of them."""
+        if self.size == 1:
+            return content, dict(tensors)
         parts = (json.dumps(content).encode(), save(dict(tensors)))
         found = [self._bytes_of_first(part) for part in parts]
         return json.loads(found[0]), load(found[1])
@@ -122,7 +124,7 @@ class Group:
         except RuntimeError as error:
             raise GroupError(
                 f"process {self.rank} of {self.size} lost the others: one of them has ended, or "
-                f"does not answer ({str(error).splitlines()[0]})"
+                "does not answer"
             ) from error
 
 
