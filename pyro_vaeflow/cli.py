@@ -48,7 +48,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ConfigError as error:
         parser.error(str(error))
     except KeyboardInterrupt:
-        print("\nstopped; finished runs are kept, the same command goes on", file=sys.stderr)
+        said = "stopped; finished runs are kept, and the same command takes up what was stopped"
+        print(f"\n{said}", file=sys.stderr)
         return 130
     except BrokenPipeError:  # `vaeflow table DIR | head`
         sys.stderr.close()

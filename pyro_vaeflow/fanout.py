@@ -1,5 +1,6 @@
 """Many runs: finished ones are skipped, the others go to workers, failures are kept."""
 
+import contextlib
 import shutil
 import socket
 import threading
@@ -52,8 +53,9 @@ def run_all(
     """Runs what is not yet finished in ``out/runs``, one folder a configuration and seed.
 
     A run that fails leaves its message, and its history if it has one, in ``out/failed`` and the
-    others go on. An interruption keeps the finished runs. Where a worker process dies, its run is
-    made again. Calls that share `out` share the runs: each is made by one of them, and
+    others go on. An interruption keeps the finished runs, and what a stopped or killed one has
+    learned in ``out/unfinished``, from where the next call takes it up; where a worker process
+    dies, this one does. Calls that share `out` share the runs: each is made by one of them, and
     each call returns when all of its own are made.
 
     Args:
@@ -134,7 +136,7 @@ def attempt(
         call: a file that whoever asks for the run holds in ``out/runs``.
     """
     name = config.run_name
-    folder = out / "runs" / name
+    folder, checkpoint = out / "runs" / name, out / "unfinished" / name
     if not call.exists():  # of another machine's folder, or the caller has gone
         raise ConfigError(
             f"{call.parent} on {socket.gethostname()} is not the folder of the study: give an "
@@ -149,7 +151,8 @@ def attempt(
             if progress:
                 tqdm.write(name)
             shutil.rmtree(out / "failed" / name, ignore_errors=True)
-            write(run(config, progress), config, folder, command)
+            write(run(config, progress, checkpoint), config, folder, command)
+            _forget(checkpoint)
         except Exception as error:  # one run that fails must not stop the others
             return _failed(config, out, error)
     return "finished", ""
@@ -162,4 +165,12 @@ def _failed(config: ExperimentConfig, out: Path, error: Exception) -> tuple[Stat
     (folder / "error.txt").write_text("".join(traceback.format_exception(error)))
     if isinstance(error, NonFiniteError):
         error.history.frame.to_csv(folder / "history.csv", index=False)
+        _forget(out / "unfinished" / config.run_name)  # it leads to the same error
     return "failed", f"{type(error).__name__}: {error}"
+
+
+def _forget(checkpoint: Path) -> None:
+    """Removes a run's checkpoint, and the folder of such if it was the last."""
+    shutil.rmtree(checkpoint, ignore_errors=True)
+    with contextlib.suppress(OSError):
+        checkpoint.parent.rmdir()

@@ -1,10 +1,11 @@
 """What a training was asked to do, as plain values and hashes: the same in each process."""
 
 import hashlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 
 from pyro_vaeflow.isolation import Program, modules
@@ -61,10 +62,19 @@ def plain_text(thing: Any) -> str:
     return f"{type(thing).__qualname__} {plain}"
 
 
-def values_digest(schedule: Callable[[int], float], num_steps: int) -> str:
-    """The sha256 of a schedule's values."""
-    values = [schedule(step) for step in range(num_steps)]
-    return tensor_digest([torch.tensor(values, dtype=torch.float64)])
+def fingerprint(call: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of `train` as plain values: tensors, and the values of schedules, as hashes."""
+    return {name: _as_plain(value, call["num_steps"]) for name, value in call.items()}
+
+
+def _as_plain(value: Any, num_steps: int) -> Any:
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, PLAIN):
+        return value
+    if callable(value):
+        value = torch.tensor([value(step) for step in range(num_steps)], dtype=torch.float64)
+    return tensor_digest(value if isinstance(value, tuple) else [value])
 
 
 def is_plain(value: Any) -> bool:

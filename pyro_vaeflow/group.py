@@ -11,7 +11,8 @@ import signal
 import threading
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from contextvars import ContextVar
 from datetime import timedelta
 from typing import Any
 
@@ -86,19 +87,6 @@ class Group:
         for p, grad, part, count in zip(parameters, grads, parts, there.tolist(), strict=False):
             p.grad = grad.copy_(part.view_as(grad)) if count else None
 
-    def agree(self, values: Mapping[str, Any]) -> None:
-        """Refuses plain values that are not those of the first process.
-
-        Raises:
-            GroupError: names those that differ.
-        """
-        first, _ = self.from_first(values, {})
-        if others := [name for name, value in values.items() if first[name] != value]:
-            raise GroupError(
-                f"process {self.rank} of {self.size} was not given the same {', '.join(others)} as "
-                "process 0; each needs all rows and the same arguments"
-            )
-
     def from_first(
         self, content: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]
     ) -> tuple[Any, dict[str, torch.Tensor]]:
@@ -129,13 +117,29 @@ class Group:
 
 
 ALONE = Group()
+_JOINED = ContextVar("_JOINED", default=ALONE)
+
+
+def joined() -> Group:
+    """The group of the `join_group` around the caller; else this process alone."""
+    return _JOINED.get()
+
+
+@contextmanager
+def sharing(group: Group) -> Iterator[Group]:
+    """Inside, `joined` is this group."""
+    token = _JOINED.set(group)
+    try:
+        yield group
+    finally:
+        _JOINED.reset(token)
 
 
 @contextmanager
 def join_group(timeout: float = 300.0) -> Iterator[Group]:
-    """The group of the processes that ``torchrun`` has started; else this process alone.
+    """The group of the processes that ``torchrun`` has started, which inside train as one.
 
-    Where torch.distributed is set up already, its processes.
+    Else this process alone; where torch.distributed is set up already, its processes.
 
     Args:
         timeout: seconds without an answer after which a process counts as lost: more than the
@@ -149,16 +153,14 @@ def join_group(timeout: float = 300.0) -> Iterator[Group]:
         ...     group.rank, group.size
         (0, 1)
     """
-    if dist.is_initialized():
-        yield Group(dist.get_rank(), dist.get_world_size())
-    elif "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
-        yield ALONE
-    else:
+    started = not dist.is_initialized() and {"RANK", "WORLD_SIZE"} <= os.environ.keys()
+    if started:
         dist.init_process_group(timeout=timedelta(seconds=timeout))
-        group = Group(dist.get_rank(), dist.get_world_size())
-        with _told_to_end(group):
-            yield group
-        dist.destroy_process_group()  # not after an error: it might wait for those who are gone
+    group = Group(dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else ALONE
+    with sharing(group), _told_to_end(group) if started else nullcontext():
+        yield group
+    if started:  # not after an error: it might wait for those who are gone
+        dist.destroy_process_group()
 
 
 @contextmanager

@@ -1,11 +1,12 @@
 """What a training asks of a group of processes, and what it says when it has lost them."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from pyro_vaeflow.fingerprint import fingerprint
 from pyro_vaeflow.group import Group, GroupError
 from pyro_vaeflow.isolation import Program, modules
 
@@ -30,6 +31,26 @@ def check_group(group: Group, batch_size: int, model: Program, guide: Program) -
                     f"module {name!r} ({type(part).__name__}) would see the rows of one process "
                     "alone; use LayerNorm, or train in one process"
                 )
+
+
+def check_call(group: Group, call: Mapping[str, Any]) -> None:
+    """Refuses a call that is not that of the group's first process.
+
+    Args:
+        call: what `train` was asked to do.
+
+    Raises:
+        GroupError: names what differs.
+    """
+    if group.size == 1:
+        return
+    own = fingerprint(call)
+    first, _ = group.from_first(own, {})
+    if others := [name for name, value in own.items() if first[name] != value]:
+        raise GroupError(
+            f"process {group.rank} of {group.size} was not given the same {', '.join(others)} as "
+            "process 0; each needs all rows and the same arguments"
+        )
 
 
 @contextmanager

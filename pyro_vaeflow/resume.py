@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from pyro_vaeflow.checkpoint import Files, check_keys, read, write
-from pyro_vaeflow.fingerprint import structure
+from pyro_vaeflow.fingerprint import fingerprint, structure
 from pyro_vaeflow.group import ALONE, Group
 from pyro_vaeflow.run_state import Run
 from pyro_vaeflow.sizes import check_size
@@ -18,7 +18,12 @@ from pyro_vaeflow.state import CheckpointError
 from pyro_vaeflow.versions import package_versions
 
 FILES = Files("training.json", "training")
+LEAST_EVERY = 500  # steps
 KEYS = ("call", "finished", "best", "optimizer", "random", "constraints")
+
+
+class CheckpointInUse(CheckpointError):
+    """Another process trains into the folder."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +52,7 @@ class Keeper:
     """Writes a run's checkpoints, and goes on from the one that is there; without a folder neither.
 
     Args:
-        call: what `train` was asked to do, as plain values.
+        call: what `train` was asked to do: its arguments by name.
 
     Attributes:
         finished: whether the run was taken up where it had already come to its end.
@@ -85,7 +90,7 @@ class Keeper:
         """What the folder's checkpoint holds of this training; None if there is none."""
         if self.folder is None:
             return None
-        self.call |= {
+        self.call = fingerprint(self.call) | {
             "optimizer": repr(run.optim.torch_optimizer),
             "model": structure(run.model),
             "guide": structure(run.guide),
@@ -134,7 +139,10 @@ class Keeper:
     def _check_call(self, content: Mapping[str, Any]) -> None:
         found = content["call"]
         check_keys(found, tuple(self.call), "call")
-        if others := [name for name, value in self.call.items() if found[name] != value]:
+        others = [name for name, value in self.call.items() if found[name] != value]
+        if "num_steps" in others:  # then there are as many values of the schedules
+            others = [name for name in others if name not in ("learning_rate", "schedule")]
+        if others:
             raise CheckpointError(
                 f"{self.folder} is of another training: not the same {', '.join(others)}. Make the "
                 "call as it was, or choose another folder"
@@ -146,7 +154,8 @@ def keeping(checkpoint: Checkpoint | str | Path | None, call: dict[str, Any]) ->
     """A keeper that has the checkpoint's folder for itself.
 
     Raises:
-        CheckpointError: another process has it.
+        CheckpointInUse: another process has it.
+        OSError: it cannot be written to.
     """
     if checkpoint is None:
         yield Keeper(None, 0, call)
@@ -163,9 +172,9 @@ def keeping(checkpoint: Checkpoint | str | Path | None, call: dict[str, Any]) ->
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise CheckpointError(
+            raise CheckpointInUse(
                 f"{folder} is in use by another process; wait for it, or choose another folder"
             ) from None
         for partial in folder.glob(f".{FILES.tensors}*.partial"):  # of a killed process
             partial.unlink()
-        yield Keeper(folder, checkpoint.every or max(500, call["num_steps"] // 50), call)
+        yield Keeper(folder, checkpoint.every or max(LEAST_EVERY, call["num_steps"] // 50), call)

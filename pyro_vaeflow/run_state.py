@@ -11,7 +11,7 @@ from torch.distributions import constraints
 
 from pyro_vaeflow.best import Best
 from pyro_vaeflow.fingerprint import is_plain
-from pyro_vaeflow.isolation import Program
+from pyro_vaeflow.isolation import Program, modules
 from pyro_vaeflow.state import CheckpointError, restore, state_of
 from pyro_vaeflow.svi import OneOptimizer
 
@@ -27,12 +27,25 @@ CONSTRAINTS = {
 
 
 class Run:
-    """All that the steps of a training change."""
+    """All that the steps of a training change.
+
+    Args:
+        called: the modules that the programs call.
+        device: of the rows.
+    """
 
     def __init__(
-        self, model: Program, guide: Program, optim: OneOptimizer, device: torch.device
+        self,
+        model: Program,
+        guide: Program,
+        called: list[torch.nn.Module],
+        optim: OneOptimizer,
+        device: torch.device,
     ) -> None:
         self.model, self.guide, self.optim, self.device = model, guide, optim, device
+        own = {id(part) for module in modules(model, guide) for part in module.modules()}
+        # Plain functions' modules: their parameters are in Pyro's store, their buffers nowhere.
+        self.others = [part for part in called if id(part) not in own]
         self.best = Best(model, guide)
         self.records: list[dict[str, float]] = []
 
@@ -46,10 +59,11 @@ class Run:
             "random": random_state,
             "constraints": _constraint_names(),
         }
-        rows = [list(record.values()) for record in self.records]
+        rows = [[record[name] for name in RECORD] for record in self.records]
         tensors = {
             "history": torch.tensor(rows, dtype=torch.float64),
             **_prefixed("state", state_of(self.model, self.guide)),
+            **_prefixed("buffers", self._buffers()),
             **_prefixed("best", self.best.tensors()),
             **_prefixed("optimizer", of_optimizer),
             **_prefixed("random", of_random),
@@ -61,11 +75,20 @@ class Run:
         state = _of("state", tensors)
         _make_late(self.optim, state, content["constraints"])
         restore(self.model, self.guide, state)
+        for name, buffer in self._buffers().items():
+            buffer.copy_(tensors[f"buffers.{name}"])
         _set_optimizer_state(self.optim, content["optimizer"], _of("optimizer", tensors))
         self.best.load(_of("best", tensors), *content["best"])
         for row in tensors["history"].tolist():
             self.records.append(dict(zip(RECORD, row, strict=True)) | {"step": int(row[0])})
         _set_random_state(content["random"], _of("random", tensors), self.device)
+
+    def _buffers(self) -> dict[str, torch.Tensor]:
+        return {
+            f"{place}.{name}": buffer
+            for place, part in enumerate(self.others)
+            for name, buffer in part.named_buffers(recurse=False)
+        }
 
 
 def _optimizer_state(optim: OneOptimizer) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:

@@ -16,13 +16,14 @@ from pyro.infer import ELBO, Trace_ELBO
 from tqdm.auto import tqdm
 
 from pyro_vaeflow.annealing import CapacityELBO, Schedule, anneal, constant
-from pyro_vaeflow.fingerprint import plain_text, tensor_digest, values_digest
-from pyro_vaeflow.group import ALONE, Group
+from pyro_vaeflow.fingerprint import plain_text
+from pyro_vaeflow.group import Group, joined
 from pyro_vaeflow.group_noise import part_of_noise
-from pyro_vaeflow.group_training import check_group, lost_group
+from pyro_vaeflow.group_training import check_call, check_group, lost_group
 from pyro_vaeflow.interrupt import InterruptedWarning, ctrl_c
 from pyro_vaeflow.isolation import (
     Program,
+    called_modules,
     module_mode,
     named_parameters,
     param_scope,
@@ -87,7 +88,6 @@ def train(
     seed: int = 0,
     progress: bool = True,
     checkpoint: Checkpoint | str | Path | None = None,
-    group: Group = ALONE,
 ) -> History:
     r"""Fits `model` and `guide` to the rows of `x` by SVI; returns the history, in nats a row.
 
@@ -95,6 +95,9 @@ def train(
     with ``pyro.infer.SVI``. Parameters of modules change in place; those of ``pyro.param`` belong
     to the pair (see `param_scope`). A second call goes on from there. Pyro's validation runs once,
     before the first step, and is off in the loop.
+
+    Inside `join_group` the processes of the group share out each batch; each makes this call, and
+    all end with the parameters that one process would have, up to rounding.
 
     Ctrl-C ends training after the step at hand, with a warning; a second Ctrl-C ends it at once.
 
@@ -120,9 +123,6 @@ def train(
         checkpoint: a folder, or a `Checkpoint`. What the steps change is kept there, and the same
             call with programs made as before, in a new process say, goes on from there: it ends
             with the parameters and history of a training that nothing stopped, bit for bit.
-        group: the processes that share out each batch, from `join_group`: each makes this call, and
-            all end with the parameters that one process alone would have, up to rounding. The first
-            writes the checkpoint and shows the bar.
 
     Raises:
         ValueError: the contract is broken, there is nothing to train, or an argument is out of
@@ -142,7 +142,7 @@ def train(
         >>> history.frame[["loss", "elbo", "kl"]].shape
         (20, 3)
     """
-    args = as_args(x)
+    args, group = as_args(x), joined()
     num_data, device = len(args[0]), args[0].device
     check_size("num_steps", num_steps)
     check_size("batch_size", batch_size)
@@ -163,29 +163,24 @@ def train(
     last = LastTraces()
     watched = last.watch(Trace_ELBO() if loss is None else loss)
     annealed = watched.at if isinstance(watched, CapacityELBO) else anneal
-    if isinstance(watched, CapacityELBO):
-        watched.group = group
     level_at = constant(1.0) if schedule is None else schedule
     rate_at = learning_rate if callable(learning_rate) else constant(learning_rate)
-    call = (
-        {}
-        if checkpoint is None and group.size == 1
-        else {
-            "num_steps": num_steps,
-            "batch_size": batch_size,
-            "eval_every": eval_every,
-            "patience": patience,
-            "plate": plate,
-            "seed": int(seed),
-            "clip_norm": clip_norm,
-            "loss": plain_text(watched),
-            "x": tensor_digest(args),
-            "held_out": None if held_out is None else tensor_digest(as_args(held_out)),
-            "weights": tensor_digest([weights]),
-            "schedule": values_digest(level_at, num_steps),
-            "learning_rate": values_digest(rate_at, num_steps),
-        }
-    )
+    call = {
+        "num_steps": num_steps,
+        "batch_size": batch_size,
+        "learning_rate": rate_at,
+        "schedule": level_at,
+        "loss": plain_text(watched),
+        "clip_norm": clip_norm,
+        "x": args,
+        "weights": draw.weights,
+        "held_out": held_out,
+        "eval_every": eval_every,
+        "patience": patience,
+        "plate": plate,
+        "seed": seed,
+    }
+    start = time.perf_counter()
 
     with (
         param_scope(model, guide),
@@ -195,19 +190,20 @@ def train(
         keeping(checkpoint if group.first else None, call) as keeper,
         ctrl_c() as interruption,
     ):
-        _make_parameters(model, guide, take_rows(args, draw(0).to(device)), seed)
+        with called_modules() as called:
+            _make_parameters(model, guide, take_rows(args, draw(0).to(device)), seed)
         optim = OneOptimizer(named_parameters(model, guide), optimizer, clip_norm, group)
         svi = make_svi(model, guide, optim, watched)
-        run = Run(model, guide, optim, device)
-        group.agree(call)
+        run = Run(model, guide, called, optim, device)
+        check_call(group, call)
         keeper.take_up(run, group)
         records, best, first = run.records, run.best, len(run.records)
-        start = time.perf_counter() - (records[-1]["seconds"] if records else 0.0)
-        finished = keeper.finished
-        steps = range(first, first if finished else num_steps)
-        shown = progress and group.first
+        start -= records[-1]["seconds"] if records else 0.0
+        finished = True
+        steps = range(first, first if keeper.finished else num_steps)
         own = group.span(batch_size)
         share = (own.stop - own.start) / batch_size
+        shown = progress and group.first
         bar = tqdm(steps, "train", num_steps, initial=first, unit="step", disable=not shown)
         for step in bar:
             optim.set_learning_rate(rate_at(step))
@@ -242,9 +238,11 @@ def train(
             if held_out is not None and ((step + 1) % eval_every == 0 or finished):
                 record["held_out_elbo"] = _elbo(model, guide, as_args(held_out), plate, group)
                 best.see(step, record["held_out_elbo"])
-                finished |= patience is not None and best.evaluations_since >= patience
+                if patience is not None and best.evaluations_since >= patience:
+                    finished = True
+                    break
             interruption.pressed |= bool(pressed)  # in any process of the group
-            if finished or interruption.pressed:
+            if interruption.pressed:
                 break
             keeper.after(step)
         keeper.end(finished)

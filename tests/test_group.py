@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from pyro_vaeflow import train
-from pyro_vaeflow.group import Group, GroupError, join_group
+from pyro_vaeflow.group import Group, GroupError, join_group, joined, sharing
 from pyro_vaeflow.group_noise import part_of_noise
 from pyro_vaeflow.isolation import module_mode, param_scope, seeded
 from pyro_vaeflow.traces import row_terms, run_once, take_rows
@@ -70,8 +70,8 @@ def test_numbers_that_cannot_be_shared_out_are_each_processes_own() -> None:
 
 def test_what_a_group_cannot_train_is_refused() -> None:
     def refused(pair: Pair, **options) -> str:
-        with pytest.raises(ValueError) as error:
-            train(pair.model, pair.guide, pair.x, num_steps=1, group=Group(0, 3), **options)
+        with pytest.raises(ValueError) as error, sharing(Group(0, 3)):
+            train(pair.model, pair.guide, pair.x, num_steps=1, **options)
         return str(error.value)
 
     assert "leaves none of its rows to some of the 3" in refused(ZOO["iaf"](), batch_size=2)
@@ -81,7 +81,7 @@ def test_what_a_group_cannot_train_is_refused() -> None:
 def test_one_process_is_a_group_of_its_own() -> None:
     with join_group() as group:
         assert (group.rank, group.size, group.first) == (0, 1, True)
-        assert group.total([1.0, 2.0]) == [1.0, 2.0]
+        assert joined() is group and group.total([1.0, 2.0]) == [1.0, 2.0]
 
 
 def test_others_that_are_lost_are_named(monkeypatch) -> None:
