@@ -58,7 +58,7 @@ def add_file_commands(commands: Any, parser: type[ArgumentParser], with_detector
         "--chunk_rows", type=PositiveInt, default=65_536, help="rows a part; memory grows with it"
     )
     score.add_argument("--jobs", type=PositiveInt, default=1, help="worker processes")
-    score.add_argument("--dask", help="address of a Dask scheduler, in place of --jobs")
+    score.add_argument("--dask", help="a Dask cluster in place of --jobs: its address, or its file")
     commands.add_subcommand("score", score, help="score files with a fitted detector")
 
 

@@ -74,7 +74,7 @@ def fit_potentials(runs: Sequence[PotentialRun]) -> list[dict[str, Any]]:
     pair = ManyPotentials(energies), ManyGuides(guides)
     fits = torch.arange(float(len(runs))).unsqueeze(-1)
     started = time.perf_counter()
-    train(
+    history = train(
         *pair,
         fits,
         num_steps=run.num_steps,
@@ -85,6 +85,8 @@ def fit_potentials(runs: Sequence[PotentialRun]) -> list[dict[str, Any]]:
         seed=run.seed,
         progress=False,
     )
+    if history.interrupted:
+        raise KeyboardInterrupt
     seconds = (time.perf_counter() - started) / len(runs)
     chunks = trace_chunks(*pair, fits, num_samples=run.num_samples, seed=run.seed, chunk_size=1)
     return [

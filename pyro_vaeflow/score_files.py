@@ -1,21 +1,21 @@
 """Files of rows -> a folder of scores, chunk after chunk, in bounded memory."""
 
 import hashlib
+from collections import Counter, deque
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Future, wait
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import joblib
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 from tqdm.auto import tqdm
 
 from pyro_vaeflow.checked import ConfigError
-from pyro_vaeflow.checkpoint import CONTENT
+from pyro_vaeflow.checkpoint import DETECTOR
 from pyro_vaeflow.chunks import Chunk
 from pyro_vaeflow.detector import CRITERIA, VAEFlowDetector
 from pyro_vaeflow.row_values import check_types, to_frame
@@ -23,7 +23,9 @@ from pyro_vaeflow.scores_folder import Summary, finish, open_folder, part, write
 from pyro_vaeflow.sizes import check_size
 from pyro_vaeflow.state import CheckpointError
 from pyro_vaeflow.tablefiles import FORMATS, chunks_of, find_files, read_chunk, read_schemas
+from pyro_vaeflow.workers import workers
 
+DEATHS = 3  # of processes, until a chunk is given up
 TOP = 3  # contributing columns that are named
 NUMBERS = ("anomaly_score", "stderr", "ess", "khat")
 COLUMNS = {
@@ -74,7 +76,8 @@ def score_files(
         explain: whether columns are named of ``all`` rows, of the ``flagged`` or of ``none``.
         chunk_rows: rows a part; memory grows with it.
         jobs: worker processes.
-        dask: the address of a Dask scheduler, in place of `jobs`; its workers see the same paths.
+        dask: the address of a Dask scheduler, or its file, in place of `jobs`; its workers see the
+            same paths.
 
     Raises:
         ConfigError: a file or its columns do not suit, or `out` holds the scores of another model,
@@ -136,7 +139,7 @@ def digest_of(model: Path) -> str:
     Raises:
         ConfigError: there is no detector.
     """
-    path = model / CONTENT
+    path = model / DETECTOR.content
     if not path.is_file():
         raise ConfigError(f"no model in {model}; give a folder that vaeflow fit wrote")
     return hashlib.sha256(path.read_bytes()).hexdigest()
@@ -212,28 +215,33 @@ def _top_columns(
 def _each(
     job: Job, todo: Sequence[tuple[int, Chunk]], jobs: int, dask: str | None
 ) -> Iterator[int]:
-    """Scores chunks in this process, in others or on a cluster; yields the rows of each."""
-    if jobs == 1 and dask is None:
-        for number, chunk in todo:
-            yield score_chunk(job, number, chunk)
-        return
-    backend, num_jobs = ("loky", jobs) if dask is None else ("dask", -1)
-    with _client(dask), joblib.parallel_config(backend, n_jobs=num_jobs):
-        parallel = joblib.Parallel(return_as="generator_unordered", batch_size=1)
-        yield from parallel(joblib.delayed(score_chunk)(job, *pair) for pair in todo)
+    """Scores chunks in this process, in others or on a cluster; yields the rows of each.
 
-
-def _client(dask: str | None) -> Any:
-    if dask is None:
-        return nullcontext()
-    try:
-        from distributed import Client
-    except ImportError as error:
-        raise ConfigError(f"dask: needs the extra 'dask' of this package: {error}") from error
-    try:
-        return Client(dask)
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"dask: no scheduler at {dask!r}: {error}") from error
+    A chunk whose process died is scored again by another, unless it was to blame every time.
+    """
+    waiting, deaths = deque(todo), Counter[int]()
+    running: dict[Future, tuple[int, Chunk]] = {}
+    with workers(jobs, dask) as executor:
+        while waiting or running:
+            if waiting:  # processes make it wait until one is free
+                number, chunk = waiting.popleft()
+                running[executor.submit(score_chunk, job, number, chunk)] = number, chunk
+                done = [future for future in running if future.done()]
+            else:
+                done = list(wait(running, return_when=FIRST_COMPLETED).done)
+            for future in done:
+                number, chunk = running.pop(future)
+                try:
+                    yield future.result()
+                except BrokenExecutor as error:
+                    deaths[number] += 1
+                    if deaths[number] == DEATHS:
+                        raise ConfigError(
+                            f"its process died {DEATHS} times at the {chunk.num_rows} rows of "
+                            f"{chunk.name} from row {chunk.row}: killed, or out of memory; try "
+                            "fewer jobs or chunk_rows"
+                        ) from error
+                    waiting.append((number, chunk))
 
 
 def _columns(numeric: Mapping[str, bool], row_id: str | None) -> list[str]:

@@ -45,7 +45,7 @@ def edit_tensors(folder: Path, change) -> None:
     path.unlink()
     data = save(tensors)
     digest = checkpoint.hashlib.sha256(data).hexdigest()
-    (folder / checkpoint._tensor_file(digest)).write_bytes(data)
+    (folder / checkpoint.DETECTOR.of(digest)).write_bytes(data)
     edit(folder, lambda document: document.update(tensors=digest))
 
 
@@ -209,7 +209,7 @@ def test_a_declared_shape_beyond_the_file_is_refused(saved: Path) -> None:
     header = json.dumps({"x": {"dtype": "F64", "shape": [2**40], "data_offsets": [0, 2**43]}})
     data = len(header).to_bytes(8, "little") + header.encode()
     digest = checkpoint.hashlib.sha256(data).hexdigest()
-    (saved / checkpoint._tensor_file(digest)).write_bytes(data)
+    (saved / checkpoint.DETECTOR.of(digest)).write_bytes(data)
     edit(saved, lambda document: document.update(tensors=digest))
     with pytest.raises(CheckpointError, match="is not a safetensors file"):
         VAEFlowDetector.load(saved)
