@@ -7,6 +7,8 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import BrokenExecutor, Future
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +19,7 @@ from pyro_vaeflow import VAEFlowDetector, checkpoint
 from pyro_vaeflow.checked import ConfigError
 from pyro_vaeflow.cli import main
 from pyro_vaeflow.score_files import score_files
+from pyro_vaeflow.workers import Here
 
 QUICK = {
     "num_steps": 20,
@@ -309,7 +312,7 @@ def test_fit_writes_a_model_that_scores(data: Path, tmp_path: Path, capsys) -> N
     expected.set_params(kinds={"twice": "continuous"})
     features = good[["size", "twice", "kind"]]
     scores = expected.fit(features).score_samples(features)
-    np.testing.assert_array_equal(-scores, read(tmp_path / "out")["anomaly_score"])
+    np.testing.assert_allclose(-scores, read(tmp_path / "out")["anomaly_score"], rtol=1e-10)
 
 
 @pytest.mark.parametrize(
@@ -331,19 +334,45 @@ def test_a_wrong_fit_is_refused_in_one_line(data, tmp_path, capsys, extra, said)
     assert not (tmp_path / "m").exists()
 
 
+class Dying(Here):
+    """An executor whose processes die: of each chunk, so many."""
+
+    def __init__(self, deaths: int) -> None:
+        self.left = dict.fromkeys(range(4), deaths)
+
+    def submit(self, fn, /, job, number, chunk):
+        if not self.left[number]:
+            return super().submit(fn, job, number, chunk)
+        self.left[number] -= 1
+        future: Future = Future()
+        future.set_exception(BrokenExecutor())
+        return future
+
+
+@pytest.mark.parametrize("deaths", [2, 3])
+def test_a_chunk_whose_worker_died_is_scored_again(
+    deaths: int, model, data, tmp_path, monkeypatch
+) -> None:
+    whole, out = tmp_path / "whole", tmp_path / "out"
+    score_files(model, str(data), whole, chunk_rows=30)
+    monkeypatch.setattr("pyro_vaeflow.score_files.workers", lambda *_: nullcontext(Dying(deaths)))
+    if deaths < 3:
+        assert score_files(model, str(data), out, chunk_rows=30).num_parts == 4
+        same(whole, out)
+    else:
+        with pytest.raises(ConfigError, match="died 3 times at the 30 rows of a.csv from row 1"):
+            score_files(model, str(data), out, chunk_rows=30)
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("engine", ["jobs", "dask"])
-def test_worker_processes_write_the_same_parts(engine, model, data, tmp_path, monkeypatch) -> None:
+def test_a_dask_cluster_writes_the_same_parts(model, data, tmp_path, monkeypatch) -> None:
+    from distributed import LocalCluster
+
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     score_files(model, str(data), tmp_path / "one", chunk_rows=9)
-    if engine == "jobs":
-        done = score_files(model, str(data), tmp_path / "two", chunk_rows=9, jobs=2)
-    else:
-        from distributed import LocalCluster
-
-        options = {"threads_per_worker": 1, "processes": True, "dashboard_address": None}
-        with LocalCluster(n_workers=2, **options) as cluster:
-            address = cluster.scheduler_address
-            done = score_files(model, str(data), tmp_path / "two", chunk_rows=9, dask=address)
+    options = {"threads_per_worker": 1, "processes": True, "dashboard_address": None}
+    with LocalCluster(n_workers=2, **options) as cluster:
+        address = cluster.scheduler_address
+        done = score_files(model, str(data), tmp_path / "two", chunk_rows=9, dask=address)
     assert (done.num_scored, done.num_parts, done.num_found) == (88, 11, 0)
     same(tmp_path / "one", tmp_path / "two")
