@@ -281,6 +281,13 @@ def test_wrong_calls_are_refused_before_anything_is_written(model, data, tmp_pat
         assert not out.exists() and not (data / "out").exists()
 
 
+def test_a_folder_that_cannot_be_made_is_one_line(model, data, tmp_path, capsys) -> None:
+    (tmp_path / "file").touch()
+    assert main(["score", str(model), str(data), str(tmp_path / "file" / "out")]) == 1
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said.startswith("vaeflow: ") and said.endswith("finished parts are kept")
+
+
 def test_a_file_that_changes_meanwhile_is_an_error(model, data, tmp_path, monkeypatch) -> None:
     from pyro_vaeflow import score_files as module
 
