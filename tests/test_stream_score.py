@@ -73,7 +73,7 @@ def same(one: Path, other: Path) -> None:
 
 
 def test_the_scores_are_those_of_the_detector(model: Path, tmp_path: Path) -> None:
-    table().to_parquet(tmp_path / "t.parquet")
+    table().astype({"kind": "category"}).to_parquet(tmp_path / "t.parquet")
     done = score_files(model, str(tmp_path / "t.parquet"), tmp_path / "out", row_id="id")
     found, frame = read(tmp_path / "out"), table()
     detector = VAEFlowDetector.load(model)
@@ -253,6 +253,7 @@ def test_wrong_calls_are_refused_before_anything_is_written(model, data, tmp_pat
     frame = table()
     frame.drop(columns="size").to_csv(tmp_path / "lacks.csv", index=False)
     frame.astype({"size": str}).to_parquet(tmp_path / "text.parquet")
+    frame.astype({"size": str}).astype({"size": "category"}).to_parquet(tmp_path / "levels.parquet")
     frame.assign(kind=pd.Timestamp("2020-01-01")).to_parquet(tmp_path / "dates.parquet")
     frame.rename(columns={"id": "row"}).to_csv(tmp_path / "row.csv", index=False)
     array = tmp_path / "array"
@@ -263,6 +264,7 @@ def test_wrong_calls_are_refused_before_anything_is_written(model, data, tmp_pat
         ([model, tmp_path / "lacks.csv", out], r"lacks.csv lacks the columns ['size']"),
         ([model, tmp_path / "text.parquet", out], "column 'size' of"),
         ([model, tmp_path / "dates.parquet", out], "column 'kind' of"),
+        ([model, tmp_path / "levels.parquet", out], "it should hold numbers"),
         ([model, tmp_path / "row.csv", out, "--id", "row"], "have a column 'row' of their own"),
         ([model, data, out, "--id", "key"], "lacks the columns ['key']"),
         ([model, data, data / "out"], "is inside the input"),
