@@ -13,7 +13,7 @@ import torch
 from pyro.infer import Trace_ELBO
 from safetensors.torch import save_file
 
-from pyro_vaeflow import CapacityELBO, ExemplarPrior, Guide, Model, train
+from pyro_vaeflow import CapacityELBO, ExemplarPrior, Guide, Model, NonFiniteError, train
 from pyro_vaeflow.group import join_group, joined
 from pyro_vaeflow.resume import Checkpoint
 from pyro_vaeflow.state import state_of
@@ -83,11 +83,33 @@ def long_training(folder: Path | None = None) -> dict[str, torch.Tensor]:
     return state_of(pair.model, pair.guide) | {"resumed_at": torch.tensor(history.resumed_at)}
 
 
+def steps_until(stop: str) -> dict[str, torch.Tensor]:
+    """How many steps are made until a row that is NaN, or until Ctrl-C reaches the last process."""
+    pair, calls, group = ZOO["iaf"](), [], joined()
+    x = pair.x.double()
+    if stop == "nan":
+        x[7] = torch.nan
+
+    def guide(x: torch.Tensor) -> torch.Tensor:
+        calls.append(len(x))
+        if stop == "ctrl_c" and len(calls) == 8 and group.rank == group.size - 1:
+            signal.raise_signal(signal.SIGINT)
+        return pair.guide(x)
+
+    try:
+        options = {"num_steps": 20, "batch_size": 3, "progress": False}
+        frame = train(pair.model, guide, x, **options).frame
+    except NonFiniteError as error:
+        frame = error.history.frame
+    return {"steps": torch.tensor(len(frame))}
+
+
 if __name__ == "__main__":
     with join_group(timeout=60.0) as together:
         out = Path(sys.argv[1])
         found = {"long": long_training(out / "checkpoint")}
         found |= {case: trained(case) for case in OPTIONS}
+        found |= {stop: steps_until(stop) for stop in ("nan", "ctrl_c")}
         if together.first:
             for case, tensors in found.items():
                 save_file(tensors, out / f"{case}.safetensors")

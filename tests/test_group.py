@@ -16,7 +16,7 @@ from pyro_vaeflow.group import Group, GroupError, join_group, joined, sharing
 from pyro_vaeflow.group_noise import part_of_noise
 from pyro_vaeflow.isolation import module_mode, param_scope, seeded
 from pyro_vaeflow.traces import row_terms, run_once, take_rows
-from tests.group_cases import EVERY, OPTIONS, long_training, trained
+from tests.group_cases import EVERY, OPTIONS, long_training, steps_until, trained
 from tests.programs import ZOO, Pair
 
 SIZE = 4  # parts of 30 rows have 8, 8, 7 and 7
@@ -123,6 +123,14 @@ def test_two_processes_end_as_one(name: str, launched, float64) -> None:
     assert found.keys() == expected.keys()
     for key, value in expected.items():
         torch.testing.assert_close(found[key], value, rtol=1e-5, atol=1e-5, equal_nan=True)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::pyro_vaeflow.interrupt.InterruptedWarning")
+@pytest.mark.parametrize("stop", ["nan", "ctrl_c"])
+def test_what_stops_one_process_stops_all_after_the_same_step(stop, launched, float64) -> None:
+    steps = load_file(launched[0] / f"{stop}.safetensors")["steps"]
+    assert 0 < steps == steps_until(stop)["steps"] < 20
 
 
 @pytest.mark.slow
