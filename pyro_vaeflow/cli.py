@@ -1,4 +1,4 @@
-"""The ``vaeflow`` command: run studies, rebuild their tables, list the presets.
+"""The ``vaeflow`` command: run studies, rebuild their tables, list the presets, score files.
 
 Modules that need torch are imported where they are used, so that ``--help`` answers at once.
 """
@@ -13,6 +13,7 @@ from jsonargparse import ArgumentParser
 
 from pyro_vaeflow.checked import ConfigError
 from pyro_vaeflow.config import ExperimentConfig
+from pyro_vaeflow.file_commands import FILE_COMMANDS, add_file_commands
 from pyro_vaeflow.studies import Study, load_study, preset_names
 
 ON_TERMINAL = "F1, top 20%|F1, true ratio|AUROC|AP|log evidence|train s".split("|")
@@ -33,9 +34,9 @@ class _Parser(ArgumentParser):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command; 0 if all went well, 1 if a run failed, 2 if the call was refused."""
+    """Runs the command; 0 if all went well, 1 if a run failed, 2 if refused, 3 if rows were."""
     argv = sys.argv[1:] if argv is None else list(argv)
-    parser = _parser()
+    parser = _parser(with_detector=argv[:1] == ["fit"])
     # Only what was given: a study's own settings are the defaults.
     given = parser.parse_args(argv, defaults=False).as_dict()
     values = given.get(given["subcommand"]) or {}
@@ -44,6 +45,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _run(values, command=shlex.join(["vaeflow", *argv]))
         if given["subcommand"] == "table":
             return _table(Path(values["dir"]), values.get("format", "md"))
+        if given["subcommand"] in FILE_COMMANDS:
+            return FILE_COMMANDS[given["subcommand"]](values)
         return _presets()
     except ConfigError as error:
         parser.error(str(error))
@@ -56,9 +59,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
 
 
-def _parser() -> _Parser:
+def _parser(with_detector: bool) -> _Parser:
     parser = _Parser(prog="vaeflow", description="VAEs with flow posteriors for anomaly detection.")
-    commands = parser.add_subcommands(metavar="{run,table,presets}")
+    commands = parser.add_subcommands(metavar="{run,table,presets,fit,score}")
     run = _Parser(description="Runs studies; finished runs are skipped.")
     known = ", ".join(preset_names())
     run.add_argument("presets", nargs="+", help=f"a file.yaml, or one of: {known}")
@@ -86,6 +89,7 @@ def _parser() -> _Parser:
     commands.add_subcommand("table", table, help="print a table of results")
     listing = _Parser(description="Lists the studies that ship.")
     commands.add_subcommand("presets", listing, help="list the studies that ship")
+    add_file_commands(commands, _Parser, with_detector)
     return parser
 
 
