@@ -16,7 +16,7 @@ from pyro_vaeflow.group import Group, GroupError, join_group, joined, sharing
 from pyro_vaeflow.group_noise import part_of_noise
 from pyro_vaeflow.isolation import module_mode, param_scope, seeded
 from pyro_vaeflow.traces import row_terms, run_once, take_rows
-from tests.group_cases import EVERY, OPTIONS, long_training, steps_until, trained
+from tests.group_cases import EVERY, OPTIONS, fitted, long_training, steps_until, trained
 from tests.programs import ZOO, Pair
 
 SIZE = 4  # parts of 30 rows have 8, 8, 7 and 7
@@ -123,6 +123,16 @@ def test_two_processes_end_as_one(name: str, launched, float64) -> None:
     assert found.keys() == expected.keys()
     for key, value in expected.items():
         torch.testing.assert_close(found[key], value, rtol=1e-5, atol=1e-5, equal_nan=True)
+
+
+@pytest.mark.slow
+def test_the_command_line_fits_in_a_group(launched, tmp_path) -> None:
+    """The detector trains in single precision: rounding grows over its 60 steps."""
+    out = launched[0]
+    assert not (out / "model" / "checkpoint").exists()
+    found, expected = load_file(out / "fit.safetensors")["scores"], fitted(tmp_path)["scores"]
+    assert expected.std() > 0.1
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-3)
 
 
 @pytest.mark.slow
