@@ -78,6 +78,17 @@ def test_what_a_group_cannot_train_is_refused() -> None:
     assert "BatchNorm1d" in refused(ZOO["batch_norm"]())
 
 
+def test_a_process_that_was_given_other_rows_is_refused(monkeypatch) -> None:
+    def from_first(group: Group, content: dict, tensors: dict) -> tuple[dict, dict]:
+        return content | {"x": "other", "seed": 1}, tensors
+
+    monkeypatch.setattr(Group, "from_first", from_first)
+    pair = ZOO["iaf"]()
+    with pytest.raises(ValueError, match="process 1 of 2 was not given the same x, seed as"):
+        with sharing(Group(1, 2)):
+            train(pair.model, pair.guide, pair.x, num_steps=1)
+
+
 def test_one_process_is_a_group_of_its_own() -> None:
     with join_group() as group:
         assert (group.rank, group.size, group.first) == (0, 1, True)
