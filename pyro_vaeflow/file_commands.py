@@ -1,13 +1,17 @@
 """``vaeflow fit`` and ``vaeflow score``: their arguments, and what they print."""
 
+import shutil
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jsonargparse import ArgumentParser
 from jsonargparse.typing import NonNegativeInt, PositiveInt
 
 from pyro_vaeflow.checked import ConfigError
+
+if TYPE_CHECKING:
+    from pyro_vaeflow.group import Group
 
 SOME_REJECTED = 3  # exit status: all was done, and some rows could not be scored
 OWN = {"model", "guide", "progress", "random_state", "warm_start"}  # settings that files lack
@@ -64,7 +68,18 @@ def add_file_commands(commands: Any, parser: type[ArgumentParser], with_detector
 
 
 def run_fit(values: dict[str, Any]) -> int:
-    """Runs ``vaeflow fit`` with what was given."""
+    """Runs ``vaeflow fit`` with what was given; under ``torchrun``, the processes train as one."""
+    from pyro_vaeflow.group import GroupError, join_group
+
+    try:
+        with join_group() as group:
+            return _fit(values, group)
+    except GroupError as error:
+        print(f"vaeflow: {error}", file=sys.stderr)
+        return 1
+
+
+def _fit(values: dict[str, Any], group: "Group") -> int:
     from pyro_vaeflow.fit_files import read_rows, train_and_save
 
     row_id = values.pop("id", None)
@@ -76,11 +91,18 @@ def run_fit(values: dict[str, Any]) -> int:
         first=values.pop("first", False),
         kinds=values.get("kinds"),
         seed=seed,
-        progress=True,
+        progress=group.first,
     )
+    own_checkpoint = group.size > 1 and "checkpoint_dir" not in values
+    if own_checkpoint:  # one of them may die
+        values["checkpoint_dir"] = out / "checkpoint"
+    detector = train_and_save(rows, out, values | {"random_state": seed}, progress=group.first)
+    if not group.first:
+        return 0
+    if own_checkpoint:
+        shutil.rmtree(values["checkpoint_dir"])
     for reason, count in rows.rejected.most_common():
         print(f"left out {count} rows: {reason}", file=sys.stderr)
-    detector = train_and_save(rows, out, values | {"random_state": seed}, progress=True)
     best = detector.history_["held_out_elbo"].max()
     listed = f" ({', '.join(rows.texts)})" if rows.texts else ""
     num_numbers = rows.frame.shape[1] - len(rows.texts)

@@ -14,6 +14,7 @@ from tqdm.auto import tqdm
 from pyro_vaeflow.checked import ConfigError, check_names
 from pyro_vaeflow.chunks import Rows
 from pyro_vaeflow.detector import VAEFlowDetector
+from pyro_vaeflow.group import joined
 from pyro_vaeflow.row_values import check_types, find_numeric, to_frame
 from pyro_vaeflow.tablefiles import FORMATS, chunks_of, find_files, read_chunk, read_schemas
 from pyro_vaeflow.training import NonFiniteError
@@ -96,6 +97,8 @@ def train_and_save(
 ) -> VAEFlowDetector:
     """Fits a detector with these settings to the rows and saves it in `out`.
 
+    Of a group, the first process saves it.
+
     Raises:
         ConfigError: a setting is out of range, or the rows cannot be learned from.
     """
@@ -104,7 +107,9 @@ def train_and_save(
         detector.fit(rows.frame)
     except (NonFiniteError, TypeError, ValueError) as error:
         raise ConfigError(f"cannot fit: {error}") from error
-    detector.set_params(progress=False).save(out)  # who loads it wants no bars
+    detector.set_params(progress=False)  # who loads it wants no bars
+    if joined().first:
+        detector.save(out)
     return detector
 
 

@@ -112,11 +112,11 @@ class _Sites(Messenger):
         frame = next((f for f in msg["cond_indep_stack"] if f.name == self.plate), None)
         mode.axis = 0 if frame is None else fn.event_dim - frame.dim
         mode.stream = stream(mode.device)
-        before = torch.get_rng_state()
+        before = mode.stream
         try:
             msg["value"] = fn(*msg["args"], **msg["kwargs"])
             if frame is not None and stream(mode.device) != mode.stream:
-                torch.set_rng_state(before)
+                _rewind(mode.device, before)
                 msg["value"] = self._of_its_own(msg)
         finally:
             mode.axis = None
@@ -131,6 +131,15 @@ class _Sites(Messenger):
         seed = int(torch.randint(2**31, ()))
         with torch.random.fork_rng(), seeded(seed + self.group.rank):
             return msg["fn"](*msg["args"], **msg["kwargs"])
+
+
+def _rewind(device: torch.device, state: bytes) -> None:
+    """Puts the random numbers of a device back to where `stream` has found them."""
+    found = torch.frombuffer(bytearray(state), dtype=torch.uint8)
+    if device.type == "cuda":
+        torch.cuda.set_rng_state(found, device)
+    else:
+        torch.set_rng_state(found)
 
 
 @contextmanager

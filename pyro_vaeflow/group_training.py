@@ -1,53 +1,44 @@
 """What a training asks of a group of processes, and what it says when it has lost them."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from pyro_vaeflow.fingerprint import fingerprint
 from pyro_vaeflow.group import Group, GroupError
-from pyro_vaeflow.isolation import Program, modules
 
 
-def check_group(group: Group, batch_size: int, model: Program, guide: Program) -> None:
+def check_group(group: Group, call: Mapping[str, Any], called: Sequence[nn.Module]) -> None:
     """Refuses what a group cannot train as one process would.
 
+    Args:
+        call: what `train` was asked to do; of each process the same.
+        called: the modules that the programs call.
+
     Raises:
-        ValueError: there are fewer rows in a batch than processes, or a module mixes rows.
+        ValueError: names what differs from the first process's call, or the module that mixes rows;
+            or there are fewer rows in a batch than processes.
     """
     if group.size == 1:
         return
-    if batch_size < group.size:
+    if call["batch_size"] < group.size:
         raise ValueError(
-            f"batch_size={batch_size} leaves none of its rows to some of the {group.size} "
+            f"batch_size={call['batch_size']} leaves none of its rows to some of the {group.size} "
             "processes; each needs one at least"
         )
-    for module in modules(model, guide):
-        for name, part in module.named_modules():
-            if isinstance(part, _BatchNorm):
-                raise ValueError(
-                    f"module {name!r} ({type(part).__name__}) would see the rows of one process "
-                    "alone; use LayerNorm, or train in one process"
-                )
-
-
-def check_call(group: Group, call: Mapping[str, Any]) -> None:
-    """Refuses a call that is not that of the group's first process.
-
-    Args:
-        call: what `train` was asked to do.
-
-    Raises:
-        GroupError: names what differs.
-    """
-    if group.size == 1:
-        return
+    for module in called:
+        if isinstance(module, _BatchNorm):
+            raise ValueError(
+                f"{type(module).__name__} would see the rows of one process alone; use LayerNorm, "
+                "or train in one process"
+            )
     own = fingerprint(call)
     first, _ = group.from_first(own, {})
     if others := [name for name, value in own.items() if first[name] != value]:
-        raise GroupError(
+        raise ValueError(
             f"process {group.rank} of {group.size} was not given the same {', '.join(others)} as "
             "process 0; each needs all rows and the same arguments"
         )

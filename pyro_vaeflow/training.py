@@ -19,7 +19,7 @@ from pyro_vaeflow.annealing import CapacityELBO, Schedule, anneal, constant
 from pyro_vaeflow.fingerprint import plain_text
 from pyro_vaeflow.group import Group, joined
 from pyro_vaeflow.group_noise import part_of_noise
-from pyro_vaeflow.group_training import check_call, check_group, lost_group
+from pyro_vaeflow.group_training import check_group, lost_group
 from pyro_vaeflow.interrupt import InterruptedWarning, ctrl_c
 from pyro_vaeflow.isolation import (
     Program,
@@ -158,7 +158,6 @@ def train(
     with param_scope(model, guide):
         check_contract(model, guide, args, plate=plate, seed=seed, shared_latents=held_out is None)
     batch_size = min(batch_size, num_data)
-    check_group(group, batch_size, model, guide)
     draw = _Batches(num_data, batch_size, weights, seed)
     last = LastTraces()
     watched = last.watch(Trace_ELBO() if loss is None else loss)
@@ -192,10 +191,10 @@ def train(
     ):
         with called_modules() as called:
             _make_parameters(model, guide, take_rows(args, draw(0).to(device)), seed)
+        check_group(group, call, called)
         optim = OneOptimizer(named_parameters(model, guide), optimizer, clip_norm, group)
         svi = make_svi(model, guide, optim, watched)
         run = Run(model, guide, called, optim, device)
-        check_call(group, call)
         keeper.take_up(run, group)
         records, best, first = run.records, run.best, len(run.records)
         start -= records[-1]["seconds"] if records else 0.0

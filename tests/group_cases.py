@@ -8,12 +8,22 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pyro
 import torch
 from pyro.infer import Trace_ELBO
 from safetensors.torch import save_file
 
-from pyro_vaeflow import CapacityELBO, ExemplarPrior, Guide, Model, train
+from pyro_vaeflow import (
+    CapacityELBO,
+    ExemplarPrior,
+    Guide,
+    Model,
+    NonFiniteError,
+    VAEFlowDetector,
+    train,
+)
+from pyro_vaeflow.cli import main
 from pyro_vaeflow.group import join_group, joined
 from pyro_vaeflow.resume import Checkpoint
 from pyro_vaeflow.state import state_of
@@ -83,11 +93,48 @@ def long_training(folder: Path | None = None) -> dict[str, torch.Tensor]:
     return state_of(pair.model, pair.guide) | {"resumed_at": torch.tensor(history.resumed_at)}
 
 
+def steps_until(stop: str) -> dict[str, torch.Tensor]:
+    """How many steps are made until a row that is NaN, or until Ctrl-C reaches the last process."""
+    pair, calls, group = ZOO["iaf"](), [], joined()
+    x = pair.x.double()
+    if stop == "nan":
+        x[7] = torch.nan
+
+    def guide(x: torch.Tensor) -> torch.Tensor:
+        calls.append(len(x))
+        if stop == "ctrl_c" and len(calls) == 8 and group.rank == group.size - 1:
+            signal.raise_signal(signal.SIGINT)
+        return pair.guide(x)
+
+    try:
+        options = {"num_steps": 20, "batch_size": 3, "progress": False}
+        frame = train(pair.model, guide, x, **options).frame
+    except NonFiniteError as error:
+        frame = error.history.frame
+    return {"steps": torch.tensor(len(frame))}
+
+
+def fitted(folder: Path) -> dict[str, torch.Tensor]:
+    """The scores of rows under the detector that ``vaeflow fit`` makes of them."""
+    torch.set_default_dtype(torch.float32)
+    data, group = folder / "rows.csv", joined()
+    if group.first:
+        pd.DataFrame(rows(300).numpy(), columns=list("abc")).to_csv(data, index=False)
+    group.total([0.0])  # the rows are there
+    arguments = f"fit {data} --out {folder / 'model'} --num_steps 60 --hidden_dims [8] --seed 1"
+    code = main(arguments.split())
+    assert group.total([code]) == [0]  # and so is the model
+    detector = VAEFlowDetector.load(folder / "model")
+    return {"scores": torch.as_tensor(detector.score_samples(pd.read_csv(data)))}
+
+
 if __name__ == "__main__":
     with join_group(timeout=60.0) as together:
         out = Path(sys.argv[1])
         found = {"long": long_training(out / "checkpoint")}
         found |= {case: trained(case) for case in OPTIONS}
+        found |= {stop: steps_until(stop) for stop in ("nan", "ctrl_c")}
+        found["fit"] = fitted(out)
         if together.first:
             for case, tensors in found.items():
                 save_file(tensors, out / f"{case}.safetensors")

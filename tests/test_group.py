@@ -16,7 +16,7 @@ from pyro_vaeflow.group import Group, GroupError, join_group, joined, sharing
 from pyro_vaeflow.group_noise import part_of_noise
 from pyro_vaeflow.isolation import module_mode, param_scope, seeded
 from pyro_vaeflow.traces import row_terms, run_once, take_rows
-from tests.group_cases import EVERY, OPTIONS, long_training, trained
+from tests.group_cases import EVERY, OPTIONS, fitted, long_training, steps_until, trained
 from tests.programs import ZOO, Pair
 
 SIZE = 4  # parts of 30 rows have 8, 8, 7 and 7
@@ -78,6 +78,17 @@ def test_what_a_group_cannot_train_is_refused() -> None:
     assert "BatchNorm1d" in refused(ZOO["batch_norm"]())
 
 
+def test_a_process_that_was_given_other_rows_is_refused(monkeypatch) -> None:
+    def from_first(group: Group, content: dict, tensors: dict) -> tuple[dict, dict]:
+        return content | {"x": "other", "seed": 1}, tensors
+
+    monkeypatch.setattr(Group, "from_first", from_first)
+    pair = ZOO["iaf"]()
+    with pytest.raises(ValueError, match="process 1 of 2 was not given the same x, seed as"):
+        with sharing(Group(1, 2)):
+            train(pair.model, pair.guide, pair.x, num_steps=1)
+
+
 def test_one_process_is_a_group_of_its_own() -> None:
     with join_group() as group:
         assert (group.rank, group.size, group.first) == (0, 1, True)
@@ -123,6 +134,24 @@ def test_two_processes_end_as_one(name: str, launched, float64) -> None:
     assert found.keys() == expected.keys()
     for key, value in expected.items():
         torch.testing.assert_close(found[key], value, rtol=1e-5, atol=1e-5, equal_nan=True)
+
+
+@pytest.mark.slow
+def test_the_command_line_fits_in_a_group(launched, tmp_path) -> None:
+    """The detector trains in single precision: rounding grows over its 60 steps."""
+    out = launched[0]
+    assert not (out / "model" / "checkpoint").exists()
+    found, expected = load_file(out / "fit.safetensors")["scores"], fitted(tmp_path)["scores"]
+    assert expected.std() > 0.1
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-3)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::pyro_vaeflow.interrupt.InterruptedWarning")
+@pytest.mark.parametrize("stop", ["nan", "ctrl_c"])
+def test_what_stops_one_process_stops_all_after_the_same_step(stop, launched, float64) -> None:
+    steps = load_file(launched[0] / f"{stop}.safetensors")["steps"]
+    assert 0 < steps == steps_until(stop)["steps"] < 20
 
 
 @pytest.mark.slow
