@@ -40,7 +40,7 @@ def waits(arrivals: np.ndarray, services: np.ndarray) -> np.ndarray:
     """Seconds that each waits for the first free worker, in order of arrival."""
     free, found = [0.0] * NUM_WORKERS, []
     for arrival, service in zip(arrivals, services, strict=True):
-        first = int(np.argmin(free))
+        first = free.index(min(free))
         start = max(arrival, free[first])
         found.append(start - arrival)
         free[first] = start + service

@@ -46,7 +46,8 @@ def add_file_commands(commands: Any, parser: type[ArgumentParser], with_detector
 
     score = parser(
         description="Scores the rows of files; the same command goes on after a stop. Exit status: "
-        f"0 if all rows have a score, {SOME_REJECTED} if some were rejected, 2 if refused."
+        f"0 if all rows have a score, {SOME_REJECTED} if some were rejected, 1 if a file could not "
+        "be read or written, 2 if the call was refused."
     )
     score.add_argument("model", help="a folder that fit wrote")
     score.add_argument("input", help="a csv or Parquet file, a folder of them, or a glob in quotes")
@@ -120,14 +121,18 @@ def run_score(values: dict[str, Any]) -> int:
     if "dask" in values and "jobs" in values:
         raise ConfigError("give one of --jobs and --dask")
     out = values["output"]
-    done = score_files(
-        values["model"],
-        values["input"],
-        out,
-        row_id=values.get("id"),
-        progress=True,
-        **{k: values[k] for k in ("explain", "chunk_rows", "jobs", "dask") if k in values},
-    )
+    try:
+        done = score_files(
+            values["model"],
+            values["input"],
+            out,
+            row_id=values.get("id"),
+            progress=True,
+            **{k: values[k] for k in ("explain", "chunk_rows", "jobs", "dask") if k in values},
+        )
+    except OSError as error:  # a full disk, say
+        print(f"vaeflow: {error}; finished parts are kept", file=sys.stderr)
+        return 1
     print(
         f"{done.num_scored:,} rows scored, {done.num_flagged:,} flagged, "
         f"{done.num_rejected:,} rejected"

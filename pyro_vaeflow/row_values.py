@@ -29,7 +29,10 @@ def find_numeric(table: Any, kinds: Mapping[str, str] | None, typed: bool) -> di
         typed: whether a column of texts is one, as in Parquet files.
     """
     chosen = {name: kind != "categorical" for name, kind in (kinds or {}).items()}
-    is_numeric = _has_type if typed else _has_numbers
+
+    def is_numeric(values: Any) -> bool:
+        return _is_number(values.type) if typed else _has_numbers(values)
+
     return {
         name: chosen[name] if name in chosen else is_numeric(table[name])
         for name in table.column_names
@@ -44,8 +47,10 @@ def check_types(schema: Any, numeric: Mapping[str, bool], path: Any) -> None:
     """
     for name, is_number in numeric.items():
         kind = schema.field(name).type
-        odd = _is_text(kind) if is_number else False
-        if odd or kinds_of.is_temporal(kind) or kinds_of.is_nested(kind):
+        fits = _is_number(kind) or kinds_of.is_boolean(kind) or kinds_of.is_null(kind)
+        if not is_number:
+            fits = fits or _is_text(kind) or kinds_of.is_dictionary(kind)
+        if not fits:
             wanted = "numbers" if is_number else "texts, booleans or numbers"
             raise ConfigError(f"column {name!r} of {path} holds {kind}; it should hold {wanted}")
 
@@ -104,8 +109,7 @@ def _has_numbers(text: Any) -> bool:
     return present > 0 and _numbers(text)[1].sum() <= (1 - ENOUGH) * present
 
 
-def _has_type(values: Any) -> bool:
-    kind = values.type
+def _is_number(kind: Any) -> bool:
     return kinds_of.is_integer(kind) or kinds_of.is_floating(kind) or kinds_of.is_decimal(kind)
 
 

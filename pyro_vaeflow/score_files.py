@@ -84,13 +84,14 @@ def score_files(
             input or setting.
         ValueError: a size or `explain` is out of range.
     """
-    model, out = Path(model), Path(out)
+    # Absolute: workers may be in another folder.
+    model, out = Path(model).resolve(), Path(out).resolve()
     check_size("chunk_rows", chunk_rows)
     check_size("jobs", jobs)
     if explain not in EXPLAIN:
         raise ValueError(f"explain must be one of {EXPLAIN}, got {explain!r}")
-    files = find_files(data)
-    if Path(data).is_dir() and out.resolve().is_relative_to(Path(data).resolve()):
+    files = {name: path.resolve() for name, path in find_files(data).items()}
+    if Path(data).is_dir() and out.is_relative_to(Path(data).resolve()):
         raise ConfigError(f"{out} is inside the input {data}; choose a folder outside it")
     job = Job(str(model), digest_of(model), str(out), row_id, explain)
     check_columns(job, files)

@@ -7,6 +7,8 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import BrokenExecutor, Future
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +19,7 @@ from pyro_vaeflow import VAEFlowDetector, checkpoint
 from pyro_vaeflow.checked import ConfigError
 from pyro_vaeflow.cli import main
 from pyro_vaeflow.score_files import score_files
+from pyro_vaeflow.workers import Here
 
 QUICK = {
     "num_steps": 20,
@@ -70,7 +73,7 @@ def same(one: Path, other: Path) -> None:
 
 
 def test_the_scores_are_those_of_the_detector(model: Path, tmp_path: Path) -> None:
-    table().to_parquet(tmp_path / "t.parquet")
+    table().astype({"kind": "category"}).to_parquet(tmp_path / "t.parquet")
     done = score_files(model, str(tmp_path / "t.parquet"), tmp_path / "out", row_id="id")
     found, frame = read(tmp_path / "out"), table()
     detector = VAEFlowDetector.load(model)
@@ -250,6 +253,7 @@ def test_wrong_calls_are_refused_before_anything_is_written(model, data, tmp_pat
     frame = table()
     frame.drop(columns="size").to_csv(tmp_path / "lacks.csv", index=False)
     frame.astype({"size": str}).to_parquet(tmp_path / "text.parquet")
+    frame.astype({"size": str}).astype({"size": "category"}).to_parquet(tmp_path / "levels.parquet")
     frame.assign(kind=pd.Timestamp("2020-01-01")).to_parquet(tmp_path / "dates.parquet")
     frame.rename(columns={"id": "row"}).to_csv(tmp_path / "row.csv", index=False)
     array = tmp_path / "array"
@@ -260,6 +264,7 @@ def test_wrong_calls_are_refused_before_anything_is_written(model, data, tmp_pat
         ([model, tmp_path / "lacks.csv", out], r"lacks.csv lacks the columns ['size']"),
         ([model, tmp_path / "text.parquet", out], "column 'size' of"),
         ([model, tmp_path / "dates.parquet", out], "column 'kind' of"),
+        ([model, tmp_path / "levels.parquet", out], "it should hold numbers"),
         ([model, tmp_path / "row.csv", out, "--id", "row"], "have a column 'row' of their own"),
         ([model, data, out, "--id", "key"], "lacks the columns ['key']"),
         ([model, data, data / "out"], "is inside the input"),
@@ -276,6 +281,13 @@ def test_wrong_calls_are_refused_before_anything_is_written(model, data, tmp_pat
         found = capsys.readouterr().err
         assert stopped.value.code == 2 and said in found, found
         assert not out.exists() and not (data / "out").exists()
+
+
+def test_a_folder_that_cannot_be_made_is_one_line(model, data, tmp_path, capsys) -> None:
+    (tmp_path / "file").touch()
+    assert main(["score", str(model), str(data), str(tmp_path / "file" / "out")]) == 1
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said.startswith("vaeflow: ") and said.endswith("finished parts are kept")
 
 
 def test_a_file_that_changes_meanwhile_is_an_error(model, data, tmp_path, monkeypatch) -> None:
@@ -309,7 +321,7 @@ def test_fit_writes_a_model_that_scores(data: Path, tmp_path: Path, capsys) -> N
     expected.set_params(kinds={"twice": "continuous"})
     features = good[["size", "twice", "kind"]]
     scores = expected.fit(features).score_samples(features)
-    np.testing.assert_array_equal(-scores, read(tmp_path / "out")["anomaly_score"])
+    np.testing.assert_allclose(-scores, read(tmp_path / "out")["anomaly_score"], rtol=1e-10)
 
 
 @pytest.mark.parametrize(
@@ -331,19 +343,45 @@ def test_a_wrong_fit_is_refused_in_one_line(data, tmp_path, capsys, extra, said)
     assert not (tmp_path / "m").exists()
 
 
+class Dying(Here):
+    """An executor whose processes die: of each chunk, so many."""
+
+    def __init__(self, deaths: int) -> None:
+        self.left = dict.fromkeys(range(4), deaths)
+
+    def submit(self, fn, /, job, number, chunk):
+        if not self.left[number]:
+            return super().submit(fn, job, number, chunk)
+        self.left[number] -= 1
+        future: Future = Future()
+        future.set_exception(BrokenExecutor())
+        return future
+
+
+@pytest.mark.parametrize("deaths", [2, 3])
+def test_a_chunk_whose_worker_died_is_scored_again(
+    deaths: int, model, data, tmp_path, monkeypatch
+) -> None:
+    whole, out = tmp_path / "whole", tmp_path / "out"
+    score_files(model, str(data), whole, chunk_rows=30)
+    monkeypatch.setattr("pyro_vaeflow.score_files.workers", lambda *_: nullcontext(Dying(deaths)))
+    if deaths < 3:
+        assert score_files(model, str(data), out, chunk_rows=30).num_parts == 4
+        same(whole, out)
+    else:
+        with pytest.raises(ConfigError, match="died 3 times at the 30 rows of a.csv from row 1"):
+            score_files(model, str(data), out, chunk_rows=30)
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("engine", ["jobs", "dask"])
-def test_worker_processes_write_the_same_parts(engine, model, data, tmp_path, monkeypatch) -> None:
+def test_a_dask_cluster_writes_the_same_parts(model, data, tmp_path, monkeypatch) -> None:
+    from distributed import LocalCluster
+
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     score_files(model, str(data), tmp_path / "one", chunk_rows=9)
-    if engine == "jobs":
-        done = score_files(model, str(data), tmp_path / "two", chunk_rows=9, jobs=2)
-    else:
-        from distributed import LocalCluster
-
-        options = {"threads_per_worker": 1, "processes": True, "dashboard_address": None}
-        with LocalCluster(n_workers=2, **options) as cluster:
-            address = cluster.scheduler_address
-            done = score_files(model, str(data), tmp_path / "two", chunk_rows=9, dask=address)
+    options = {"threads_per_worker": 1, "processes": True, "dashboard_address": None}
+    with LocalCluster(n_workers=2, **options) as cluster:
+        address = cluster.scheduler_address
+        done = score_files(model, str(data), tmp_path / "two", chunk_rows=9, dask=address)
     assert (done.num_scored, done.num_parts, done.num_found) == (88, 11, 0)
     same(tmp_path / "one", tmp_path / "two")
