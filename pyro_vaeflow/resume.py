@@ -22,7 +22,7 @@ LEAST_EVERY = 500  # steps
 KEYS = ("call", "finished", "best", "optimizer", "random", "constraints")
 
 
-class CheckpointInUse(CheckpointError):
+class CheckpointInUseError(CheckpointError):
     """Another process trains into the folder."""
 
 
@@ -154,7 +154,7 @@ def keeping(checkpoint: Checkpoint | str | Path | None, call: dict[str, Any]) ->
     """A keeper that has the checkpoint's folder for itself.
 
     Raises:
-        CheckpointInUse: another process has it.
+        CheckpointInUseError: another process has it.
         OSError: it cannot be written to.
     """
     if checkpoint is None:
@@ -172,7 +172,7 @@ def keeping(checkpoint: Checkpoint | str | Path | None, call: dict[str, Any]) ->
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise CheckpointInUse(
+            raise CheckpointInUseError(
                 f"{folder} is in use by another process; wait for it, or choose another folder"
             ) from None
         for partial in folder.glob(f".{FILES.tensors}*.partial"):  # of a killed process
