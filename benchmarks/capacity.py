@@ -9,6 +9,7 @@ there, which is its start and the reading of the input for its sha256.
 import argparse
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 A_DAY, LOAD, CORES = 86_400, 0.7, 16
@@ -23,17 +24,19 @@ def main() -> None:
     options = parser.parse_args()
     runs = pd.read_csv(options.runs)
     keys = ["rows", *SETTINGS]
-    parts = {name: frame.set_index(keys) for name, frame in runs.groupby("command")}
-    score, again = parts["score"], parts["score again"]
-    cost = (score["cpu_seconds"] - again["cpu_seconds"]) / score.index.get_level_values("rows")
+    means = runs.groupby(["command", *keys])[["cpu_seconds", "peak_mib"]].mean()
+    score, again = means.loc["score"], means.loc["score again"]
+    seconds = (score["cpu_seconds"] - again["cpu_seconds"]).dropna()
+    cost = seconds / seconds.index.get_level_values("rows")
+    score = score.loc[cost.index]
     cores = options.rows_a_day * cost / A_DAY / LOAD
     table = pd.DataFrame(
         {
             "microseconds a row": (1e6 * cost).round(1),
             "rows a core-second": (1 / cost).round(-2).astype(int),
             f"cores for {options.rows_a_day:.0e} rows a day at load {LOAD}": cores.round(1),
-            f"nodes of {CORES} cores": -(-cores // CORES).astype(int),
-            "MiB a process": score["peak_mib"],
+            f"nodes of {CORES} cores": np.ceil(cores / CORES).astype(int),
+            "MiB a process": score["peak_mib"].round().astype(int),
         }
     )
     table.reset_index().to_csv(options.out, index=False)
