@@ -58,11 +58,6 @@ class Best:
         self.evaluations_since = evaluations_since
         names = pyro.get_param_store().keys()
         self.kept = {k: tensors[f"param.{k}"] for k in names if f"param.{k}" in tensors}
-        self.states = (
-            []
-            if step is None
-            else [
-                {name: tensors[f"{place}.{name}"] for name in module.state_dict()}
-                for place, module in enumerate(modules(*self.pair))
-            ]
-        )
+        self.states = []
+        for place, module in enumerate(modules(*self.pair) if step is not None else ()):
+            self.states.append({name: tensors[f"{place}.{name}"] for name in module.state_dict()})

@@ -25,6 +25,7 @@ FILLS = (torch.Tensor.normal_, torch.Tensor.uniform_, torch.Tensor.exponential_)
 LIKE = {torch.rand_like: torch.Tensor.uniform_, torch.randn_like: torch.Tensor.normal_}
 FACTORIES = (torch.rand, torch.randn)
 OF_PARAMETERS = (torch.normal, torch.bernoulli)
+DRAWS = frozenset([*FILLS, *LIKE, *FACTORIES, *OF_PARAMETERS, F.dropout])
 
 
 class _WholeBatch(TorchFunctionMode):
@@ -53,7 +54,7 @@ class _WholeBatch(TorchFunctionMode):
         return (*shape[:place], self.batch_size, *shape[place + 1 :])
 
     def _draw(self, func: Any, args: Any, kwargs: Any) -> torch.Tensor | None:
-        """The part's numbers; None for what is no request for random numbers of rows."""
+        """The part's numbers of one of `DRAWS`; None where no axis is that of the rows."""
         if func in FACTORIES:
             sizes = args[0] if len(args) == 1 and not isinstance(args[0], int) else args
             if (place := self._place(torch.Size(sizes))) is None:
@@ -72,9 +73,7 @@ class _WholeBatch(TorchFunctionMode):
         if func in OF_PARAMETERS:
             whole = [self._widened(arg, place, shape) for arg in args]
             return self._part(func(*whole, **kwargs), place)
-        if func is F.dropout:
-            return first * self._part(F.dropout(first.new_ones(shape), *args[1:], **kwargs), place)
-        return None
+        return first * self._part(F.dropout(first.new_ones(shape), *args[1:], **kwargs), place)
 
     def _part(self, whole: torch.Tensor, place: int) -> torch.Tensor:
         return whole.narrow(place, self.span.start, self.size)
@@ -89,7 +88,7 @@ class _WholeBatch(TorchFunctionMode):
         self, func: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> torch.Tensor:
         kwargs = kwargs or {}
-        found = self._draw(func, args, kwargs)
+        found = self._draw(func, args, kwargs) if func in DRAWS else None
         if found is None:
             return func(*args, **kwargs)
         self.stream = stream(self.device)

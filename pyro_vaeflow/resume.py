@@ -1,6 +1,5 @@
 """Training that goes on where a killed or interrupted process left it, to the very same end."""
 
-import fcntl
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,7 +21,7 @@ LEAST_EVERY = 500  # steps
 KEYS = ("call", "finished", "best", "optimizer", "random", "constraints")
 
 
-class CheckpointInUse(CheckpointError):
+class CheckpointInUseError(CheckpointError):
     """Another process trains into the folder."""
 
 
@@ -61,7 +60,7 @@ class Keeper:
     def __init__(self, folder: Path | None, every: int, call: dict[str, Any]) -> None:
         self.folder, self.every, self.call = folder, every, call
         self.finished = False
-        self.versions = package_versions()
+        self.versions: dict[str, str] = {}
 
     def take_up(self, run: Run, group: Group = ALONE) -> None:
         """Looks after `run` from now on, and lets it go on from the folder's checkpoint, if any.
@@ -90,6 +89,7 @@ class Keeper:
         """What the folder's checkpoint holds of this training; None if there is none."""
         if self.folder is None:
             return None
+        self.versions = package_versions()
         self.call = fingerprint(self.call) | {
             "optimizer": repr(run.optim.torch_optimizer),
             "model": structure(run.model),
@@ -145,7 +145,7 @@ class Keeper:
         if others:
             raise CheckpointError(
                 f"{self.folder} is of another training: not the same {', '.join(others)}. Make the "
-                "call as it was, or choose another folder"
+                "call as it was, choose another folder, or remove this one"
             )
 
 
@@ -154,12 +154,14 @@ def keeping(checkpoint: Checkpoint | str | Path | None, call: dict[str, Any]) ->
     """A keeper that has the checkpoint's folder for itself.
 
     Raises:
-        CheckpointInUse: another process has it.
+        CheckpointInUseError: another process has it.
         OSError: it cannot be written to.
     """
     if checkpoint is None:
         yield Keeper(None, 0, call)
         return
+    import fcntl  # not on Windows, where all else of training runs
+
     if not isinstance(checkpoint, Checkpoint):
         checkpoint = Checkpoint(checkpoint)
     folder = Path(checkpoint.folder)
@@ -172,7 +174,7 @@ def keeping(checkpoint: Checkpoint | str | Path | None, call: dict[str, Any]) ->
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise CheckpointInUse(
+            raise CheckpointInUseError(
                 f"{folder} is in use by another process; wait for it, or choose another folder"
             ) from None
         for partial in folder.glob(f".{FILES.tensors}*.partial"):  # of a killed process

@@ -17,6 +17,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -31,6 +32,7 @@ import pyro
 import torch
 from pyro.optim.clipped_adam import ClippedAdam
 from safetensors.torch import load_file
+from tqdm.auto import tqdm
 
 from pyro_vaeflow import Checkpoint, VAEFlowDetector, cosine, linear, resume, train
 from pyro_vaeflow.config import ExperimentConfig
@@ -169,7 +171,14 @@ def slow_down(phase: mmap) -> None:
 
 
 class Fork:
-    """A job in a fork of this process; `digest` waits for its end."""
+    """A job in a fork of this process; `digest` waits for its end.
+
+    Its bars lock with threads alone: the lock that tqdm shares among forks would stay held for all
+    of them if one is killed while holding it.
+    """
+
+    tqdm.set_lock(threading.RLock())
+    tqdm.monitor_interval = 0  # no thread that may hold it at a fork
 
     def __init__(self, job: str, folder: Path | None, slowed: mmap | None = None) -> None:
         self.read, write = os.pipe()
@@ -178,6 +187,7 @@ class Fork:
             os.close(write)
             return
         try:
+            signal.alarm(600)  # a hang is a mismatch too
             resume.LEAST_EVERY = EVERY
             if slowed is not None:
                 slow_down(slowed)
@@ -227,23 +237,30 @@ def kill_forks(kills: int, seed: int) -> Counter:
 
 
 def kill_fresh(kills: int, seed: int) -> Counter:
-    """The same with processes that share nothing: each imports torch anew."""
+    """Kills as many processes that share nothing, one after the other at one training."""
     draw, counts = np.random.default_rng(seed), Counter()
-    expected = train_modules(None)
-    for _ in range(kills):
-        with tempfile.TemporaryDirectory() as folder:
-            command = [sys.executable, "-m", "tests.kill_run", "--job", "modules", folder]
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "-m", "tests.kill_run", "--job", "modules", folder]
+        for _ in range(kills):
+            before = _written(folder)
             process = subprocess.Popen(command, stdout=subprocess.PIPE)
-            while not (Path(folder) / "training.json").exists() and process.poll() is None:
-                time.sleep(0.002)
-            time.sleep(draw.uniform(0.0, 0.1))
+            while _written(folder) == before and process.poll() is None:
+                time.sleep(0.001)
+            time.sleep(draw.uniform(0.0, 0.02))
             process.kill()
             process.communicate()
             counts["kills"] += process.returncode == -signal.SIGKILL
+        if kills:
+            found = subprocess.run(command, capture_output=True, text=True).stdout.strip()
             counts["ends compared"] += 1
-            again = subprocess.run(command, capture_output=True, text=True)
-            counts["mismatches"] += again.stdout.strip() != expected
+            counts["mismatches"] += found != train_modules(None)
     return counts
+
+
+def _written(folder: str) -> int:
+    """A number that each new checkpoint changes."""
+    path = Path(folder) / "training.json"
+    return path.stat().st_mtime_ns if path.exists() else 0
 
 
 def section(counts: Counter, fresh: Counter, seconds: float, command: str) -> str:

@@ -133,7 +133,7 @@ def test_two_processes_end_as_one(name: str, launched, float64) -> None:
     found, expected = load_file(launched[0] / f"{name}.safetensors"), trained(name)
     assert found.keys() == expected.keys()
     for key, value in expected.items():
-        torch.testing.assert_close(found[key], value, rtol=1e-5, atol=1e-5, equal_nan=True)
+        torch.testing.assert_close(found[key], value, rtol=1e-9, atol=1e-9, equal_nan=True)
 
 
 @pytest.mark.slow
@@ -162,4 +162,4 @@ def test_the_death_of_a_process_ends_all_and_the_next_start_goes_on(launched, fl
     found, expected = load_file(out / "long.safetensors"), long_training()
     assert found.pop("resumed_at") == 3 * EVERY and expected.pop("resumed_at") == 0
     for key, value in expected.items():
-        torch.testing.assert_close(found[key], value, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(found[key], value, rtol=1e-9, atol=1e-9)
