@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from pyro_vaeflow.diagnostics import inference_gap as inference_gap
     from pyro_vaeflow.draws import log_weights as log_weights
     from pyro_vaeflow.flows import FLOWS as FLOWS
+    from pyro_vaeflow.group import GroupError as GroupError
+    from pyro_vaeflow.group import join_group as join_group
     from pyro_vaeflow.interrupt import InterruptedWarning as InterruptedWarning
     from pyro_vaeflow.isolation import param_scope as param_scope
     from pyro_vaeflow.latents import active_units as active_units
@@ -56,6 +58,7 @@ _HOME = {
         "diagnostics": "inference_gap",
         "draws": "log_weights",
         "flows": "FLOWS",
+        "group": "GroupError join_group",
         "interrupt": "InterruptedWarning",
         "isolation": "param_scope",
         "latents": "active_units",

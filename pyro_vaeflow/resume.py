@@ -10,6 +10,7 @@ import torch
 
 from pyro_vaeflow.checkpoint import Files, check_keys, read, write
 from pyro_vaeflow.fingerprint import fingerprint, structure
+from pyro_vaeflow.group import ALONE, Group
 from pyro_vaeflow.run_state import Run
 from pyro_vaeflow.sizes import check_size
 from pyro_vaeflow.state import CheckpointError
@@ -61,15 +62,33 @@ class Keeper:
         self.finished = False
         self.versions: dict[str, str] = {}
 
-    def take_up(self, run: Run) -> None:
+    def take_up(self, run: Run, group: Group = ALONE) -> None:
         """Looks after `run` from now on, and lets it go on from the folder's checkpoint, if any.
+
+        All processes of the group go on from what the first one has, be it a start of its own.
 
         Raises:
             CheckpointError: the checkpoint is of another training, or is damaged.
         """
         self.run = run
-        if self.folder is None:
+        kept = self._kept(run)
+        if group.size > 1:
+            kept = group.from_first(*(kept or run.to_save()))
+        if kept is None:
             return
+        content, tensors = kept
+        try:
+            run.take_up(content, tensors)
+        except CheckpointError:
+            raise
+        except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+            raise CheckpointError(f"{self.folder} does not hold a training: {error!r}") from error
+        self.finished = content.get("finished") is True
+
+    def _kept(self, run: Run) -> tuple[dict[str, Any], dict[str, torch.Tensor]] | None:
+        """What the folder's checkpoint holds of this training; None if there is none."""
+        if self.folder is None:
+            return None
         self.versions = package_versions()
         self.call = fingerprint(self.call) | {
             "optimizer": repr(run.optim.torch_optimizer),
@@ -77,17 +96,11 @@ class Keeper:
             "guide": structure(run.guide),
         }
         if not (self.folder / FILES.content).exists():
-            return
+            return None
         content, tensors = read(self.folder, FILES)
         check_keys(content, KEYS, "content")
         self._check_call(content)
-        try:
-            run.take_up(content, tensors)
-        except CheckpointError:
-            raise
-        except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
-            raise CheckpointError(f"{self.folder} does not hold a training: {error!r}") from error
-        self.finished = content["finished"] is True
+        return content, tensors
 
     def after(self, step: int) -> None:
         """Writes a checkpoint if one is due after this step."""

@@ -17,6 +17,9 @@ from tqdm.auto import tqdm
 
 from pyro_vaeflow.annealing import CapacityELBO, Schedule, anneal, constant
 from pyro_vaeflow.fingerprint import plain_text
+from pyro_vaeflow.group import Group, joined
+from pyro_vaeflow.group_noise import part_of_noise
+from pyro_vaeflow.group_training import check_group, lost_group
 from pyro_vaeflow.interrupt import InterruptedWarning, ctrl_c
 from pyro_vaeflow.isolation import (
     Program,
@@ -93,6 +96,9 @@ def train(
     to the pair (see `param_scope`). A second call goes on from there. Pyro's validation runs once,
     before the first step, and is off in the loop.
 
+    Inside `join_group` the processes of the group share out each batch; each makes this call, and
+    all end with the parameters that one process would have, up to rounding.
+
     Ctrl-C ends training after the step at hand, with a warning; a second Ctrl-C ends it at once.
 
     Args:
@@ -122,6 +128,7 @@ def train(
         ValueError: the contract is broken, there is nothing to train, or an argument is out of
             range.
         CheckpointError: the folder holds another training, is damaged, or is in use.
+        GroupError: another process of the group has ended; says what to go on from.
         NonFiniteError: a loss or gradient is not finite; names the step, the site and the largest
             log-scale of the guide.
 
@@ -135,8 +142,8 @@ def train(
         >>> history.frame[["loss", "elbo", "kl"]].shape
         (20, 3)
     """
-    args = as_args(x)
-    num_data = len(args[0])
+    args, group = as_args(x), joined()
+    num_data, device = len(args[0]), args[0].device
     check_size("num_steps", num_steps)
     check_size("batch_size", batch_size)
     check_size("eval_every", eval_every)
@@ -178,32 +185,39 @@ def train(
         param_scope(model, guide),
         module_mode(model, guide, training=True),
         seeded(seed),
-        keeping(checkpoint, call) as keeper,
+        lost_group(checkpoint),
+        keeping(checkpoint if group.first else None, call) as keeper,
         ctrl_c() as interruption,
     ):
         with called_modules() as called:
-            _make_parameters(model, guide, take_rows(args, draw(0).to(args[0].device)), seed)
-        optim = OneOptimizer(named_parameters(model, guide), optimizer, clip_norm)
+            _make_parameters(model, guide, take_rows(args, draw(0).to(device)), seed)
+        check_group(group, call, called)
+        optim = OneOptimizer(named_parameters(model, guide), optimizer, clip_norm, group)
         svi = make_svi(model, guide, optim, watched)
-        run = Run(model, guide, called, optim, args[0].device)
-        keeper.take_up(run)
+        run = Run(model, guide, called, optim, device)
+        keeper.take_up(run, group)
         records, best, first = run.records, run.best, len(run.records)
         start -= records[-1]["seconds"] if records else 0.0
         finished = True
         steps = range(first, first if keeper.finished else num_steps)
-        bar = tqdm(steps, "train", num_steps, initial=first, unit="step", disable=not progress)
+        own = group.span(batch_size)
+        share = (own.stop - own.start) / batch_size
+        shown = progress and group.first
+        bar = tqdm(steps, "train", num_steps, initial=first, unit="step", disable=not shown)
         for step in bar:
             optim.set_learning_rate(rate_at(step))
-            batch = take_rows(args, draw(step).to(args[0].device))
-            with pyro.validation_enabled(False), PerRow(plate, batch_size, num_data):
-                with annealed(level_at(step)):
+            batch = take_rows(args, draw(step)[own].to(device))
+            with pyro.validation_enabled(False), PerRow(plate, batch_size, num_data, group):
+                with annealed(level_at(step)), part_of_noise(group, batch_size, device, plate):
                     value = svi.step(*batch)
+            with torch.no_grad():
+                terms = row_terms(last.model, last.guide, plate=plate)
+            found = [terms.log_likelihood.mean().item() * share, terms.kl.mean().item() * share]
+            found = group.total([value, *found, interruption.pressed])
+            value, log_likelihood, kl, pressed = found
             if not (math.isfinite(value) and math.isfinite(optim.grad_norm)):
                 message = _explain(step, value, optim, last)
                 raise NonFiniteError(message, History(_frame(records)))
-            with torch.no_grad():
-                terms = row_terms(last.model, last.guide, plate=plate)
-            log_likelihood, kl = terms.log_likelihood.mean().item(), terms.kl.mean().item()
             record = {
                 "step": step,
                 "loss": value,
@@ -221,11 +235,12 @@ def train(
                 bar.set_postfix(loss=f"{value:.3f}", elbo=f"{record['elbo']:.3f}", refresh=False)
             finished = step + 1 == num_steps
             if held_out is not None and ((step + 1) % eval_every == 0 or finished):
-                record["held_out_elbo"] = _elbo(model, guide, as_args(held_out), plate)
+                record["held_out_elbo"] = _elbo(model, guide, as_args(held_out), plate, group)
                 best.see(step, record["held_out_elbo"])
                 if patience is not None and best.evaluations_since >= patience:
                     finished = True
                     break
+            interruption.pressed |= bool(pressed)  # in any process of the group
             if interruption.pressed:
                 break
             keeper.after(step)
@@ -259,9 +274,13 @@ def _make_parameters(model: Program, guide: Program, batch: Args, seed: int) -> 
             run_once(model, guide, batch)
 
 
-def _elbo(model: Program, guide: Program, args: Args, plate: str) -> float:
+def _elbo(model: Program, guide: Program, args: Args, plate: str, group: Group) -> float:
     """Held-out ELBO in nats a row, from the same noise at each evaluation."""
-    return float(score(model, guide, args, num_samples=8, plate=plate).elbo.mean())
+    own = take_rows(args, group.span(len(args[0])))
+    elbo = score(model, guide, own, num_samples=8, plate=plate).elbo
+    if group.size == 1:
+        return float(elbo.mean())
+    return group.total([elbo.double().sum().item()])[0] / len(args[0])
 
 
 def _explain(step: int, value: float, optim: OneOptimizer, last: LastTraces) -> str:
