@@ -1,1 +1,1 @@
-"""Speed and memory beside a hand-written torch loop: ``python -m benchmarks``, or ``make bench``."""
+"""Speed and memory beside a hand-written torch loop: ``make bench``."""

@@ -34,9 +34,7 @@ class FusedPlanar(nn.Module):
         super().__init__()
         self.map, self.sizes, self.num_flows = stack.parameter_map, stack.sizes, stack.num_flows
 
-    def forward(
-        self, z: torch.Tensor, context: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def forward(self, z: torch.Tensor, context: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         flat = self.map(context).unflatten(-1, (self.num_flows, -1))
         b, u, w = flat.split(self.sizes, dim=-1)
         along = (w * u).sum(-1, keepdim=True)
@@ -66,9 +64,7 @@ class LayerwisePlanar(nn.Module):
                 layer.weight.copy_(whole.weight[k * width : (k + 1) * width])
                 layer.bias.copy_(whole.bias[k * width : (k + 1) * width])
 
-    def forward(
-        self, z: torch.Tensor, context: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def forward(self, z: torch.Tensor, context: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         log_det = torch.zeros_like(z[:, 0])
         for layer in self.maps:
             b, u, w = layer(context).split(self.sizes, dim=-1)
@@ -89,9 +85,7 @@ class FusedIAF(nn.Module):
         self.stack = stack
         self.gate_bias = gate_bias(len(stack.weight_in))
 
-    def forward(
-        self, z: torch.Tensor, context: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def forward(self, z: torch.Tensor, context: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         stack = self.stack
         hidden = stack.context_map(context).unflatten(-1, (len(stack.weight_in), -1))
         weight_in, weight_out = stack.weight_in * stack.mask_in, stack.weight_out * stack.mask_out
@@ -125,13 +119,9 @@ class LayerwiseIAF(nn.Module):
             from_context = context.weight[of_layer].detach()
             self.first.append(torch.cat([from_context, weight], 1))
             self.first_bias.append(context.bias[of_layer].detach().clone())
-            self.first_mask.append(
-                torch.cat([torch.ones_like(from_context), stack.mask_in[k]], 1)
-            )
+            self.first_mask.append(torch.cat([torch.ones_like(from_context), stack.mask_in[k]], 1))
 
-    def forward(
-        self, z: torch.Tensor, context: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def forward(self, z: torch.Tensor, context: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         log_det = torch.zeros_like(z[:, 0])
         for k, (_, mask_out) in enumerate(self.masks):
             both = torch.cat([context, z], -1)

@@ -1,4 +1,4 @@
-"""Training steps: the public `train`, the hand-written loop, and the layer-by-layer one, in turn."""
+"""Training steps of the public `train` and of hand-written loops, in turn."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -32,7 +32,8 @@ class Steps:
         starts: dict[int, float] = {}
 
         def rate(step: int) -> float:  # asked at the start of each step: it sees the clock
-            starts.setdefault(step, time.process_time())
+            if step not in starts:
+                starts[step] = time.process_time()
             return self.config.learning_rate
 
         model, guide = programs(self.config)

@@ -1,0 +1,46 @@
+"""How much memory a piece of work holds at once, counted where torch makes its tensors."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+
+def peak_bytes(work: Callable[[], Any]) -> int:
+    """The most bytes of new tensors that are alive at a time while `work` runs.
+
+    What was there before does not count, nor does what an operation needs inside itself.
+
+    Example:
+        >>> peak_bytes(lambda: (torch.zeros(100) + 1.0) * 2.0)  # float32: two are alive at a time
+        800
+    """
+    with _Live() as live:
+        work()
+    return live.peak
+
+
+class _Live(TorchDispatchMode):
+    def __init__(self) -> None:
+        super().__init__()
+        self.sizes: dict[int, tuple[StorageWeakRef, int]] = {}
+        self.peak = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        given = {s._cdata for s in _storages((args, kwargs))}
+        out = func(*args, **kwargs)
+        self.sizes = {key: (ref, n) for key, (ref, n) in self.sizes.items() if not ref.expired()}
+        for storage in _storages(out):  # a view's storage is one that was given
+            if storage._cdata not in given:
+                self.sizes[storage._cdata] = (StorageWeakRef(storage), storage.nbytes())
+        self.peak = max(self.peak, sum(size for _, size in self.sizes.values()))
+        return out
+
+
+def _storages(tree: Any) -> list[torch.UntypedStorage]:
+    leaves = (leaf for leaf in tree_leaves(tree) if isinstance(leaf, torch.Tensor))
+    return [leaf.untyped_storage() for leaf in leaves]
