@@ -21,14 +21,14 @@ def items(quick: bool, out: Path) -> dict[str, Callable[[], Iterable[Line]]]:
             "peer": lambda: pyod_vae.measure(num_rows=1000, num_epochs=1),
         }
     return {
-        "train_step": lambda: steps.measure(num_steps=12, num_rounds=8),
-        "score": lambda: score.measure(num_rows=2000, num_rounds=5),
+        "train_step": lambda: steps.measure(num_steps=12, num_rounds=6),
+        "score": lambda: score.measure(num_rows=1000, num_rounds=5),
         "gemm": lambda: score.gemm_rate(num_rounds=10),
         # 100k and 1M rows; few draws, since a chunk has as many rows as make 20,000 draws
         "memory": lambda: memory.measure((100_000, 1_000_000), num_samples=2),
-        "import": lambda: startup.measure(num_rounds=5),
-        "growth": lambda: growth.measure(num_steps=10, num_sizes=5, out=out),
-        "peer": lambda: pyod_vae.measure(num_rows=20_000, num_epochs=4),
+        "import": lambda: startup.measure(num_rounds=3),
+        "growth": lambda: growth.measure(num_steps=6, num_sizes=5, out=out),
+        "peer": lambda: pyod_vae.measure(num_rows=10_000, num_epochs=4),
     }
 
 

@@ -15,7 +15,7 @@ from benchmarks.record import Line
 from pyro_vaeflow import Guide, Model, score, train
 
 DEPTHS, WIDTHS, LATENTS = (1, 3, 10, 30, 100), (32, 64, 128, 256, 512), (2, 4, 8, 16, 32)
-BATCHES, DRAWS, ROWS = (125, 250, 500, 1000, 2000), (25, 50, 100, 200, 400), (500, 1000, 2000, 4000)
+BATCHES, DRAWS, ROWS = (125, 250, 500, 1000, 2000), (25, 50, 100, 200, 400), (200, 400, 800, 1600)
 FLOWS = {"planar": {}, "iaf": {"hidden_dim": 24, "stable": True}}
 MARKERS = "osD^v<>"
 
@@ -73,7 +73,7 @@ def curves(num_steps: int) -> dict[str, tuple[Sequence[int], Callable[[int], flo
         "width": (WIDTHS, lambda n: step_ms(num_steps, width=n)),
         "latent size": (LATENTS, lambda n: step_ms(num_steps, latent_dim=n)),
         "batch": (BATCHES, lambda n: step_ms(num_steps, batch_size=n)),
-        "draws": (DRAWS, lambda n: row_ms(500, n)),
+        "draws": (DRAWS, lambda n: row_ms(200, n)),
         "rows": (ROWS, lambda n: row_ms(n, 100)),
     }
 

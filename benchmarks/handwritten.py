@@ -16,10 +16,10 @@ from torch import nn
 
 from pyro_vaeflow.iaf import ConditionalIAFStack, gate_bias
 from pyro_vaeflow.planar import ConditionalPlanarStack
+from pyro_vaeflow.planar_steps import PlanarSteps
 from pyro_vaeflow.programs import MIN_SCALE, Guide, Model
 
 Flow = Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, Any]]
-TINY = torch.finfo(torch.float32).tiny
 
 
 class NoFlow(nn.Module):
@@ -28,25 +28,16 @@ class NoFlow(nn.Module):
 
 
 class FusedPlanar(nn.Module):
-    """One matrix product for u, w and b of all layers."""
+    """One matrix product for u, w and b of all layers, and the package's gradient by hand."""
 
     def __init__(self, stack: ConditionalPlanarStack) -> None:
         super().__init__()
-        self.map, self.sizes, self.num_flows = stack.parameter_map, stack.sizes, stack.num_flows
+        self.map, self.num_flows = stack.parameter_map, stack.num_flows
 
     def forward(self, z: torch.Tensor, context: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        flat = self.map(context).unflatten(-1, (self.num_flows, -1))
-        b, u, w = flat.split(self.sizes, dim=-1)
-        along = (w * u).sum(-1, keepdim=True)
-        slope = F.softplus(along)
-        u = u + (slope - 1.0 - along) * w / (w.square().sum(-1, keepdim=True) + TINY)
-        acts = []
-        for b_k, u_k, w_k in zip(b.squeeze(-1).unbind(1), u.unbind(1), w.unbind(1), strict=True):
-            act = torch.tanh((z * w_k).sum(-1) + b_k)
-            z = torch.addcmul(z, u_k, act.unsqueeze(-1))
-            acts.append(act)
-        square = torch.stack(acts, 1).square()
-        return z, (square + (1.0 - square) * slope.squeeze(-1) + TINY).log().sum(-1)
+        flat = torch.addmm(self.map.bias.unsqueeze(-1), self.map.weight, context.T)
+        z, log_det = PlanarSteps.apply(z.T, flat.view(self.num_flows, -1, len(context)))
+        return z.T, log_det
 
 
 class LayerwisePlanar(nn.Module):

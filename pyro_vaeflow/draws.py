@@ -10,7 +10,7 @@ import torch
 from pyro.poutine.trace_struct import Trace
 from tqdm.auto import tqdm
 
-from pyro_vaeflow.footprint import peak_bytes
+from pyro_vaeflow.footprint import hold_memory, peak_bytes
 from pyro_vaeflow.isolation import Program, module_mode, own_parameters, param_scope, seeded
 from pyro_vaeflow.noise import RowNoise
 from pyro_vaeflow.sizes import check_size
@@ -28,16 +28,6 @@ from pyro_vaeflow.traces import (
 # programs, some 3 ms, not to matter.
 DRAWS_PER_CHUNK = 20_000
 MEMORY_BUDGET = 512 * 2**20  # bytes of tensors that a chunk may hold at once
-
-
-def hold_memory() -> None:
-    """Tells the C library to keep up to 64 MiB of freed memory for the next chunk.
-
-    glibc gives what is freed back to the system, and then waits for new pages to be made: a third
-    of the time of a chunk. The largest block that it has ever seen freed sets what it keeps; this
-    one is never touched. Other C libraries take no notice.
-    """
-    torch.empty(31 * 2**20, dtype=torch.uint8)
 
 
 def trace_chunks(

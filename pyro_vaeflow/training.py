@@ -15,6 +15,7 @@ from pyro.infer import ELBO, Trace_ELBO
 from tqdm.auto import tqdm
 
 from pyro_vaeflow.annealing import CapacityELBO, Schedule, anneal, constant
+from pyro_vaeflow.footprint import hold_memory
 from pyro_vaeflow.isolation import (
     Program,
     module_mode,
@@ -144,6 +145,7 @@ def train(
     level_at = constant(1.0) if schedule is None else schedule
     rate_at = learning_rate if callable(learning_rate) else constant(learning_rate)
     records: list[dict[str, float]] = []
+    hold_memory()
     start = time.perf_counter()
 
     with param_scope(model, guide), module_mode(model, guide, training=True), seeded(seed):
