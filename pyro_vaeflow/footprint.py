@@ -34,6 +34,10 @@ def peak_bytes(work: Callable[[], Any]) -> int:
 
 
 class _Live(TorchDispatchMode):
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # the default would import all of torch's compiler: a second and more
+
     def __init__(self) -> None:
         super().__init__()
         self.sizes: dict[int, tuple[StorageWeakRef, int]] = {}

