@@ -114,7 +114,8 @@ def plot(groups: Mapping[str, pd.DataFrame]) -> Figure:
     for axes, title in ((left, "one training step"), (right, "scores, planar 5")):
         axes.set(xscale="log", yscale="log", xlabel="size", ylabel="ms of one thread", title=title)
         low, high = axes.get_xlim()
-        bottom = axes.get_ylim()[0]
+        bottom, top = axes.get_ylim()
+        axes.set_ylim(bottom, 4.0 * top)  # room for the legend
         ends = np.array([low, high])
         axes.plot(ends, bottom * ends / low, "k:", linewidth=1, label="slope 1", scaley=False)
         axes.set_xlim(low, high)

@@ -131,9 +131,15 @@ def score(
             plate=plate,
             progress=progress,
         )
-        parts = [_of_rows(some) for some in _together(terms)] or [_of_no_rows(args[0])]
-        names = [f.name for f in fields(Scores)]
-        return Scores(**{name: torch.cat([getattr(p, name) for p in parts]) for name in names})
+        # Into place at once: parts that stay would lie between blocks that chunks free.
+        place, whole = 0, _of_no_rows(args[0])
+        for part in map(_of_rows, _together(terms)):
+            if place == 0:
+                whole = Scores(**{n: v.new_empty(len(args[0])) for n, v in vars(part).items()})
+            for name, value in vars(part).items():
+                getattr(whole, name)[place : place + len(value)] = value
+            place += len(part.khat)
+        return whole
 
     scores = of_rows(args, num_samples)
     while tol is not None and GROWTH * num_samples <= max_samples:
