@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: quickstart test lint docs notebooks kdd-paper ring potentials table1
+.PHONY: quickstart test lint docs notebooks kdd-paper ring potentials table1 bench
 
 # One thread: for networks this small a second one only waits for the first.
 quickstart: $(INSTALLED)
@@ -36,6 +36,10 @@ ring: $(INSTALLED)
 
 potentials: $(INSTALLED)
 	$(BIN)/python -m pyro_vaeflow.potential_study --out results/potentials
+
+# Speed and memory beside hand-written torch; one thread, for networks this small. Ten minutes.
+bench: $(INSTALLED)
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks
 
 # Runs that are finished are not run again.
 table1: kdd-paper

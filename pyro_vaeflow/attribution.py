@@ -9,7 +9,7 @@ from pyro.distributions.util import scale_and_mask
 
 from pyro_vaeflow import importance
 from pyro_vaeflow.draws import trace_chunks
-from pyro_vaeflow.isolation import Program
+from pyro_vaeflow.isolation import Program, module_mode
 from pyro_vaeflow.scoring import warn_of_tails
 from pyro_vaeflow.traces import as_args, row_terms
 
@@ -58,7 +58,7 @@ def contributions(
         if site not in observed:
             raise ValueError(f"site must be an observed site, one of {observed}, got {site!r}")
         node = model_trace.nodes[site]
-        with torch.no_grad():
+        with torch.no_grad(), module_mode(model, guide, training=False):
             features = feature_log_prob(node["fn"], node["value"])
             if node["mask"] is not None:
                 features = _masked(features, node["mask"])

@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pyro
@@ -9,10 +10,12 @@ import torch
 from pyro.poutine.trace_struct import Trace
 from tqdm.auto import tqdm
 
+from pyro_vaeflow.footprint import hold_memory, peak_bytes
 from pyro_vaeflow.isolation import Program, module_mode, own_parameters, param_scope, seeded
 from pyro_vaeflow.noise import RowNoise
 from pyro_vaeflow.sizes import check_size
 from pyro_vaeflow.traces import (
+    Args,
     RowTerms,
     as_args,
     check_contract,
@@ -21,8 +24,10 @@ from pyro_vaeflow.traces import (
     take_rows,
 )
 
-# Rows times draws of one chunk: few enough for the widest layers to stay in the processor's cache.
+# Rows times draws of one chunk, if they fit into memory: enough for the time around a run of the
+# programs, some 3 ms, not to matter.
 DRAWS_PER_CHUNK = 20_000
+MEMORY_BUDGET = 512 * 2**20  # bytes of tensors that a chunk may hold at once
 
 
 def trace_chunks(
@@ -43,21 +48,20 @@ def trace_chunks(
     """
     args = as_args(x)
     check_size("num_samples", num_samples)
-    chunk_size = max(1, DRAWS_PER_CHUNK // num_samples) if chunk_size is None else chunk_size
-    check_size("chunk_size", chunk_size)
+    if chunk_size is not None:
+        check_size("chunk_size", chunk_size)
     if len(args[0]) == 0:
         return
     depth = check_contract(model, guide, args, plate=plate)
+    if chunk_size is None:
+        a_row = _bytes_of_a_row(model, guide, args, num_samples, depth, plate)
+        fitting = min(DRAWS_PER_CHUNK // num_samples, MEMORY_BUDGET // max(1, a_row))
+        chunk_size = max(1, fitting)
     starts = range(0, len(args[0]), chunk_size)
+    hold_memory()
     for start in tqdm(starts, desc="score", unit="chunk", disable=not progress):
         rows = take_rows(args, slice(start, start + chunk_size))
-        with (
-            param_scope(model, guide, keep=False),
-            module_mode(model, guide, training=False),
-            seeded(seed),
-            torch.no_grad(),
-            pyro.validation_enabled(False),  # check_contract has validated
-        ):
+        with _as_scored(model, guide, seed):
             known = set(pyro.get_param_store().keys())
             traces = paired_traces(
                 model,
@@ -75,6 +79,33 @@ def trace_chunks(
                 stacklevel=4,
             )
         yield traces
+
+
+@contextmanager
+def _as_scored(model: Program, guide: Program, seed: int) -> Iterator[None]:
+    with (
+        param_scope(model, guide, keep=False),
+        module_mode(model, guide, training=False),
+        seeded(seed),
+        torch.no_grad(),
+        pyro.validation_enabled(False),  # check_contract has validated
+    ):
+        yield
+
+
+def _bytes_of_a_row(
+    model: Program, guide: Program, args: Args, num_samples: int, depth: int, plate: str
+) -> int:
+    """What the draws of a row add to a chunk's memory at most: half of what two rows need."""
+    few = take_rows(args, slice(0, 2))
+    options = {"num_samples": num_samples, "max_plate_nesting": depth}
+
+    def two_rows() -> None:
+        paired_traces(model, guide, few, **options, noise=RowNoise(few[0], 0, plate))
+
+    with _as_scored(model, guide, seed=0), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the chunks will warn
+        return peak_bytes(two_rows) // len(few[0])
 
 
 def draws(

@@ -6,6 +6,7 @@ own, and the parameters of modules are found in the modules.
 """
 
 import inspect
+import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -15,6 +16,8 @@ from weakref import WeakKeyDictionary
 import numpy as np
 import pyro
 import torch
+from pyro.poutine.messenger import Messenger
+from pyro.poutine.runtime import Message
 from pyro.util import get_rng_state, set_rng_state
 from torch.nn.modules.module import register_module_forward_pre_hook
 
@@ -132,6 +135,19 @@ def own_parameters(known: set[str]) -> dict[str, torch.Tensor]:
     }
 
 
+class UnseenParams(Messenger):
+    """Shows ``pyro.param`` statements to no handler outside: they then cost next to nothing.
+
+    Two modules make a dozen a run, and each would go through eight handlers and back.
+    """
+
+    def _process_message(self, msg: Message) -> None:
+        msg["stop"] = msg["stop"] or msg["type"] == "param"
+
+    def _postprocess_message(self, msg: Message) -> None:
+        pass
+
+
 @contextmanager
 def module_mode(*programs: Program, training: bool) -> Iterator[None]:
     """Puts modules in training or evaluation mode, and each part back in its own after.
@@ -183,7 +199,12 @@ def seeded(seed: int) -> Iterator[None]:
     if not isinstance(seed, int | np.integer) or not 0 <= seed < 2**32:
         raise ValueError(f"seed must be an integer from 0 to 2**32 - 1, got {seed!r}")
     state = get_rng_state()
-    pyro.set_rng_seed(seed)
+    if torch.accelerator.is_available():
+        pyro.set_rng_seed(seed)
+    else:  # for want of a GPU torch would only queue the seed, with a traceback: half a ms
+        torch.default_generator.manual_seed(int(seed))
+        random.seed(seed)
+        np.random.seed(seed)  # noqa: NPY002 (the state that Pyro knows)
     try:
         yield
     finally:

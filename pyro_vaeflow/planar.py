@@ -7,12 +7,12 @@ for the parameters of all layers and what does not depend on z computed for all 
 import math
 
 import torch
-import torch.nn.functional as F
 from pyro.distributions.conditional import ConditionalTransformModule
 from torch import nn
 from torch.distributions import Transform, constraints
 
 from pyro_vaeflow.fused import FusedLayers
+from pyro_vaeflow.planar_steps import PlanarSteps, planar_steps
 
 
 @torch.no_grad()
@@ -64,19 +64,19 @@ class ConditionalPlanarStack(ConditionalTransformModule):
         self.parameter_map = nn.Linear(context_dim, num_flows * sum(self.sizes))
         with torch.no_grad():  # hardly dependent on the context at the start
             self.parameter_map.weight.mul_(init_scale)
-            _, u, w = self._split(self.parameter_map.bias)
+            _, u, w = self.parameter_map.bias.unflatten(0, (num_flows, -1)).split(self.sizes, 1)
         start_near_identity(u, w, init_scale)
 
-    def _split(self, flat: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        return flat.unflatten(-1, (self.num_flows, -1)).split(self.sizes, dim=-1)
-
     def condition(self, context: torch.Tensor) -> "PlanarStack":
-        bias, u, w = self._split(self.parameter_map(context))
-        return PlanarStack(bias.squeeze(-1), u, w)
+        # Layers first and rows last: then each layer's numbers lie side by side, rows in vectors.
+        rows = context.reshape(-1, context.shape[-1])
+        bias, weight = self.parameter_map.bias, self.parameter_map.weight
+        flat = torch.addmm(bias.unsqueeze(-1), weight, rows.T)
+        return PlanarStack(flat.view(self.num_flows, sum(self.sizes), *context.shape[:-1]))
 
 
 class PlanarStack(Transform):
-    """Planar layers with given parameters: bias ``(..., K)``, u and w ``(..., K, input_dim)``.
+    """Planar layers whose b, u and w are one tensor ``(K, 1 + 2 * input_dim, ...)``, rows last.
 
     Like Pyro's ``Planar`` it has no inverse: it scores the values that it has made.
     """
@@ -85,27 +85,17 @@ class PlanarStack(Transform):
     codomain = constraints.real_vector
     bijective = True
 
-    def __init__(self, bias: torch.Tensor, u: torch.Tensor, w: torch.Tensor) -> None:
+    def __init__(self, parameters: torch.Tensor) -> None:
         super().__init__(cache_size=1)
-        tiny = torch.finfo(w.dtype).tiny
-        along = (w * u).sum(-1, keepdim=True)
-        self.slope = F.softplus(along)  # 1 + w^T u_hat, positive
-        self.bias, self.w = bias, w
-        self.u_hat = u + (self.slope - 1.0 - along) * w / w.square().sum(-1, keepdim=True).add(tiny)
+        self.parameters = parameters
 
     def _call(self, x: torch.Tensor) -> torch.Tensor:
-        layers = zip(self.bias.unbind(-1), self.u_hat.unbind(-2), self.w.unbind(-2), strict=True)
-        acts = []
-        for bias, u_hat, w in layers:
-            act = ((x * w).sum(-1) + bias).tanh()
-            x = torch.addcmul(x, u_hat, act.unsqueeze(-1))
-            acts.append(act)
-        square = torch.stack(acts, -1).square()
-        # 1 + (1 - t^2) w^T u_hat as a sum of positive terms: exact where the usual form cancels
-        slope = self.slope.squeeze(-1)
-        tiny = torch.finfo(x.dtype).tiny
-        self._log_det = torch.log(square + (1.0 - square) * slope + tiny).sum(-1)
-        return x
+        z, rows = x.movedim(-1, 0), self.parameters.shape[2:]
+        if torch.is_grad_enabled() and z.dim() == 2 and z.shape[1:] == rows:
+            z, self._log_det = PlanarSteps.apply(z, self.parameters)
+        else:
+            z, self._log_det = planar_steps(z, self.parameters)
+        return z.movedim(0, -1)
 
     def _inverse(self, y: torch.Tensor) -> torch.Tensor:
         raise KeyError(
@@ -132,4 +122,4 @@ class PlanarLayers(FusedLayers):
     def as_one(self) -> PlanarStack:
         parameters = zip(*((layer.bias, layer.u, layer.w) for layer in self.layers), strict=True)
         bias, u, w = (torch.stack(values) for values in parameters)
-        return PlanarStack(bias.squeeze(-1), u, w)
+        return PlanarStack(torch.cat([bias, u, w], -1))

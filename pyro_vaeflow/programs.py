@@ -8,9 +8,11 @@ import pyro
 import pyro.distributions as dist
 import torch
 import torch.nn.functional as F
+from pyro.distributions import TorchDistribution
 from pyro.nn import PyroModule
 from torch import nn
 
+from pyro_vaeflow.blocks import in_blocks
 from pyro_vaeflow.columns import Column
 from pyro_vaeflow.flows import FLOWS
 from pyro_vaeflow.likelihoods import LIKELIHOODS
@@ -89,13 +91,19 @@ class Model(PyroModule):
         first = nn.Linear(latent_dim, hidden_dims[0])
         self.decoder = mlp(first, hidden_dims, dropout, activation)
         self.likelihood = head(hidden_dims[-1], num_features, **(likelihood_options or {}))
+        outputs = (p.shape[0] for p in self.likelihood.parameters() if p.dim())
+        self.width = max(*hidden_dims, *outputs)
+
+    def decode(self, z: torch.Tensor) -> TorchDistribution:
+        """p(x | z): a distribution of rows, batch shape that of z ``(..., latent_dim)``."""
+        return self.likelihood(self.decoder(z))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         standard = dist.Normal(x.new_zeros(self.latent_dim), 1.0).to_event(1)
         prior = standard if self.prior is None else self.prior(x)
         with pyro.plate("data", len(x)):
             z = pyro.sample("z", prior)
-            return pyro.sample("x", self.likelihood(self.decoder(z)), obs=x)
+            return pyro.sample("x", in_blocks(self.decode, z, self.width, x.shape[-1]), obs=x)
 
 
 class Guide(PyroModule):

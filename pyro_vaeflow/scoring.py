@@ -2,6 +2,7 @@
 
 import math
 import warnings
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -16,6 +17,7 @@ from pyro_vaeflow.traces import RowTerms, as_args, take_rows
 
 KHAT_LIMIT = 0.7  # Vehtari et al. 2024: above it more draws hardly help
 KHAT_DRAWS = 1000  # fewer have too short a tail to say of a row that more would not help
+TOGETHER = 500  # rows whose log weights are worked on at once
 GROWTH = 4  # draws of a round over those of the round before: halves the standard error
 
 
@@ -91,7 +93,8 @@ def score(
             whose k-hat is above 0.7 after 1,000 draws are left: more hardly help them.
         max_samples: with `tol`, the most draws a row, at least ``4 * num_samples``.
         seed: of the draws.
-        chunk_size: rows at once; memory grows with it, the scores do not change.
+        chunk_size: rows at once; memory grows with it, the scores do not change. By default as
+            many as make 20,000 draws, or fewer, so that a chunk's tensors take at most 512 MiB.
         plate: the name of the plate of rows.
         progress: whether to show a bar; `train` shows one by default.
 
@@ -128,9 +131,15 @@ def score(
             plate=plate,
             progress=progress,
         )
-        parts = [_of_chunk(chunk) for chunk in terms] or [_of_no_rows(args[0])]
-        names = [f.name for f in fields(Scores)]
-        return Scores(**{name: torch.cat([getattr(p, name) for p in parts]) for name in names})
+        # Into place at once: parts that stay would lie between blocks that chunks free.
+        place, whole = 0, _of_no_rows(args[0])
+        for part in map(_of_rows, _together(terms)):
+            if place == 0:
+                whole = Scores(**{n: v.new_empty(len(args[0])) for n, v in vars(part).items()})
+            for name, value in vars(part).items():
+                getattr(whole, name)[place : place + len(value)] = value
+            place += len(part.khat)
+        return whole
 
     scores = of_rows(args, num_samples)
     while tol is not None and GROWTH * num_samples <= max_samples:
@@ -148,7 +157,24 @@ def score(
     return scores
 
 
-def _of_chunk(terms: RowTerms) -> Scores:
+def _together(chunks: Iterable[RowTerms]) -> Iterator[RowTerms]:
+    """Chunks joined to about `TOGETHER` rows: so few log weights are hardly worth the calls."""
+    waiting: list[RowTerms] = []
+    for chunk in chunks:
+        waiting.append(chunk)
+        if sum(part.log_prior.shape[1] for part in waiting) >= TOGETHER:
+            yield _joined(waiting)
+            waiting = []
+    if waiting:
+        yield _joined(waiting)
+
+
+def _joined(parts: list[RowTerms]) -> RowTerms:
+    names = [f.name for f in fields(RowTerms)]
+    return RowTerms(*(torch.cat([getattr(p, name) for p in parts], 1) for name in names))
+
+
+def _of_rows(terms: RowTerms) -> Scores:
     log_weight = terms.log_weight
     num_samples = torch.full(log_weight.shape[1:], len(log_weight), device=log_weight.device)
     return Scores(

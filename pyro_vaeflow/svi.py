@@ -7,7 +7,6 @@ from typing import Any
 
 import pyro
 import torch
-from pyro import poutine
 from pyro.infer import ELBO, SVI
 from pyro.optim import PyroOptim
 from pyro.poutine.messenger import Messenger
@@ -15,7 +14,7 @@ from pyro.poutine.runtime import Message
 from pyro.poutine.trace_struct import Trace
 
 from pyro_vaeflow.group import ALONE, Group
-from pyro_vaeflow.isolation import Program
+from pyro_vaeflow.isolation import Program, UnseenParams
 from pyro_vaeflow.noise import stream
 
 
@@ -25,8 +24,10 @@ def make_svi(model: Program, guide: Program, optim: "OneOptimizer", loss: ELBO) 
     SVI looks parameters up in the global store by name. Parameters of modules are not in it here
     (see `pyro_vaeflow.isolation`), hence the block; `OneOptimizer` knows them all.
     """
-    grads = poutine.block(loss.loss_and_grads, hide_types=["param"])
-    return SVI(model, guide, optim, loss=loss.loss, loss_and_grads=grads)
+    quiet = UnseenParams()
+    return SVI(
+        quiet(model), quiet(guide), optim, loss=loss.loss, loss_and_grads=loss.loss_and_grads
+    )
 
 
 class OneOptimizer(PyroOptim):
@@ -121,6 +122,7 @@ class LastTraces:
         get_trace = watched._get_trace
 
         def _get_trace(*args: Any) -> tuple[Trace, Trace]:
+            self.model = self.guide = None  # frees the last graph before the next one is made
             self.model, self.guide = get_trace(*args)
             # Pyro's losses call backward only if a param site is in sight. The methods of a module
             # leave none, and their parameters would silently never learn.

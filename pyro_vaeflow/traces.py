@@ -22,7 +22,14 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.trace_struct import Trace
 from pyro.poutine.util import site_is_subsample
 
-from pyro_vaeflow.isolation import Program, module_mode, own_parameters, param_scope, seeded
+from pyro_vaeflow.isolation import (
+    Program,
+    UnseenParams,
+    module_mode,
+    own_parameters,
+    param_scope,
+    seeded,
+)
 
 Args = tuple[Any, ...]
 
@@ -95,9 +102,11 @@ def paired_traces(
     `noise` handles the guide's sample statements, around the plate of draws.
     """
 
+    quiet = UnseenParams()
+
     def with_draws(program: Program) -> Program:
         def program_with_draws(*args: Any) -> None:
-            with pyro.plate("num_samples", num_samples, dim=-max_plate_nesting - 1):
+            with pyro.plate("num_samples", num_samples, dim=-max_plate_nesting - 1), quiet:
                 program(*args)
 
         return program_with_draws

@@ -17,6 +17,7 @@ from tqdm.auto import tqdm
 
 from pyro_vaeflow.annealing import CapacityELBO, Schedule, anneal, constant
 from pyro_vaeflow.fingerprint import plain_text
+from pyro_vaeflow.footprint import hold_memory
 from pyro_vaeflow.group import Group, joined
 from pyro_vaeflow.group_noise import part_of_noise
 from pyro_vaeflow.group_training import check_group, lost_group
@@ -179,6 +180,7 @@ def train(
         "plate": plate,
         "seed": seed,
     }
+    hold_memory()
     start = time.perf_counter()
 
     with (

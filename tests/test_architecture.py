@@ -15,7 +15,7 @@ SOURCES = sorted(PACKAGE.rglob("*.py"))
 GENERIC = {
     "isolation", "traces", "noise", "draws", "annealing", "svi", "training", "importance", "psis",
     "scoring", "attribution", "sizes", "best", "checked", "checkpoint", "fingerprint", "interrupt",
-    "resume", "run_state", "state", "versions", "group", "group_noise", "group_training",
+    "resume", "run_state", "state", "versions", "group", "group_noise", "group_training", "footprint",
 }  # fmt: skip
 # Generic too, each once it is there.
 BEYOND_THE_CORE = {"ascent", "calibration", "diagnostics", "gaps", "latents", "local"}

@@ -15,6 +15,7 @@ from pyro_vaeflow import FLOWS, Guide, Model, score, train
 from pyro_vaeflow.flows import MAX_FLOWS, planar
 from pyro_vaeflow.iaf import ConditionalIAFStack, gate_bias, layer_order
 from pyro_vaeflow.planar import ConditionalPlanarStack
+from pyro_vaeflow.planar_steps import PlanarSteps, planar_steps
 from tests.programs import ZOO, rows
 
 CONTEXT = 3
@@ -144,6 +145,21 @@ def test_our_planar_stack_is_pyros_layers() -> None:
         ]
         for ours, pyros in zip(push([stack.condition(context)], z), push(layers, z), strict=True):
             torch.testing.assert_close(ours, pyros, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize("num_flows", [1, 7])
+def test_the_planar_gradient_by_hand_is_autograds(num_flows: int) -> None:
+    z, parameters = torch.randn(4, 9), torch.randn(num_flows, 9, 9)
+    inputs = (z.requires_grad_(), parameters.requires_grad_())
+    by_hand, plain = PlanarSteps.apply(*inputs), planar_steps(*inputs)
+    weights = [torch.randn_like(value) for value in plain]
+    gradients = [
+        torch.autograd.grad([(v * w).sum() for v, w in zip(values, weights, strict=True)], inputs)
+        for values in (by_hand, plain)
+    ]
+    for one, other in zip((*by_hand, *gradients[0]), (*plain, *gradients[1]), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-10)
 
 
 @pytest.mark.usefixtures("float64")

@@ -1,0 +1,1 @@
+"""Speed and memory beside a hand-written torch loop: ``make bench``."""

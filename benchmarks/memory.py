@@ -1,0 +1,54 @@
+"""Peak memory of scoring, each number of rows in a process of its own."""
+
+import json
+import resource
+import subprocess
+import sys
+from collections.abc import Iterator
+
+from benchmarks.record import Line
+
+MIB = 2**20
+
+
+def measure(sizes: tuple[int, int], num_samples: int) -> Iterator[Line]:
+    """MiB above the rows themselves and the start, for the larger number of rows and the smaller.
+
+    `num_samples` draws a row; the rows of a chunk, and so its memory, follow from it.
+    """
+    small, large = (_peak(size, num_samples) for size in sizes)
+    case = f"{sizes[1]:,} rows beside {sizes[0]:,}, {num_samples} draws"
+    yield Line("memory", case, large, small, "MiB above the rows and the start")
+
+
+def _peak(num_rows: int, num_samples: int) -> float:
+    command = [sys.executable, "-m", "benchmarks.memory", str(num_rows), str(num_samples)]
+    return json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+
+
+def _resident() -> float:
+    """The largest resident memory so far, MiB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def _main(num_rows: int, num_samples: int) -> None:
+    import warnings
+
+    import torch
+
+    from benchmarks.cases import NUM_FEATURES, cases, programs
+    from pyro_vaeflow import score, train
+
+    warnings.simplefilter("ignore")
+    # As bytes behind a lazy view they would be no rows: each is its own, made in place.
+    x = torch.empty(num_rows, NUM_FEATURES).uniform_()
+    model, guide = programs(cases()["base VAE"])
+    train(model, guide, x, num_steps=1, progress=False)
+    before = _resident()
+    scores = score(model, guide, x, num_samples=num_samples)
+    own = sum(getattr(scores, name).nbytes for name in scores.__dataclass_fields__) / MIB
+    print(json.dumps(_resident() - before - own))
+
+
+if __name__ == "__main__":
+    _main(*map(int, sys.argv[1:]))

@@ -1,0 +1,52 @@
+"""The benchmarks measure the same arithmetic on all sides, and every item runs."""
+
+import json
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from benchmarks.__main__ import items, main
+from benchmarks.cases import cases, rows
+from benchmarks.growth import exponent, plot
+from benchmarks.record import COLUMNS, Line, write
+from benchmarks.steps import Steps
+
+
+@pytest.mark.parametrize("name", cases())
+def test_hand_written_steps_have_the_losses_of_train(name: str) -> None:
+    steps = Steps(cases()[name], rows(5000), num_steps=4)
+    ours, fused, layerwise = (way()[0] for way in (steps.ours, steps.fused, steps.layerwise))
+    assert len(ours) == 4 and len(set(ours)) == 4
+    assert fused == pytest.approx(ours, abs=1e-4)
+    assert layerwise == pytest.approx(ours, abs=1e-4)
+
+
+@pytest.mark.parametrize("name", ["score", "gemm"])
+def test_the_small_budget_runs(name: str, tmp_path: Path) -> None:
+    lines = list(items(quick=True, out=tmp_path)[name]())
+    assert lines and all(line.ours > 0.0 for line in lines)
+
+
+def test_growth_is_fitted_and_drawn(tmp_path: Path) -> None:
+    assert exponent([1, 2, 4], [3.0, 12.0, 48.0]) == pytest.approx(2.0)
+    group = pd.DataFrame({"size": [1, 2, 4], "ms": [3.0, 12.0, 48.0]})
+    left, right = plot({"width": group, "draws": group}).axes
+    assert left.get_legend().texts[0].get_text() == "width: exponent 2.00"
+    assert right.get_legend().texts[0].get_text() == "draws: exponent 2.00"
+
+
+def test_an_item_that_is_measured_again_takes_the_place_of_the_old(tmp_path: Path) -> None:
+    write([Line("b", "x", 1.0, 2.0, "s", threads=1), Line("a", "x", 1.0, None, "s")], tmp_path)
+    path = write([Line("b", "y", 3.0, 2.0, "s", threads=2)], tmp_path)
+    frame = pd.read_csv(path)
+    assert list(frame) == COLUMNS and frame["item"].tolist() == ["a", "b"]
+    assert frame["ratio"].iloc[1] == 1.5 and frame["threads"].iloc[1] == 2
+    assert json.loads((tmp_path / "machine.json").read_text())["versions"]["torch"]
+
+
+def test_an_unknown_item_is_named(monkeypatch, capsys) -> None:
+    monkeypatch.setattr("sys.argv", ["benchmarks", "--items", "nonsense"])
+    with pytest.raises(SystemExit):
+        main()
+    assert "got ['nonsense']" in capsys.readouterr().err

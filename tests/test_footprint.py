@@ -1,0 +1,70 @@
+"""Memory: chunks from a budget, blocks of draws, and no growth with the rows."""
+
+import pytest
+import torch
+
+from pyro_vaeflow import Guide, Model, contributions, draws, score
+from pyro_vaeflow.blocks import InBlocks
+from pyro_vaeflow.footprint import peak_bytes
+from pyro_vaeflow.isolation import seeded
+from tests.programs import ZOO
+
+pytestmark = pytest.mark.filterwarnings("ignore::pyro_vaeflow.scoring.KhatWarning")
+
+
+def test_bytes_are_counted_while_they_are_alive() -> None:
+    x = torch.zeros(1000)
+    assert peak_bytes(lambda: x[:10].view(2, 5)) == 0
+    assert peak_bytes(lambda: (x + 1.0).add_(1.0).unsqueeze(0)) == 4000
+    assert peak_bytes(lambda: [x + i for i in range(3)]) == 12_000
+    assert peak_bytes(lambda: [(x + i).sum() for i in range(100)]) < 4800
+
+
+@pytest.mark.parametrize("budget", [2**20, 2**23])
+def test_a_chunk_stays_within_the_budget(monkeypatch, budget: int) -> None:
+    monkeypatch.setattr(draws, "MEMORY_BUDGET", budget)
+    monkeypatch.setattr(draws, "hold_memory", lambda: None)  # its block is never touched
+    model, guide = Model(30), Guide(30, flow="planar", num_flows=3)
+    x = torch.rand(60, 30)
+    chunks = draws.trace_chunks(model, guide, x, num_samples=100)
+    sizes = [len(guide_trace.nodes["_INPUT"]["args"][0]) for _, guide_trace in chunks]
+    assert sum(sizes) == 60 and (sizes[0] < 60) == (budget == 2**20)
+    one_chunk = draws.trace_chunks(model, guide, x[: sizes[0]], num_samples=100)
+    assert peak_bytes(lambda: next(one_chunk)) <= budget
+
+
+def test_the_budget_changes_no_score(monkeypatch) -> None:
+    pair = ZOO["iaf"]()
+    expected = score(pair.model, pair.guide, pair.x).log_evidence
+    monkeypatch.setattr(draws, "MEMORY_BUDGET", 1)  # a row is the least
+    torch.testing.assert_close(score(pair.model, pair.guide, pair.x).log_evidence, expected)
+
+
+def test_memory_of_scores_does_not_grow_with_the_rows() -> None:
+    model, guide = Model(20), Guide(20)
+    x = torch.rand(4000, 20)
+    few = peak_bytes(lambda: score(model, guide, x[:400], num_samples=100))
+    many = peak_bytes(lambda: score(model, guide, x, num_samples=100))
+    assert many - 10 * 4000 * 8 < 1.1 * few  # seven fields of each row stay, and their parts
+
+
+@pytest.mark.usefixtures("float64")
+def test_blocks_of_draws_are_the_whole() -> None:
+    model = Model(5, latent_dim=2, hidden_dims=(8,), dropout=0.0)
+    z, x = torch.randn(11, 7, 2), torch.rand(7, 5)
+    whole, blocks = model.decode(z), InBlocks(model.decode, z, 3, torch.Size([5]))
+    torch.testing.assert_close(blocks.log_prob(x), whole.log_prob(x))
+    torch.testing.assert_close(blocks.feature_log_prob(x), whole.base_dist.log_prob(x))
+    wider = blocks.expand((2, 11, 7))
+    torch.testing.assert_close(wider.log_prob(x), whole.log_prob(x).expand(2, 11, 7))
+    with seeded(1):
+        drawn = whole.sample()
+    with seeded(1):
+        assert torch.equal(blocks.sample(), drawn)
+
+
+def test_contributions_of_a_model_in_blocks_have_no_dropout(monkeypatch) -> None:
+    model, guide, x = Model(5, dropout=0.9), Guide(5), torch.rand(4, 5)
+    expected = contributions(model, guide, x, num_samples=50)
+    monkeypatch.setattr("pyro_vaeflow.blocks.NUMBERS", 4 * 128)
+    torch.testing.assert_close(contributions(model, guide, x, num_samples=50), expected)
