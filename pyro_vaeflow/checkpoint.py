@@ -35,17 +35,26 @@ def write(
     Args:
         content: plain values, as JSON has them.
         versions: what made it, for people: a reader does not look at them.
+
+    Raises:
+        OSError: the folder cannot be written, the disk is full, say; an earlier checkpoint in it
+            is as it was.
     """
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     data = save({name: value.detach().cpu().contiguous() for name, value in tensors.items()})
     digest = hashlib.sha256(data).hexdigest()
     document = {"format": FORMAT, "versions": dict(versions), "content": content, "tensors": digest}
     # Through text, so that what is hashed is what a reader will see.
     document = json.loads(json.dumps(document, allow_nan=False))
     text = json.dumps(document | {"sha256": _digest(document)}, indent=1) + "\n"
-    write_whole(folder / _tensor_file(digest), data)
-    write_whole(folder / CONTENT, text.encode())
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_whole(folder / _tensor_file(digest), data)
+        write_whole(folder / CONTENT, text.encode())
+    except OSError as error:
+        # Of the same class: OSError makes a PermissionError, say, from its number.
+        why = f"{error.strerror}: nothing was saved; make room or choose another folder than"
+        raise OSError(error.errno, why, str(folder)) from error
     for old in folder.glob(_tensor_file("*")):
         if old.name != _tensor_file(digest):
             old.unlink()

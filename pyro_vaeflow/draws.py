@@ -23,6 +23,7 @@ from pyro_vaeflow.traces import (
 
 # Rows times draws of one chunk: few enough for the widest layers to stay in the processor's cache.
 DRAWS_PER_CHUNK = 20_000
+WIDE = 256  # entries a row: wider rows go in smaller chunks, so that memory is bounded
 
 
 def trace_chunks(
@@ -43,7 +44,9 @@ def trace_chunks(
     """
     args = as_args(x)
     check_size("num_samples", num_samples)
-    chunk_size = max(1, DRAWS_PER_CHUNK // num_samples) if chunk_size is None else chunk_size
+    if chunk_size is None:
+        times_wide = max(1, args[0][:1].numel() // WIDE)
+        chunk_size = max(1, DRAWS_PER_CHUNK // num_samples // times_wide)
     check_size("chunk_size", chunk_size)
     if len(args[0]) == 0:
         return

@@ -3,12 +3,14 @@
 import shutil
 import traceback
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import joblib
 from tqdm.auto import tqdm
 
+from pyro_vaeflow.checked import ConfigError
 from pyro_vaeflow.config import ExperimentConfig
 from pyro_vaeflow.experiment import run
 from pyro_vaeflow.recipe import check_registered
@@ -50,7 +52,10 @@ def run_all(
     runs = out / "runs"
     done = [config.run_name for config in configs if is_finished(runs / config.run_name, config)]
     todo = [config for config in configs if config.run_name not in done]
-    runs.mkdir(parents=True, exist_ok=True)
+    try:
+        runs.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"--out: {out} cannot be written ({error}); choose a folder") from error
     sweep(runs)
     failed: dict[str, str] = {}
     bar = tqdm(total=len(configs), initial=len(done), desc="runs", unit="run", disable=not progress)
@@ -78,11 +83,15 @@ def attempt(
     try:
         write(run(config, progress), config, out / "runs" / name, command)
     except Exception as error:  # one run that fails must not stop the others
-        folder = out / "failed" / name
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "config.yaml").write_text(config.to_yaml())
-        (folder / "error.txt").write_text(traceback.format_exc())
-        if isinstance(error, NonFiniteError):
-            error.history.frame.to_csv(folder / "history.csv", index=False)
+        with suppress(OSError):  # of a full disk, which may be why the run failed
+            _keep_failure(error, config, out / "failed" / name)
         return name, f"{type(error).__name__}: {error}"
     return name, None
+
+
+def _keep_failure(error: Exception, config: ExperimentConfig, folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.yaml").write_text(config.to_yaml())
+    (folder / "error.txt").write_text("".join(traceback.format_exception(error)))
+    if isinstance(error, NonFiniteError):
+        error.history.frame.to_csv(folder / "history.csv", index=False)
