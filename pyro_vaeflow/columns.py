@@ -22,12 +22,9 @@ NEW_MASS = 0.01  # ... if so few fresh rows at most have a value that no trainin
 MAX_LEVELS = 512
 GROUP_MASS = 1 / 32  # of a group of neighbouring numbers, unless one number alone has more
 FAR = 1e6  # beyond it standardised numbers are all alike: their squares stay finite in float32
-# What pandas says that a column of objects holds: numbers, or what is refused and why.
+# What pandas says that a column holds.
 NUMBERS = ("integer", "floating", "mixed-integer-float", "decimal")
-DATES = "holds dates or times; give numbers that matter: the hour, the days since a fixed date"
-REFUSED = dict.fromkeys(
-    ("datetime64", "datetime", "date", "time", "timedelta64", "timedelta", "period"), DATES
-) | {"complex": "holds complex numbers; give real and imaginary columns"}
+DATES = ("datetime64", "datetime", "date", "time", "timedelta64", "timedelta", "period")
 
 
 @dataclass(frozen=True)
@@ -178,14 +175,20 @@ def check_values(values: pd.Series) -> None:
     if isinstance(values.dtype, pd.CategoricalDtype):
         return
     what = pd.api.types.infer_dtype(values, skipna=True)
-    if what in REFUSED:
-        raise TypeError(f"column {str(values.name)!r} {REFUSED[what]}")
+    name = str(values.name)
+    if what in DATES:
+        raise TypeError(
+            f"column {name!r} holds dates or times; give numbers that matter: the hour, the days "
+            "since a fixed date"
+        )
+    if what == "complex":
+        raise TypeError(f"column {name!r} holds complex numbers; give real and imaginary columns")
     if what.startswith("mixed"):
         for value in values:
             if not pd.api.types.is_scalar(value):
                 raise TypeError(
-                    f"column {str(values.name)!r} holds a {type(value).__name__}; give one number "
-                    "or text an entry"
+                    f"column {name!r} holds a value of type {type(value).__name__}; give one number"
+                    " or text an entry"
                 )
 
 

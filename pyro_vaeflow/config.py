@@ -256,8 +256,8 @@ def read_mapping(text: str, what: str) -> dict[str, Any]:
     Raises:
         ConfigError: it is no YAML, or YAML of another kind, or few aliases make much of it.
     """
-    loader = yaml.SafeLoader(text)
     try:
+        loader = yaml.SafeLoader(text)
         node = loader.get_single_node()
         size = _written_out(node, {}) if node is not None else 0
         values = loader.construct_document(node) if 0 < size <= MAX_VALUES else None
@@ -265,8 +265,6 @@ def read_mapping(text: str, what: str) -> dict[str, Any]:
         raise ConfigError(f"{what} is not YAML: it is nested too deeply") from error
     except (yaml.YAMLError, ArithmeticError, AttributeError, LookupError, ValueError) as error:
         raise ConfigError(f"{what} is not YAML: {error}") from error  # 2001-99-99 is no date
-    finally:
-        loader.dispose()
     if size > MAX_VALUES:
         raise ConfigError(f"{what} has more than {MAX_VALUES} values, its aliases written out")
     if not isinstance(values, dict):

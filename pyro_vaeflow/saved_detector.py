@@ -56,6 +56,17 @@ def load_detector(detector: Any, folder: str | Path) -> Any:
         CheckpointError: the folder does not hold what `save_detector` writes.
     """
     content, tensors = read(folder)
+    try:
+        return _filled(detector, content, tensors)
+    except CheckpointError as error:
+        raise CheckpointError(f"{folder}: {error}") from error
+    except ValueError as error:  # ConfigError among them
+        raise CheckpointError(f"{folder} does not hold a detector: {error}") from error
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError) as error:
+        raise CheckpointError(f"{folder} does not hold a detector: {error!r:.300}") from error
+
+
+def _filled(detector: Any, content: Any, tensors: dict[str, torch.Tensor]) -> Any:
     check_keys(content, FITTED, "content")
     state = {k.removeprefix("state."): v for k, v in tensors.items() if k.startswith("state.")}
     extra = {k: v for k, v in tensors.items() if not k.startswith("state.")}
@@ -65,20 +76,13 @@ def load_detector(detector: Any, folder: str | Path) -> Any:
             "pass model= and guide= to load a detector of programs of one's own, and only then; "
             f"the file says own={content['own']!r}"
         )
-    try:
-        _take_settings(detector, content)
-        _take_tables(detector, content, extra)
-        config = detector._config()
-        detector.model_, detector.guide_ = _programs(detector, config, state)
-        if detector.model is None:
-            _check_places(detector, state)
-        restore(detector.model_, detector.guide_, state)
-    except CheckpointError:
-        raise
-    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError) as error:
-        raise CheckpointError(f"{folder} does not hold a detector: {error!r:.300}") from error
-    except ValueError as error:  # ConfigError among them
-        raise CheckpointError(f"{folder} does not hold a detector: {error}") from error
+    _take_settings(detector, content)
+    _take_tables(detector, content, extra)
+    config = detector._config()
+    detector.model_, detector.guide_ = _programs(detector, config, state)
+    if detector.model is None:
+        _check_places(detector, state)
+    restore(detector.model_, detector.guide_, state)
     detector.offset_ = float(content["offset"])
     return detector
 
