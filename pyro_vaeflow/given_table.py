@@ -38,6 +38,18 @@ def as_table(X: Any) -> Any:
     return X
 
 
+def check_frame(frame: Any) -> None:
+    """Refuses what is no frame, for encoders that find columns by name.
+
+    Raises:
+        TypeError: names what was given.
+    """
+    if not isinstance(frame, pd.DataFrame):
+        raise TypeError(
+            f"frame must be a pandas DataFrame, got {type(frame).__name__}; pd.DataFrame makes one"
+        )
+
+
 def _checked(frame: pd.DataFrame) -> pd.DataFrame:
     if not len(frame.columns):
         raise ValueError(f"X must have columns, got shape {frame.shape}")

@@ -101,12 +101,14 @@ def load_programs(folder: Path) -> tuple[ExperimentConfig, Model, Guide]:
         raise CheckpointError(f"{path} is not a safetensors file: {error}") from error
     try:
         num_features = read_json(folder / "metrics.json")["num_features"]
+        if num_features > max(value.numel() for value in tensors.values()):
+            raise ValueError(f"num_features={num_features!r} is more than any tensor has values")
         if config.likelihood == "mixed":
             listed = read_json(folder / "columns.json")
             num_features = [Column.from_dict(values) for values in listed]
         model, guide = build(config, num_features, tensors.get("model.prior.rows"))
         restore(model, guide, tensors)
-    except (LookupError, TypeError, ValueError) as error:
+    except (LookupError, RuntimeError, TypeError, ValueError) as error:
         raise CheckpointError(f"{folder} does not hold a run's programs: {error}") from error
     return config, model, guide
 

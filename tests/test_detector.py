@@ -309,7 +309,7 @@ def test_figures(fitted: VAEFlowDetector) -> None:
         ({"contamination": 0.7}, "'contamination' parameter .* Got 0.7"),
         ({"calibration_share": 1.0}, "'calibration_share' parameter .* Got 1.0"),
         ({"hidden_dims": (8, 0)}, r"hidden_dims\[1\] must be .* got 0"),
-        ({"flow": "ifa"}, "'flow' parameter .* Got 'ifa'"),
+        ({"flow": "ifa"}, "flow must be one of .* got 'ifa'"),
         ({"prior": "flat"}, "'prior' parameter .* Got 'flat'"),
         ({"num_samples": 1}, "'num_samples' parameter .* Got 1"),
         ({"model": lambda x: None}, "give model and guide together"),

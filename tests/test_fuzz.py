@@ -19,5 +19,7 @@ def test_the_section_is_written_anew_and_others_are_kept(tmp_path: Path) -> None
     record(page, section)
     record(page, section)
     text = page.read_text()
-    assert text.count("## Fuzz") == 1 and "outdated" not in text and "\n## Kill tests\n\nkept" in text
+    assert (
+        text.count("## Fuzz") == 1 and "outdated" not in text and "\n## Kill tests\n\nkept" in text
+    )
     assert "| csv | 3 | 0 | 3 " in text and all(outcome in text for outcome in OUTCOMES)

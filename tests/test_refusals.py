@@ -25,6 +25,7 @@ from pyro_vaeflow.datasets import load_adbench, load_arrhythmia, load_kddcup99
 from pyro_vaeflow.fanout import run_all
 from pyro_vaeflow.results import finished_runs, read_csv
 from pyro_vaeflow.studies import load_study
+from pyro_vaeflow.tabular import TableEncoder
 from tests.guide_tables import check, rows
 from tests.test_checkpoint import edit, edit_tensors
 from tests.test_input import ARRAY, NUM, TINY, frame
@@ -110,6 +111,10 @@ CALLS = {
     "sparse_rows": lambda _: score_rows(torch.rand(8, 3).to_sparse()),
     "held_out_rows_of_another_width": lambda _: train_rows(
         torch.rand(8, 3), held_out=torch.rand(8, 4)
+    ),
+    "array_for_a_frame_of_an_encoder": lambda _: TableEncoder().fit(ARRAY),
+    "dates_for_an_encoder": lambda _: TableEncoder().fit(
+        frame().assign(size=pd.date_range("2020-01-01", periods=NUM))
     ),
     "no_programs": lambda _: score(3, 4, torch.rand(8, 3)),
 }
