@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from pyro_vaeflow.programs import Guide as Guide
     from pyro_vaeflow.programs import Model as Model
     from pyro_vaeflow.scoring import KhatWarning as KhatWarning
+    from pyro_vaeflow.scoring import NoScoreWarning as NoScoreWarning
     from pyro_vaeflow.scoring import Scores as Scores
     from pyro_vaeflow.scoring import score as score
     from pyro_vaeflow.state import CheckpointError as CheckpointError
@@ -60,7 +61,7 @@ _HOME = {
         "mixed_table": "MixedEncoder",
         "priors": "ExemplarPrior",
         "programs": "Guide Model",
-        "scoring": "KhatWarning Scores score",
+        "scoring": "KhatWarning NoScoreWarning Scores score",
         "state": "CheckpointError",
         "training": "History NonFiniteError train",
     }.items()
