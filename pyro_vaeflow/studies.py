@@ -153,7 +153,7 @@ def parse_study(text: str, default_name: str = "study") -> Study:
     )
     one = replace(study, datasets=datasets[:1])  # of many data sets: their names are checked later
     for with_quick in (False, True):
-        one.expand(seeds=seeds[:1], quick=with_quick)  # refuses what a run would refuse
+        one.expand(seeds=[min(seeds)], quick=with_quick)  # refuses what a run would refuse
     return study
 
 
