@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from pyro_vaeflow.programs import Model as Model
     from pyro_vaeflow.resume import Checkpoint as Checkpoint
     from pyro_vaeflow.scoring import KhatWarning as KhatWarning
+    from pyro_vaeflow.scoring import NoScoreWarning as NoScoreWarning
     from pyro_vaeflow.scoring import Scores as Scores
     from pyro_vaeflow.scoring import score as score
     from pyro_vaeflow.state import CheckpointError as CheckpointError
@@ -67,7 +68,7 @@ _HOME = {
         "priors": "ExemplarPrior",
         "programs": "Guide Model",
         "resume": "Checkpoint",
-        "scoring": "KhatWarning Scores score",
+        "scoring": "KhatWarning NoScoreWarning Scores score",
         "state": "CheckpointError",
         "training": "History NonFiniteError train",
     }.items()

@@ -7,6 +7,7 @@ handler, so neither model nor guide carries a beta.
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from numbers import Real
 from typing import Any
 
 import torch
@@ -25,7 +26,7 @@ Schedule = Callable[[int], float]
 
 
 def _check_at_least_0(name: str, value: float) -> None:
-    if not 0.0 <= value < math.inf:
+    if not (isinstance(value, Real) and 0.0 <= value < math.inf):
         raise ValueError(f"{name} must be finite and at least 0, got {value!r}")
 
 

@@ -7,7 +7,7 @@ import pandas as pd
 from pyro_vaeflow.checked import ConfigError
 from pyro_vaeflow.rank_plot import plot_ranks
 from pyro_vaeflow.ranks import critical_difference, friedman_p, ranks
-from pyro_vaeflow.results import method_name
+from pyro_vaeflow.results import method_name, read_csv
 from pyro_vaeflow.tables import settings_apart
 from pyro_vaeflow.text_tables import as_text
 
@@ -55,7 +55,7 @@ def write_benchmark(table: pd.DataFrame, out: Path, published: Path | None = Non
         as_text(_with_means(seconds(table), 1, 1), "md"),
     ]
     if published is not None:
-        parts += _published(pd.read_csv(published), auroc, published.name)
+        parts += _published(read_csv(published), auroc, published.name)
     paths[0].write_text("\n\n".join(parts) + "\n")
     return paths
 

@@ -1,10 +1,13 @@
 """Frozen dataclasses that convert and check their fields and refuse unknown keys by name."""
 
+import json
 import math
+import reprlib
 import types
 from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
 from difflib import get_close_matches
+from numbers import Integral, Real
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 
@@ -105,22 +108,26 @@ def convert(value: Any, hint: Any, name: str) -> Any:
             raise ConfigError(f"{name}: expected at least one value, got none")
         return tuple(convert(item, inner[0], name) for item in value)
     if kind is dict and isinstance(value, Mapping):
-        return dict(value)
+        try:
+            return json.loads(json.dumps(dict(value)))  # a copy, of what a file can hold
+        except (TypeError, ValueError, RecursionError) as error:
+            raise ConfigError(f"{name}: expected plain numbers and texts: {error}") from error
     if is_dataclass(hint) and isinstance(value, Mapping):
         try:
             return hint.from_dict(value)  # type: ignore[union-attr]
         except ConfigError as error:
             raise ConfigError(f"{name}: {error}") from None
-    if hint is float and isinstance(value, (int, float, str)) and not isinstance(value, bool):
+    if hint is float and isinstance(value, (Real, str)) and not isinstance(value, bool):
         try:  # YAML 1.1 reads 5e-4 as text
             return float(value)
-        except ValueError:
+        except (OverflowError, ValueError):
             pass
-    elif isinstance(hint, type) and isinstance(value, hint):
-        if not (isinstance(value, bool) and hint is int):
-            return value
+    elif hint is int and isinstance(value, Integral) and not isinstance(value, bool):
+        return int(value)  # NumPy's too
+    elif isinstance(hint, type) and isinstance(value, hint) and hint is not int:
+        return value
     expected = getattr(hint, "__name__", str(hint)) if kind is None else str(hint)
-    raise ConfigError(f"{name}: expected {expected}, got {value!r}")
+    raise ConfigError(f"{name}: expected {expected}, got {reprlib.repr(value)}")
 
 
 def _check_limits(name: str, value: Any, limits: Mapping[str, Any]) -> None:

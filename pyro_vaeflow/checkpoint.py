@@ -48,9 +48,12 @@ def write(
     Args:
         content: plain values, as JSON has them.
         versions: what made it, for people: a reader does not look at them.
+
+    Raises:
+        OSError: the folder cannot be written, the disk is full, say; an earlier checkpoint in it
+            is as it was.
     """
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     # Copies: safetensors refuses tensors that share memory, as those of one module in two roles do.
     data = save({k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()})
     digest = hashlib.sha256(data).hexdigest()
@@ -58,8 +61,14 @@ def write(
     # Through text, so that what is hashed is what a reader will see.
     document = json.loads(json.dumps(document, allow_nan=False))
     text = json.dumps(document | {"sha256": _digest(document)}, indent=1) + "\n"
-    write_whole(folder / files.of(digest), data)
-    write_whole(folder / files.content, text.encode())
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_whole(folder / files.of(digest), data)
+        write_whole(folder / files.content, text.encode())
+    except OSError as error:
+        # Of the same class: OSError makes a PermissionError, say, from its number.
+        why = f"{error.strerror}: nothing was saved; make room or choose another folder than"
+        raise OSError(error.errno, why, str(folder)) from error
     for old in folder.glob(files.of("*")):
         if old.name != files.of(digest):
             old.unlink()

@@ -57,6 +57,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # `vaeflow table DIR | head`
         sys.stderr.close()
         return 1
+    except OSError as error:  # a full disk, say, once runs are done
+        print(
+            f"vaeflow: {error}; finished runs are kept, the same command goes on", file=sys.stderr
+        )
+        return 1
 
 
 def _parser(with_detector: bool) -> _Parser:

@@ -4,7 +4,12 @@ A row of a mixed table is one vector with an entry a column: the code of a level
 no training row shows, or a standardised number; NaN where the entry is missing.
 """
 
+import math
+import warnings
 from dataclasses import dataclass
+from decimal import Decimal
+from numbers import Real
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -16,8 +21,10 @@ POINT_MASS = 0.5  # a share of the rows in one value: above it a numeric column 
 NEW_MASS = 0.01  # ... if so few fresh rows at most have a value that no training row shows
 MAX_LEVELS = 512
 GROUP_MASS = 1 / 32  # of a group of neighbouring numbers, unless one number alone has more
-HUGE = 1e140  # the largest number to learn from: sums of squares stay finite in float64
 FAR = 1e6  # beyond it standardised numbers are all alike: their squares stay finite in float32
+# What pandas says that a column holds.
+NUMBERS = ("integer", "floating", "mixed-integer-float", "decimal")
+DATES = ("datetime64", "datetime", "date", "time", "timedelta64", "timedelta", "period")
 
 
 @dataclass(frozen=True)
@@ -36,9 +43,9 @@ class Column(Checked):
     name: str
     kind: str = setting(choices=KINDS)
     levels: tuple[str, ...] | None = None
-    lows: tuple[float, ...] | None = None
-    highs: tuple[float, ...] | None = None
-    loc: float = 0.0
+    lows: tuple[float, ...] | None = setting(None)
+    highs: tuple[float, ...] | None = setting(None)
+    loc: float = setting(0.0)
     scale: float = setting(1.0, above=0.0)
 
     def __post_init__(self) -> None:
@@ -51,6 +58,13 @@ class Column(Checked):
                 f"column {self.name!r}: a categorical column has levels, a discrete one as many "
                 f"lows as highs, a continuous one none; got {self.kind} with {sizes} of the three"
             )
+        bounds = [
+            bound for pair in zip(self.lows or (), self.highs or (), strict=True) for bound in pair
+        ]
+        if bounds != sorted(bounds) or len(set(self.levels or ())) != sizes[0]:
+            raise ConfigError(
+                f"column {self.name!r}: levels must be distinct, and their bounds ascending"
+            )
 
     @property
     def num_levels(self) -> int:
@@ -58,17 +72,39 @@ class Column(Checked):
         return 0 if self.kind == "continuous" else 1 + len(self.levels or self.lows or ())
 
     def encode(self, values: pd.Series) -> np.ndarray:
-        """Codes or standardised numbers of the values, float64 ``(num_data,)``; NaN is missing."""
+        """Codes or standardised numbers of the values, float64 ``(num_data,)``; NaN is missing.
+
+        Raises:
+            ValueError: the column is one of numbers and a value is none.
+            TypeError: the values are dates, complex numbers or containers.
+
+        Warns:
+            UserWarning: the column is one of texts, and the values are numbers.
+        """
+        check_values(values)
         if self.kind == "categorical":
             text = as_text(values)
+            self._warn_of_numbers(values)
             codes = pd.Index(self.levels or (), dtype="string").get_indexer(pd.Index(text)) + 1.0
             return np.where(text.isna(), np.nan, codes)
         numbers = as_numbers(values)
         if self.kind == "continuous":
-            return np.clip((numbers - self.loc) / self.scale, -FAR, FAR)
+            with np.errstate(over="ignore"):  # to infinity, and so to FAR
+                return np.clip((numbers - self.loc) / self.scale, -FAR, FAR)
         place = np.searchsorted(np.array(self.lows), numbers, side="right")
         inside = numbers <= np.array([-np.inf, *(self.highs or ())])[place]
         return np.where(np.isnan(numbers), np.nan, np.where(inside, place, 0.0))
+
+    def _warn_of_numbers(self, values: pd.Series) -> None:
+        """Numbers where training had texts: more often another dtype than a row that is odd."""
+        levels = self.levels or ()
+        if _is_number_dtype(values) and values.notna().any() and not any(map(_spells, levels)):
+            warnings.warn(
+                f"column {self.name!r} held texts in training, such as {levels[0]!r}, and holds "
+                f"numbers now ({values.dtype}): all are taken as never seen. Convert it to the "
+                "dtype of training",
+                stacklevel=2,
+            )
 
 
 def learn_column(values: pd.Series, kind: str | None = None) -> Column:
@@ -96,19 +132,21 @@ def learn_column(values: pd.Series, kind: str | None = None) -> Column:
     name = str(values.name)
     if kind is not None and kind not in KINDS:
         raise ValueError(f"kind of column {name!r} must be one of {KINDS}, got {kind!r}")
-    if pd.api.types.is_datetime64_any_dtype(values) or pd.api.types.is_timedelta64_dtype(values):
-        raise TypeError(
-            f"column {name!r} holds dates or times; give numbers that matter, such as the hour or "
-            "the days since a fixed date"
-        )
-    if pd.api.types.is_complex_dtype(values):
-        raise TypeError(f"column {name!r} holds complex numbers; give real and imaginary columns")
+    check_values(values)
     if kind == "categorical" or (kind is None and not is_numeric(values)):
         text = as_text(values).dropna()
         _check_any(name, len(text))
-        return Column(name, "categorical", levels=tuple(sorted(text.unique())))
+        levels = sorted(text.unique())
+        chosen = kind is not None or isinstance(values.dtype, pd.CategoricalDtype)
+        if len(levels) > 2 and not chosen and all(map(_spells, levels)):
+            warnings.warn(
+                f"column {name!r} holds texts that spell numbers, and they are taken as categories;"
+                " convert it with pd.to_numeric, or say what it is with kinds",
+                stacklevel=2,
+            )
+        return Column(name, "categorical", levels=tuple(levels))
     numbers = as_numbers(values)
-    numbers = np.clip(numbers[np.isfinite(numbers)], -HUGE, HUGE)
+    numbers = numbers[np.isfinite(numbers)]
     _check_any(name, len(numbers))
     found, counts = np.unique(numbers, return_counts=True)
     if kind is None:
@@ -119,10 +157,39 @@ def learn_column(values: pd.Series, kind: str | None = None) -> Column:
     if kind == "discrete":
         lows, highs = _groups(found, counts)
         return Column(name, "discrete", lows=tuple(lows), highs=tuple(highs))
-    loc, scale = float(numbers.mean()), float(numbers.std())
+    # By a power of two, which rounds nothing: sums of squares of any finite numbers stay finite.
+    power = math.frexp(np.abs(numbers).max())[1]
+    near_one = np.ldexp(numbers, -power)
+    loc, scale = (math.ldexp(float(v), power) for v in (near_one.mean(), near_one.std()))
     if scale <= 1e-12 * abs(loc):  # what rounding leaves of a constant
         scale = 1.0
     return Column(name, "continuous", loc=loc, scale=scale)
+
+
+def check_values(values: pd.Series) -> None:
+    """Refuses what is neither numbers nor texts; categories of anything are texts.
+
+    Raises:
+        TypeError: the column holds dates, complex numbers or containers.
+    """
+    if isinstance(values.dtype, pd.CategoricalDtype):
+        return
+    what = pd.api.types.infer_dtype(values, skipna=True)
+    name = str(values.name)
+    if what in DATES:
+        raise TypeError(
+            f"column {name!r} holds dates or times; give numbers that matter: the hour, the days "
+            "since a fixed date"
+        )
+    if what == "complex":
+        raise TypeError(f"column {name!r} holds complex numbers; give real and imaginary columns")
+    if what.startswith("mixed"):
+        for value in values:
+            if not pd.api.types.is_scalar(value):
+                raise TypeError(
+                    f"column {name!r} holds a value of type {type(value).__name__}; give one number"
+                    " or text an entry"
+                )
 
 
 def as_text(values: pd.Series) -> pd.Series:
@@ -130,12 +197,16 @@ def as_text(values: pd.Series) -> pd.Series:
     if is_numeric(values):
         numbers = pd.Series(as_numbers(values), dtype="Float64")
         return numbers.map(lambda v: f"{v:.15g}", na_action="ignore").astype("string")
+    if values.dtype == object:  # a number has the text that it has in a column of numbers
+        values = values.map(_text, na_action="ignore")
     return values.astype("string")
 
 
 def is_numeric(values: pd.Series) -> bool:
-    """Whether the dtype is one of numbers; booleans are categories."""
-    return pd.api.types.is_numeric_dtype(values) and not pd.api.types.is_bool_dtype(values)
+    """Whether a column is one of numbers, in any dtype; booleans and texts are categories."""
+    if values.dtype == object:
+        return pd.api.types.infer_dtype(values, skipna=True) in NUMBERS
+    return _is_number_dtype(values)
 
 
 def as_numbers(values: pd.Series) -> np.ndarray:
@@ -146,21 +217,40 @@ def as_numbers(values: pd.Series) -> np.ndarray:
     """
     try:
         return values.to_numpy(dtype=np.float64, na_value=np.nan)
-    except (TypeError, ValueError) as error:
+    except (OverflowError, TypeError, ValueError) as error:
         raise ValueError(
             f"column {str(values.name)!r} holds values that are no numbers: {error}"
         ) from error
 
 
+def _is_number_dtype(values: pd.Series) -> bool:
+    return pd.api.types.is_numeric_dtype(values) and not pd.api.types.is_bool_dtype(values)
+
+
+def _text(value: Any) -> Any:
+    is_number = isinstance(value, Real | Decimal) and not isinstance(value, bool | np.bool_)
+    return f"{float(value):.15g}" if is_number else value
+
+
+def _spells(level: str) -> bool:
+    """Whether a text is a number's."""
+    try:
+        float(level)
+    except ValueError:
+        return False
+    return True
+
+
 def _check_any(name: str, count: int) -> None:
     if not count:
-        raise ValueError(f"column {name!r} has no value in the training rows; leave it out")
+        raise ValueError(f"column {name!r} has no finite value in the training rows; leave it out")
 
 
 def _groups(found: np.ndarray, counts: np.ndarray) -> tuple[list[float], list[float]]:
     """The levels of distinct numbers: each its own, or groups where they fill their range."""
-    gaps = np.diff(found)
-    lattice = (found[-1] - found[0]) / gaps.min() + 1 if len(found) > 1 else 1
+    with np.errstate(over="ignore", invalid="ignore"):  # infinite gaps are wide ones
+        gaps = np.diff(found)
+        lattice = (found[-1] - found[0]) / gaps.min() + 1 if len(found) > 1 else 1
     sparse = len(found) < 0.5 * lattice  # a value between two seen ones is news
     if len(found) <= MAX_LEVELS and (sparse or len(found) <= 1 / GROUP_MASS):
         return found.tolist(), found.tolist()

@@ -7,7 +7,9 @@ registry when the run is prepared, so that registering one function is all that 
 import hashlib
 import json
 import math
+import reprlib
 from dataclasses import MISSING, dataclass, fields
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -24,6 +26,8 @@ IGNORED: dict[str, dict[str, tuple[str, ...]]] = {
     },
     "learning_rate_schedule": {"constant": ("learning_rate_stop",)},
 }
+MAX_BYTES = 2**20  # of a configuration file
+MAX_VALUES = 100_000  # in it, with its aliases written out
 VAEFLOW = "vaeflow"  # the detector that this package is about; every other is a peer
 # All that a peer reads: the others are at their defaults and not in its file.
 OF_PEERS = (
@@ -150,6 +154,8 @@ class ExperimentConfig(Checked):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.study in ("", ".", "..") or set(self.study) & set("/\\\0"):
+            raise ConfigError(f"study: expected the name of a folder, got {self.study!r}")
         if self.is_peer:
             self._reset_unread()
             return
@@ -197,6 +203,18 @@ class ExperimentConfig(Checked):
         """
         return cls.from_dict(read_mapping(text, "the configuration"))
 
+    @classmethod
+    def from_file(cls, path: Path) -> "ExperimentConfig":
+        """Reads a file that holds what `to_yaml` wrote.
+
+        Raises:
+            ConfigError: names the file and what is wrong with it.
+        """
+        try:
+            return cls.from_yaml(read_text(path))
+        except ConfigError as error:
+            raise ConfigError(f"{path}: {error}") from error
+
     @property
     def digest(self) -> str:
         """Eight hexadecimal digits of all that the run reads but the seed and the study's name."""
@@ -216,16 +234,50 @@ class ExperimentConfig(Checked):
         return f"{dataset}-{method}-seed{self.seed}-{self.digest}"
 
 
+def read_text(path: Path) -> str:
+    """The text of a configuration file.
+
+    Raises:
+        ConfigError: it is no file that can be read, or no text in UTF-8, or too long.
+    """
+    try:
+        with path.open("rb") as file:
+            data = file.read(MAX_BYTES + 1)
+        if len(data) > MAX_BYTES:
+            raise ConfigError(f"{path} is longer than {MAX_BYTES} bytes: no configuration is")
+        return data.decode()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is no text file that can be read: {error}") from error
+
+
 def read_mapping(text: str, what: str) -> dict[str, Any]:
     """The mapping in a YAML document.
 
     Raises:
-        ConfigError: it is no YAML, or YAML of another kind.
+        ConfigError: it is no YAML, or YAML of another kind, or few aliases make much of it.
     """
     try:
-        values = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{what} is not YAML: {error}") from error
+        loader = yaml.SafeLoader(text)
+        node = loader.get_single_node()
+        size = _written_out(node, {}) if node is not None else 0
+        values = loader.construct_document(node) if 0 < size <= MAX_VALUES else None
+    except RecursionError as error:
+        raise ConfigError(f"{what} is not YAML: it is nested too deeply") from error
+    except (yaml.YAMLError, ArithmeticError, AttributeError, LookupError, ValueError) as error:
+        raise ConfigError(f"{what} is not YAML: {error}") from error  # 2001-99-99 is no date
+    if size > MAX_VALUES:
+        raise ConfigError(f"{what} has more than {MAX_VALUES} values, its aliases written out")
     if not isinstance(values, dict):
-        raise ConfigError(f"{what} must be a mapping of keys to values, got {values!r:.60}")
+        raise ConfigError(f"{what} must be a mapping of keys to values, got {reprlib.repr(values)}")
     return values
+
+
+def _written_out(node: yaml.Node, sizes: dict[int, float]) -> float:
+    """The values below a node if each alias were a copy; infinite if it holds itself."""
+    if id(node) not in sizes:
+        sizes[id(node)] = math.inf
+        parts = node.value if isinstance(node, yaml.CollectionNode) else ()
+        if isinstance(node, yaml.MappingNode):
+            parts = [part for pair in parts for part in pair]
+        sizes[id(node)] = 1 + sum(_written_out(part, sizes) for part in parts)
+    return sizes[id(node)]

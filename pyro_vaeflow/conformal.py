@@ -1,5 +1,7 @@
 """How many flags may be false: conformal p-values, and the false-discovery rate they control."""
 
+from numbers import Real
+
 import numpy as np
 from numpy.typing import ArrayLike
 from scipy.stats import false_discovery_control
@@ -53,7 +55,7 @@ def discoveries(p: ArrayLike, fdr: float) -> np.ndarray:
         >>> discoveries([0.001, 0.8, 0.02, 0.5], fdr=0.05).tolist()
         [True, False, True, False]
     """
-    if not 0.0 < fdr < 1.0:
+    if not (isinstance(fdr, Real) and 0.0 < fdr < 1.0):
         raise ValueError(f"fdr must be inside (0, 1), got {fdr!r}")
     values = np.asarray(p, dtype=float)
     return false_discovery_control(values, method="bh") <= fdr if len(values) else values < 0

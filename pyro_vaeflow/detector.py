@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 from sklearn.base import BaseEstimator, OutlierMixin
 from sklearn.utils import Tags, check_random_state
+from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 
 from pyro_vaeflow import conformal
@@ -23,6 +24,7 @@ from pyro_vaeflow.columns import is_numeric
 from pyro_vaeflow.config import ExperimentConfig
 from pyro_vaeflow.curves import plot_history
 from pyro_vaeflow.fingerprint import named_digest, structure, tensor_digest
+from pyro_vaeflow.given_table import as_table
 from pyro_vaeflow.isolation import Program
 from pyro_vaeflow.metrics import number_flagged
 from pyro_vaeflow.mixed_table import MixedEncoder
@@ -31,7 +33,7 @@ from pyro_vaeflow.programs import Guide, Model
 from pyro_vaeflow.recipe import build, fit, score_rows
 from pyro_vaeflow.saved_detector import load_detector, save_detector
 from pyro_vaeflow.score_plots import plot_contributions, plot_scores
-from pyro_vaeflow.scoring import KhatWarning, Scores
+from pyro_vaeflow.scoring import KhatWarning, NoScoreWarning, Scores
 from pyro_vaeflow.sizes import check_size
 from pyro_vaeflow.state import state_of
 
@@ -97,6 +99,28 @@ class VAEFlowDetector(OutlierMixin, BaseEstimator):
         >>> list(detector.explain(frame.head(3)))
         ['size', 'kind']
     """
+
+    _parameter_constraints = {
+        "flow": [str],  # any that is registered by then
+        "num_flows": [Interval(Integral, 0, 100, closed="both")],
+        "latent_dim": [Interval(Integral, 1, None, closed="left"), None],
+        "hidden_dims": [list, tuple],
+        "num_steps": [Interval(Integral, 1, None, closed="left")],
+        "batch_size": [Interval(Integral, 1, None, closed="left")],
+        "learning_rate": [Interval(Real, 0, 1e6, closed="neither")],
+        "num_samples": [Interval(Integral, 2, 1_000_000, closed="both")],
+        "criterion": [StrOptions(set(CRITERIA))],
+        "contamination": [Interval(Real, 0, 0.5, closed="right"), StrOptions({"auto"})],
+        "kinds": [Mapping, None],
+        "prior": [StrOptions({"exemplar", "normal"})],
+        "calibration_share": [Interval(Real, 0, 1, closed="left")],
+        "validation_share": [Interval(Real, 0, 1, closed="left")],
+        "random_state": ["random_state"],
+        "warm_start": ["boolean"],
+        "progress": ["boolean"],
+        "model": [callable, None],
+        "guide": [callable, None],
+    }
 
     def __init__(
         self,
@@ -174,6 +198,11 @@ class VAEFlowDetector(OutlierMixin, BaseEstimator):
         # Held-out rows are the first ones, and a table can be sorted.
         order = np.random.default_rng(self.seed_).permutation(len(frame))
         kept, used = np.split(order, [round(self.calibration_share * len(frame))])
+        if not len(used) - round(self.validation_share * len(used)):
+            raise ValueError(
+                f"calibration_share={self.calibration_share!r} and validation_share="
+                f"{self.validation_share!r} leave none of {len(frame)} rows to train on; lower them"
+            )
         if not goes_on:
             self.encoder_ = MixedEncoder(self._kinds(frame)).fit(frame.iloc[used])
         x = self.encoder_.transform(frame)
@@ -246,8 +275,14 @@ class VAEFlowDetector(OutlierMixin, BaseEstimator):
         """The mean ELBO of the rows, nats: what a search over settings maximises on held-out rows.
 
         Values compare between settings of one encoding of the columns, not between `kinds`.
+
+        Raises:
+            ValueError: there is no row.
         """
-        return float(self._scores(self._encoded(X)).elbo.mean())
+        x = self._encoded(X)
+        if not len(x):
+            raise ValueError("X must have a row at least to have a mean ELBO, got n_samples=0")
+        return float(self._scores(x).elbo.mean())
 
     def score_details(self, X: Any) -> pd.DataFrame:
         """Each row's evidence with its standard error, ESS and k-hat: `Scores` as a frame, nats.
@@ -288,7 +323,9 @@ class VAEFlowDetector(OutlierMixin, BaseEstimator):
 
     def plot_contributions(self, X: Any, row: int = 0) -> Figure:
         """What the columns add to the oddness of one row, by its position in `X`, as bars."""
-        nats = self.explain(X.iloc[[row]] if isinstance(X, pd.DataFrame) else np.asarray(X)[[row]])
+        X = as_table(X)
+        check_size("row", row, 0, len(X) - 1)
+        nats = self.explain(X.iloc[[row]] if isinstance(X, pd.DataFrame) else X[[row]])
         return plot_contributions(nats.iloc[0])
 
     def plot_history(self) -> Figure:
@@ -332,16 +369,12 @@ class VAEFlowDetector(OutlierMixin, BaseEstimator):
         return tags
 
     def _check(self) -> None:
-        """Refuses arguments that nothing else looks at, or that go by another name further in."""
-        if self.criterion not in CRITERIA:
-            raise ValueError(f"criterion must be one of {sorted(CRITERIA)}, got {self.criterion!r}")
-        share = self.contamination
-        if share != "auto" and not (isinstance(share, Real) and 0.0 < share <= 0.5):
-            raise ValueError(f"contamination must be 'auto' or in (0, 0.5], got {share!r}")
-        if not 0.0 <= self.calibration_share < 1.0:
-            raise ValueError(f"calibration_share must be in [0, 1), got {self.calibration_share!r}")
+        """Refuses arguments of a wrong type or out of range."""
+        self._validate_params()
         if (self.model is None) != (self.guide is None):
             raise ValueError("give model and guide together, or neither")
+        if not self.hidden_dims:
+            raise ValueError(f"hidden_dims must be at least one size, got {self.hidden_dims!r}")
         for place, width in enumerate(self.hidden_dims):
             check_size(f"hidden_dims[{place}]", width)
 
@@ -435,12 +468,23 @@ class VAEFlowDetector(OutlierMixin, BaseEstimator):
         self.offset_ = float(offset)
 
     def _frame(self, X: Any, reset: bool) -> pd.DataFrame:
+        """The rows as a frame of their own, with the columns of `fit` and rows from 0 on."""
+        X = as_table(X)
         if isinstance(X, pd.DataFrame):
-            validate_data(self, X, reset=reset, skip_check_array=True)
+            try:
+                validate_data(self, X, reset=reset, skip_check_array=True)
+            except ValueError as error:
+                if not hasattr(self, "feature_names_in_"):
+                    raise
+                raise ValueError(
+                    f"{str(error).rstrip()} The columns of fit are in feature_names_in_: "
+                    "X[detector.feature_names_in_] has them in order"
+                ) from error
             frame = X.reset_index(drop=True)
         else:
+            rows = 1 if reset else 0
             X = validate_data(
-                self, X, reset=reset, dtype=None, ensure_all_finite=False, ensure_min_samples=1
+                self, X, reset=reset, dtype=None, ensure_all_finite=False, ensure_min_samples=rows
             )
             frame = pd.DataFrame(X).infer_objects()
         # By place: scikit-learn has compared the names.
@@ -452,9 +496,17 @@ class VAEFlowDetector(OutlierMixin, BaseEstimator):
         return x.double() if isinstance(self.model_, Model) else x
 
     def _scores(self, x: torch.Tensor) -> Scores:
-        with warnings.catch_warnings():  # score_details has each row's k-hat
-            warnings.simplefilter("ignore", KhatWarning)
-            return score_rows(self._config(), self.model_, self.guide_, x, self.progress)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", KhatWarning)  # score_details has each row's k-hat
+            warnings.simplefilter("ignore", NoScoreWarning)  # an error, below
+            scores = score_rows(self._config(), self.model_, self.guide_, x, self.progress)
+        if lost := scores.log_evidence.isnan().nonzero().squeeze(-1).tolist():
+            raise ValueError(
+                f"{len(lost)} of {len(x)} rows have no score, row {lost[0]} first: their log p(x) "
+                "is NaN. Did training diverge (plot_history), or do model and guide take no missing"
+                " entries, which are NaN?"
+            )
+        return scores
 
     def _score_encoded(self, x: torch.Tensor) -> np.ndarray:
         x = x.double() if isinstance(self.model_, Model) else x

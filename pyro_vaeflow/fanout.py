@@ -74,7 +74,10 @@ def run_all(
     done = [config.run_name for config in configs if is_finished(runs / config.run_name, config)]
     todo = [config for config in configs if config.run_name not in done]
     outcome = Outcome(finished=[], skipped=done, failed={})
-    runs.mkdir(parents=True, exist_ok=True)
+    try:
+        runs.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"--out: {out} cannot be written ({error}); choose a folder") from error
     sweep(runs)
     call = runs / f".{uuid4().hex}.claim"
     bar = tqdm(total=len(configs), initial=len(done), desc="runs", unit="run", disable=not progress)
@@ -159,14 +162,19 @@ def attempt(
 
 
 def _failed(config: ExperimentConfig, out: Path, error: Exception) -> tuple[State, str]:
-    folder = out / "failed" / config.run_name
+    with contextlib.suppress(OSError):  # of a full disk, which may be why the run failed
+        _keep_failure(error, config, out / "failed" / config.run_name)
+    if isinstance(error, NonFiniteError):
+        _forget(out / "unfinished" / config.run_name)  # it leads to the same error
+    return "failed", f"{type(error).__name__}: {error}"
+
+
+def _keep_failure(error: Exception, config: ExperimentConfig, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.yaml").write_text(config.to_yaml())
     (folder / "error.txt").write_text("".join(traceback.format_exception(error)))
     if isinstance(error, NonFiniteError):
         error.history.frame.to_csv(folder / "history.csv", index=False)
-        _forget(out / "unfinished" / config.run_name)  # it leads to the same error
-    return "failed", f"{type(error).__name__}: {error}"
 
 
 def _forget(checkpoint: Path) -> None:

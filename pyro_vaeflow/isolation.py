@@ -70,6 +70,10 @@ def param_scope(model: Program, guide: Program, keep: bool = True) -> Iterator[N
         ...     print(pyro.param("a").item())
         1.0
     """
+    if not (callable(model) and callable(guide)):
+        raise TypeError(
+            f"model and guide must be functions or modules, got {model!r:.60} and {guide!r:.60}"
+        )
     store = pyro.get_param_store()
     of_guide = _STORES.setdefault(_owner(guide), WeakKeyDictionary())
     state = of_guide.get(_owner(model))

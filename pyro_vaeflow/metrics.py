@@ -1,5 +1,7 @@
 """How well an anomaly score orders labelled rows; every function depends on the order alone."""
 
+from numbers import Real
+
 import numpy as np
 from numpy.typing import ArrayLike
 from sklearn.metrics import average_precision_score, roc_auc_score
@@ -45,7 +47,7 @@ def number_flagged(num_data: int, fraction: float) -> int:
         >>> number_flagged(98_805, 0.2)
         19761
     """
-    if not 0.0 < fraction <= 1.0:
+    if not (isinstance(fraction, Real) and 0.0 < fraction <= 1.0):
         raise ValueError(f"fraction must lie in (0, 1], got {fraction!r}")
     return max(1, int(fraction * num_data + 0.5))
 

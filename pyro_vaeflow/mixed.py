@@ -12,6 +12,7 @@ from torch.distributions import constraints
 from pyro_vaeflow.columns import Column
 from pyro_vaeflow.sizes import check_positive
 
+LARGE = 2**24  # entries of a matrix
 MAX_LOGIT = 25.0  # a value that no training row shows costs at most about twice as many nats
 
 
@@ -35,9 +36,21 @@ class MixedLayout(nn.Module):
         self.register_buffer("continuous", torch.tensor(continuous, dtype=torch.long))
         self.register_buffer("order", torch.tensor(discrete + continuous).argsort())
         self.register_buffer("start", torch.tensor([0, *self.sizes]).cumsum(0)[:-1])
-        # (num_logits, num_discrete): sums the levels of each column in one matrix product
-        ones = [torch.ones(size, 1) for size in self.sizes]
-        self.register_buffer("owner", torch.block_diag(*ones) if ones else torch.ones(0, 0))
+        # Sums the levels of each column: (num_logits, num_discrete), in one matrix product, or in
+        # a table of thousands of discrete columns, whose matrix would be large, (num_logits,)
+        if sum(self.sizes) * len(discrete) > LARGE:
+            owner = torch.arange(len(discrete)).repeat_interleave(torch.tensor(self.sizes))
+        else:
+            ones = [torch.ones(size, 1) for size in self.sizes]
+            owner = torch.block_diag(*ones) if ones else torch.ones(0, 0)
+        self.register_buffer("owner", owner)
+
+    def level_sums(self, values: torch.Tensor) -> torch.Tensor:
+        """The sum over each discrete column's levels of ``(..., num_logits)``."""
+        if self.owner.dim() == 2:
+            return values @ self.owner
+        sums = values.new_zeros(*values.shape[:-1], len(self.sizes))
+        return sums.index_add_(-1, self.owner, values)
 
 
 class MixedRow(TorchDistribution):
@@ -80,7 +93,7 @@ class MixedRow(TorchDistribution):
             codes = value[..., layout.discrete].long() + layout.start
             shape = torch.broadcast_shapes(codes.shape[:-1], self.logits.shape[:-1])
             picked = self.logits.expand(*shape, -1).gather(-1, codes.expand(*shape, -1))
-            parts.append(picked - (self.logits.exp() @ layout.owner).log())
+            parts.append(picked - layout.level_sums(self.logits.exp()).log())
         if len(layout.continuous):
             parts.append(self.normal.log_prob(value[..., layout.continuous]))
         features = parts[0] if len(parts) == 1 else torch.cat(parts, -1)[..., layout.order]

@@ -10,13 +10,14 @@ from sklearn.base import BaseEstimator
 from sklearn.utils.validation import check_is_fitted
 
 from pyro_vaeflow.columns import learn_column
+from pyro_vaeflow.given_table import check_frame
 
 
 class MixedEncoder(BaseEstimator):
     """Codes of levels and standardised numbers, float32 ``(num_data, num_columns)``; NaN: missing.
 
-    Nothing that test rows hold is an error later: a level or number that no training row of a
-    discrete column shows has the code 0, and ``None``, ``NaN`` and ``NA`` are missing.
+    No text and no number of test rows is an error later: one that no training row of a categorical
+    or discrete column shows has the code 0, and ``None``, ``NaN`` and ``NA`` are missing.
 
     Args:
         kinds: column name -> ``categorical``, ``discrete`` or ``continuous``, where
@@ -42,15 +43,16 @@ class MixedEncoder(BaseEstimator):
         Raises:
             ValueError: the frame has no rows, no columns or repeated column names, a column has no
                 value, or `kinds` names a column or kind that is not known.
-            TypeError: a column holds dates or complex numbers.
+            TypeError: a column holds dates, complex numbers or containers.
         """
+        check_frame(frame)
         if frame.empty:
             raise ValueError(f"frame must have rows and columns, got shape {frame.shape}")
         if not frame.columns.is_unique:
             repeated = frame.columns[frame.columns.duplicated()].unique().tolist()
             raise ValueError(f"frame must have distinct column names, got {repeated} repeatedly")
         kinds = self.kinds or {}
-        if unknown := sorted(set(kinds) - set(frame.columns)):
+        if unknown := sorted(set(kinds) - set(frame.columns), key=str):
             raise ValueError(f"kinds names {unknown}, not columns of {list(frame.columns)}")
         self.columns_ = [learn_column(frame[name], kinds.get(name)) for name in frame.columns]
         self.names_ = frame.columns
@@ -63,9 +65,10 @@ class MixedEncoder(BaseEstimator):
             ValueError: columns differ from those of `fit`, or a numeric one holds text.
         """
         check_is_fitted(self)
+        check_frame(frame)
         missing = self.names_.difference(frame.columns).tolist()
         unknown = frame.columns.difference(self.names_).tolist()
-        if missing or unknown:
+        if missing or unknown or len(frame.columns) != len(self.names_):
             raise ValueError(
                 f"frame must have the columns seen in fit; missing {missing}, unknown {unknown}"
             )

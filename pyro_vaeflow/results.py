@@ -5,6 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
+from pyro_vaeflow.checked import ConfigError
 from pyro_vaeflow.config import ExperimentConfig
 from pyro_vaeflow.peers import PEERS
 
@@ -29,9 +32,33 @@ def finished_runs(out: Path) -> list[FinishedRun]:
     """The finished runs under ``out/runs``: by data set, posterior, depth and seed."""
     found = []
     for path in out.glob("runs/[!.]*/metrics.json"):
-        config = ExperimentConfig.from_yaml((path.parent / "config.yaml").read_text())
-        found.append(FinishedRun(path.parent, config, json.loads(path.read_text())))
+        config = ExperimentConfig.from_file(path.parent / "config.yaml")
+        found.append(FinishedRun(path.parent, config, read_json(path)))
     return sorted(found, key=_order)
+
+
+def read_json(path: Path) -> Any:
+    """What a JSON file of a run's folder holds.
+
+    Raises:
+        ConfigError: it cannot be read, or is no JSON.
+    """
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError, RecursionError) as error:
+        raise ConfigError(f"{path} is no JSON that can be read: {error}") from error
+
+
+def read_csv(path: Path) -> pd.DataFrame:
+    """The table in a csv file.
+
+    Raises:
+        ConfigError: it cannot be read, or is no table.
+    """
+    try:
+        return pd.read_csv(path)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path} is no csv table that can be read: {error}") from error
 
 
 def _order(run: FinishedRun) -> tuple[Any, ...]:

@@ -8,6 +8,7 @@ from uuid import uuid4
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from pyro_vaeflow.checked import ConfigError
@@ -17,7 +18,8 @@ from pyro_vaeflow.config import ExperimentConfig
 from pyro_vaeflow.experiment import Result
 from pyro_vaeflow.programs import Guide, Model
 from pyro_vaeflow.recipe import build
-from pyro_vaeflow.state import restore
+from pyro_vaeflow.results import read_json
+from pyro_vaeflow.state import CheckpointError, restore
 from pyro_vaeflow.versions import package_versions
 
 RUN_FILES = ("config.yaml", "metrics.json", "scores.npz")
@@ -75,7 +77,7 @@ def is_finished(folder: Path, config: ExperimentConfig) -> bool:
         return False
     if missing := [name for name in files_of(config) if not (folder / name).is_file()]:
         raise ConfigError(f"{folder} lacks {', '.join(missing)}; remove it and run again")
-    found = ExperimentConfig.from_yaml((folder / "config.yaml").read_text())
+    found = ExperimentConfig.from_file(folder / "config.yaml")
     if found.run_name != config.run_name:
         raise ConfigError(
             f"{folder} holds the run {found.run_name}; remove it or choose another --out"
@@ -88,18 +90,27 @@ def load_programs(folder: Path) -> tuple[ExperimentConfig, Model, Guide]:
 
     Raises:
         ConfigError: the run is a peer's, which has neither.
-        CheckpointError: the parameters do not fit the configuration.
+        CheckpointError: the parameters cannot be read or do not fit the configuration.
     """
-    config = ExperimentConfig.from_yaml((folder / "config.yaml").read_text())
+    config = ExperimentConfig.from_file(folder / "config.yaml")
     if config.is_peer:
         raise ConfigError(f"{folder} is a run of the peer {config.detector}; it has no programs")
-    tensors = load_file(folder / "parameters.safetensors")
-    num_features = json.loads((folder / "metrics.json").read_text())["num_features"]
-    if config.likelihood == "mixed":
-        listed = json.loads((folder / "columns.json").read_text())
-        num_features = [Column.from_dict(values) for values in listed]
-    model, guide = build(config, num_features, tensors.get("model.prior.rows"))
-    restore(model, guide, tensors)
+    path = folder / "parameters.safetensors"
+    try:
+        tensors = load_file(path)
+    except (OSError, SafetensorError, ValueError) as error:
+        raise CheckpointError(f"{path} is not a safetensors file: {error}") from error
+    try:
+        num_features = read_json(folder / "metrics.json")["num_features"]
+        if num_features > max(value.numel() for value in tensors.values()):
+            raise ValueError(f"num_features={num_features!r} is more than any tensor has values")
+        if config.likelihood == "mixed":
+            listed = read_json(folder / "columns.json")
+            num_features = [Column.from_dict(values) for values in listed]
+        model, guide = build(config, num_features, tensors.get("model.prior.rows"))
+        restore(model, guide, tensors)
+    except (LookupError, RuntimeError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{folder} does not hold a run's programs: {error}") from error
     return config, model, guide
 
 

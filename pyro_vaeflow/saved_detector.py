@@ -1,5 +1,6 @@
 """A fitted detector as JSON and tensors, and back. What a file says is doubted until it fits."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ NOT_SAVED = ("model", "guide", "checkpoint_dir")  # programs are code; the folde
 FITTED = ("settings", "names", "has_feature_names", "columns", "seed", "offset", "history", "own")
 PLAIN = (bool, int, float, str, type(None))
 ROWS = "model.prior.rows"
+PERMUTATION = "permutation"
 
 
 def save_detector(detector: Any, folder: str | Path) -> None:
@@ -54,6 +56,17 @@ def load_detector(detector: Any, folder: str | Path) -> Any:
         CheckpointError: the folder does not hold what `save_detector` writes.
     """
     content, tensors = read(folder)
+    try:
+        return _filled(detector, content, tensors)
+    except CheckpointError as error:
+        raise CheckpointError(f"{folder}: {error}") from error
+    except ValueError as error:  # ConfigError among them
+        raise CheckpointError(f"{folder} does not hold a detector: {error}") from error
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError) as error:
+        raise CheckpointError(f"{folder} does not hold a detector: {error!r:.300}") from error
+
+
+def _filled(detector: Any, content: Any, tensors: dict[str, torch.Tensor]) -> Any:
     check_keys(content, FITTED, "content")
     state = {k.removeprefix("state."): v for k, v in tensors.items() if k.startswith("state.")}
     extra = {k: v for k, v in tensors.items() if not k.startswith("state.")}
@@ -63,18 +76,13 @@ def load_detector(detector: Any, folder: str | Path) -> Any:
             "pass model= and guide= to load a detector of programs of one's own, and only then; "
             f"the file says own={content['own']!r}"
         )
-    try:
-        _take_settings(detector, content)
-        _take_tables(detector, content, extra)
-        config = detector._config()
-        detector.model_, detector.guide_ = _programs(detector, config, state)
-        restore(detector.model_, detector.guide_, state)
-    except CheckpointError:
-        raise
-    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError) as error:
-        raise CheckpointError(f"{folder} does not hold a detector: {error!r:.300}") from error
-    except ValueError as error:  # ConfigError among them
-        raise CheckpointError(f"{folder} does not hold a detector: {error}") from error
+    _take_settings(detector, content)
+    _take_tables(detector, content, extra)
+    config = detector._config()
+    detector.model_, detector.guide_ = _programs(detector, config, state)
+    if detector.model is None:
+        _check_places(detector, state)
+    restore(detector.model_, detector.guide_, state)
     detector.offset_ = float(content["offset"])
     return detector
 
@@ -91,7 +99,8 @@ def _take_settings(detector: Any, content: dict[str, Any]) -> None:
     detector.seed_ = _typed(content, "seed", int)
     if not 0 <= detector.seed_ < 2**32:
         raise CheckpointError(f"seed must be from 0 to 2**32 - 1, got {detector.seed_!r}")
-    _typed(content, "offset", float)
+    if not math.isfinite(offset := _typed(content, "offset", float)):
+        raise CheckpointError(f"offset must be finite, got {offset!r}")
 
 
 def _take_tables(detector: Any, content: dict[str, Any], extra: dict[str, torch.Tensor]) -> None:
@@ -113,6 +122,8 @@ def _take_tables(detector: Any, content: dict[str, Any], extra: dict[str, torch.
         ("calibration_scores", calibration, (calibration.numel(),)),
     ):
         check_fits({name: torch.empty(shape, dtype=torch.float64, device="meta")}, {name: values})
+    if not calibration.isfinite().all():
+        raise CheckpointError("tensor 'calibration_scores' must be finite")
     detector.history_ = pd.DataFrame(history.numpy(), columns=titles)
     detector.history_["step"] = detector.history_["step"].astype(int)
     detector.calibration_scores_ = calibration.numpy()
@@ -162,6 +173,22 @@ def _check_size(
             check_fits(expected, known)
             return
         check_fits(state_of(*(program.double() for program in pair)), state)
+
+
+def _check_places(detector: Any, state: dict[str, torch.Tensor]) -> None:
+    """Refuses numbers that say where to read, and would read elsewhere."""
+    built = state_of(detector.model_, detector.guide_)
+    for name, value in state.items():
+        if ".layout." in name and not value.equal(built[name]):
+            raise CheckpointError(f"tensor {name!r} is not that of these columns")
+        if name.endswith(PERMUTATION) and not value.sort().values.equal(torch.arange(len(value))):
+            raise CheckpointError(f"tensor {name!r} must be a permutation")
+    if (rows := state.get(ROWS)) is not None:
+        levels = torch.tensor([c.num_levels or math.inf for c in detector.encoder_.columns_])
+        codes = rows.nan_to_num(posinf=math.inf)[:, levels.isfinite()]
+        inside = (codes >= 0) & (codes < levels[levels.isfinite()]) & (codes == codes.floor())
+        if not inside.all() or rows.isinf().any():
+            raise CheckpointError(f"tensor {ROWS!r} holds rows that are not of these columns")
 
 
 def _typed(content: dict[str, Any], name: str, kind: type) -> Any:

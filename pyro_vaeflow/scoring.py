@@ -4,6 +4,7 @@ import math
 import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, fields
+from numbers import Real
 from typing import Any
 
 import pandas as pd
@@ -23,6 +24,10 @@ GROWTH = 4  # draws of a round over those of the round before: halves the standa
 
 class KhatWarning(UserWarning):
     """Some rows' importance weights have too heavy a tail for their evidence to be believed."""
+
+
+class NoScoreWarning(UserWarning):
+    """Some rows' scores are NaN."""
 
 
 @dataclass(frozen=True)
@@ -104,6 +109,7 @@ def score(
 
     Warns:
         KhatWarning: counts and names the rows whose k-hat is above 0.7.
+        NoScoreWarning: counts the rows whose scores are NaN.
         UserWarning: names a parameter that nothing has trained, and a site whose draws depend on
             the chunks.
 
@@ -113,7 +119,7 @@ def score(
         >>> score(Model(3), Guide(3), x, num_samples=10).log_evidence.shape
         torch.Size([5])
     """
-    if tol is not None and not 0.0 < tol < math.inf:
+    if tol is not None and not (isinstance(tol, Real) and 0.0 < tol < math.inf):
         raise ValueError(f"tol must be a positive number of nats or None, got {tol!r}")
     args = as_args(x)
     check_size("num_samples", num_samples)
@@ -154,6 +160,13 @@ def score(
         for f in fields(Scores):
             getattr(scores, f.name)[rows] = getattr(again, f.name)
     warn_of_tails(scores.khat)
+    if lost := scores.log_evidence.isnan().nonzero().squeeze(-1).tolist():
+        warnings.warn(
+            f"{len(lost)} of {len(args[0])} rows have no score, row {lost[0]} first: their log "
+            "weights are NaN. Are there entries of x that are NaN, infinite or huge?",
+            NoScoreWarning,
+            stacklevel=2,
+        )
     return scores
 
 

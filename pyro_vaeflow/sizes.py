@@ -1,7 +1,7 @@
 """The checks that every size, count and depth goes through, and every scale."""
 
 import math
-from numbers import Integral
+from numbers import Integral, Real
 from typing import Any
 
 
@@ -33,5 +33,5 @@ def check_positive(name: str, value: float) -> None:
         Traceback (most recent call last):
         ValueError: start_scale must be a finite number above 0, got 0.0
     """
-    if not 0.0 < value < math.inf:
+    if not (isinstance(value, Real) and 0.0 < value < math.inf):
         raise ValueError(f"{name} must be a finite number above 0, got {value!r}")

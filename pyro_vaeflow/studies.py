@@ -6,6 +6,7 @@ and ``quick`` (a mapping over each variant, for ``--quick``). A finished run's c
 file too.
 """
 
+import reprlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields, replace
 from importlib.resources import files
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from pyro_vaeflow.checked import ConfigError, check_names, convert
-from pyro_vaeflow.config import IGNORED, ExperimentConfig, read_mapping
+from pyro_vaeflow.config import IGNORED, ExperimentConfig, read_mapping, read_text
 
 CONFIG_KEYS = [entry.name for entry in fields(ExperimentConfig)]
 STUDY_KEYS = ["description", "seeds", "variants", "datasets", "quick"]
@@ -104,14 +105,17 @@ def load_study(name: str) -> Study:
         ConfigError: neither exists, or the file has an unknown key or a wrong value.
     """
     if name in preset_names():
-        source = PRESETS / f"{name}.yaml"
+        source = Path(str(PRESETS / f"{name}.yaml"))
     elif name.endswith((".yaml", ".yml")) and Path(name).is_file():
         source = Path(name)
     elif name.endswith((".yaml", ".yml")):
         raise ConfigError(f"no file {name!r}; give a file that exists or a preset: {_listed()}")
     else:
         check_names([name], preset_names(), "preset (or path ending in .yaml)")
-    return parse_study(source.read_text(), default_name=Path(name).stem)
+    try:
+        return parse_study(read_text(source), default_name=Path(name).stem)
+    except ConfigError as error:
+        raise ConfigError(f"{name}: {error}") from error
 
 
 def parse_study(text: str, default_name: str = "study") -> Study:
@@ -125,10 +129,12 @@ def parse_study(text: str, default_name: str = "study") -> Study:
     variants = values.pop("variants", [{}])
     quick = values.pop("quick", {})
     if not isinstance(variants, list) or not variants:
-        raise ConfigError(f"variants: expected a list of mappings, at least one, got {variants!r}")
+        raise ConfigError(
+            f"variants: expected a list of mappings, at least one, got {reprlib.repr(variants)}"
+        )
     for name, part in [("quick", quick), *(("variants", variant) for variant in variants)]:
         if not isinstance(part, Mapping):
-            raise ConfigError(f"{name}: expected a mapping of settings, got {part!r}")
+            raise ConfigError(f"{name}: expected a mapping of settings, got {reprlib.repr(part)}")
         check_names(part, CONFIG_KEYS, f"key in {name}")
     seeds = convert(values.pop("seeds", [values.get("seed", 0)]), tuple[int, ...], "seeds")
     datasets: tuple[str, ...] = ()
@@ -147,7 +153,7 @@ def parse_study(text: str, default_name: str = "study") -> Study:
     )
     one = replace(study, datasets=datasets[:1])  # of many data sets: their names are checked later
     for with_quick in (False, True):
-        one.expand(seeds=seeds[:1], quick=with_quick)  # refuses what a run would refuse
+        one.expand(seeds=[min(seeds)], quick=with_quick)  # refuses what a run would refuse
     return study
 
 

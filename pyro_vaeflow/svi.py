@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from copy import copy
+from numbers import Real
 from typing import Any
 
 import pyro
@@ -49,7 +50,7 @@ class OneOptimizer(PyroOptim):
                 "there is nothing to train: neither program is a module, or a method of one, with "
                 "parameters, nor calls pyro.param or pyro.module"
             )
-        if clip_norm is not None and not clip_norm > 0.0:
+        if clip_norm is not None and not (isinstance(clip_norm, Real) and clip_norm > 0.0):
             raise ValueError(f"clip_norm must be above 0 or None, got {clip_norm!r}")
         self.parameters = parameters
         self.torch_optimizer = optimizer(list(parameters.values()), lr=0.0)
@@ -60,7 +61,7 @@ class OneOptimizer(PyroOptim):
         self.not_finite: list[str] = []
 
     def set_learning_rate(self, value: float) -> None:
-        if not 0.0 <= value < math.inf:
+        if not (isinstance(value, Real) and 0.0 <= value < math.inf):
             raise ValueError(f"learning_rate must be finite and at least 0, got {value!r}")
         for group in self.torch_optimizer.param_groups:
             group["lr"] = value

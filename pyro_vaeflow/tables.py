@@ -9,7 +9,7 @@ import pandas as pd
 from pyro_vaeflow.checked import ConfigError
 from pyro_vaeflow.config import ExperimentConfig
 from pyro_vaeflow.paper import paper_f1
-from pyro_vaeflow.results import FinishedRun, finished_runs, flat_settings, identity
+from pyro_vaeflow.results import FinishedRun, finished_runs, flat_settings, identity, read_csv
 
 IDENTITY = ["dataset", "model", "num_flows"]
 DETECTION = ["f1_top20", "f1_true_ratio", "auroc", "average_precision"]
@@ -115,7 +115,7 @@ def read_summary(out: Path) -> pd.DataFrame:
     if runs := finished_runs(out):
         return summary(runs)
     if (out / "summary.csv").is_file():
-        return pd.read_csv(out / "summary.csv")
+        return read_csv(out / "summary.csv")
     raise ConfigError(f"{out} holds no finished run (runs/*/metrics.json) and no summary.csv")
 
 

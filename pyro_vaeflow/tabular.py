@@ -11,6 +11,9 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer, MinMaxScaler, OneHotEncoder, StandardScaler
 from sklearn.utils.validation import check_is_fitted
 
+from pyro_vaeflow.columns import check_values
+from pyro_vaeflow.given_table import check_frame
+
 SCALERS = {
     # Test rows can lie far outside the inliers' range, where a Bernoulli "likelihood" rewards
     # them without bound: clip to [0, 1].
@@ -65,9 +68,11 @@ class TableEncoder(BaseEstimator):
         Raises:
             ValueError: ``scaling`` is unknown, the frame has no rows, no columns or repeated column
                 names, or numbers are not finite.
+            TypeError: a column holds dates, complex numbers or containers.
         """
         if self.scaling not in SCALERS:
             raise ValueError(f"scaling must be one of {sorted(SCALERS)}, got {self.scaling!r}")
+        check_frame(frame)
         if frame.empty:
             raise ValueError(f"frame must have rows and columns, got shape {frame.shape}")
         if not frame.columns.is_unique:
@@ -95,6 +100,7 @@ class TableEncoder(BaseEstimator):
             ValueError: columns differ from those of `fit`, or numbers are not finite.
         """
         check_is_fitted(self)
+        check_frame(frame)
         self._check(frame)
         values = self.transformer_.transform(frame[self.columns_])
         return torch.as_tensor(np.clip(values, -FAR, FAR), dtype=torch.float32)
@@ -117,6 +123,8 @@ class TableEncoder(BaseEstimator):
             raise ValueError(
                 f"frame must have the columns seen in fit; missing {missing}, unknown {unknown}"
             )
+        for name in self.columns_:
+            check_values(frame[name])
         for name in self.numeric_:
             if not np.isfinite(frame[name].to_numpy(np.float64, na_value=np.nan)).all():
                 raise ValueError(f"column {name!r} holds values that are missing or not finite")

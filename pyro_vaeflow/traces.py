@@ -74,7 +74,12 @@ def as_args(x: Any) -> Args:
             f"x must be a tensor (num_data, ...) or a tuple that starts with one, got {got}; "
             "torch.as_tensor makes one"
         )
-    return args
+    if args[0].layout != torch.strided or args[0].is_meta:
+        raise TypeError(
+            f"x must be a dense tensor with data, got {args[0].layout} on {args[0].device}; "
+            "x.to_dense() makes one"
+        )
+    return args[0].detach(), *args[1:]  # no gradient is left on the caller's rows
 
 
 def take_rows(args: Args, rows: torch.Tensor | slice) -> Args:
@@ -170,9 +175,9 @@ def check_contract(
             pyro.validation_enabled(True),
         ):
             known = set(store.keys())
-            guide_trace = poutine.trace(guide).get_trace(*few)
+            guide_trace = _first_run("guide", guide, few)
             _check_plate("guide", guide_trace, plate, len(few[0]), shared_latents)
-            model_trace = poutine.trace(poutine.replay(model, guide_trace)).get_trace(*few)
+            model_trace = _first_run("model", poutine.replay(model, guide_trace), few)
             _check_names(model_trace, guide_trace)
             _check_plate("model", model_trace, plate, len(few[0]), shared_latents)
             _check_parameters(model, guide, few, known)
@@ -204,6 +209,22 @@ def _per_row(site: Any, plate: str) -> torch.Tensor | float:
     kept = [f.dim for f in site["cond_indep_stack"] if f.name in (plate, *_DRAWS)]
     others = [d for d in range(-log_prob.dim(), 0) if d not in kept]
     return log_prob.sum(others) if others else log_prob
+
+
+def _first_run(role: str, program: Program, args: Args) -> Trace:
+    """A trace; what torch and Pyro say of arguments that do not suit the program, in short."""
+    try:
+        return poutine.trace(program).get_trace(*args)
+    except (IndexError, RuntimeError, TypeError, ValueError) as error:
+        x = args[0]
+        finite = (
+            "" if x.is_complex() or x.isfinite().all() else ", with entries that are not finite"
+        )
+        raise ValueError(
+            f"the {role} fails on rows of x of shape {tuple(x.shape)}, {x.dtype}{finite}: "
+            f"{str(error).partition(chr(10))[0]:.300}; pass rows, with the further arguments if "
+            "there are any, as it was made for"
+        ) from error
 
 
 def _check_parameters(model: Program, guide: Program, args: Args, known: set[str]) -> None:

@@ -155,6 +155,11 @@ def train(
     for name, rows in {"x": args, "held_out": args if held_out is None else held_out}.items():
         if not len(as_args(rows)[0]):
             raise ValueError(f"{name} has no rows")
+        if (shape := as_args(rows)[0].shape[1:]) != args[0].shape[1:]:
+            raise ValueError(
+                f"held_out must have rows like those of x, {tuple(args[0].shape[1:])}, got "
+                f"{tuple(shape)}"
+            )
     # Held-out rows are scored one by one: then no latent may be outside the plate.
     with param_scope(model, guide):
         check_contract(model, guide, args, plate=plate, seed=seed, shared_latents=held_out is None)
@@ -164,6 +169,10 @@ def train(
     watched = last.watch(Trace_ELBO() if loss is None else loss)
     annealed = watched.at if isinstance(watched, CapacityELBO) else anneal
     level_at = constant(1.0) if schedule is None else schedule
+    if not callable(level_at):
+        raise TypeError(
+            f"schedule must be a function of the step, got {schedule!r}; try linear(100)"
+        )
     rate_at = learning_rate if callable(learning_rate) else constant(learning_rate)
     call = {
         "num_steps": num_steps,

@@ -163,7 +163,7 @@ def setting(**values):
         (setting(num_flows=10**9, flow="iaf"), "num_flows"),
         (setting(num_flows=2, flow="iaf"), "missing"),
         (setting(hidden_dims=8), "does not hold a detector"),
-        (setting(contamination="code"), "contamination must be"),
+        (setting(contamination="code"), "'contamination' parameter .* must be"),
         (setting(kinds=7), "does not hold a detector"),
     ],
 )

@@ -127,8 +127,8 @@ def test_missing_texts_are_nan(missing: pd.Series) -> None:
     ("values", "options", "error", "message"),
     [
         ([1.0], {"kind": "nominal"}, ValueError, "kind of column 'c' must be one of"),
-        ([np.nan, np.inf], {}, ValueError, "column 'c' has no value"),
-        ([None, None], {"kind": "categorical"}, ValueError, "column 'c' has no value"),
+        ([np.nan, np.inf], {}, ValueError, "column 'c' has no finite value"),
+        ([None, None], {"kind": "categorical"}, ValueError, "column 'c' has no finite value"),
         (["a", "b"], {"kind": "continuous"}, ValueError, "column 'c' holds values that are no num"),
         (pd.date_range("2020", periods=3), {}, TypeError, "column 'c' holds dates or times"),
         (pd.to_timedelta([1, 2], "D"), {}, TypeError, "column 'c' holds dates or times"),

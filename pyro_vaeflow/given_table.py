@@ -1,0 +1,86 @@
+"""Whatever a user has as a table -> a frame or an array of numbers and texts; nothing is changed.
+
+scikit-learn's validation comes after it: this module does what that leaves to NumPy's guesses.
+"""
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+
+def as_table(X: Any) -> Any:
+    """A frame as it is, with native numbers; lists, tensors and masked arrays as what they mean.
+
+    Nothing of the caller's is changed. What is no table at all is left to scikit-learn to refuse.
+
+    Raises:
+        ValueError: columns are missing or share a name, or rows differ in length.
+        TypeError: the tensor is sparse or has no data, or the array is a structured one.
+
+    Example:
+        >>> as_table([[1, "a"], [2, "b"]])[:, 0].tolist()  # NumPy alone would make texts of both
+        [1, 2]
+    """
+    if isinstance(X, pd.DataFrame):
+        return _with_native_numbers(_checked(X))
+    if isinstance(X, torch.Tensor):
+        return _of_tensor(X)
+    if isinstance(X, list | tuple):
+        return _of_lists(X)
+    if isinstance(X, np.ndarray) and X.dtype.names:
+        raise TypeError(f"X is a structured array of {X.dtype.names}; give pd.DataFrame(X)")
+    if isinstance(X, np.ma.MaskedArray) and X.ndim == 2:
+        return pd.DataFrame(X)  # masked entries are missing
+    if isinstance(X, np.ndarray) and not X.dtype.isnative:
+        return X.astype(X.dtype.newbyteorder("="))
+    return X
+
+
+def check_frame(frame: Any) -> None:
+    """Refuses what is no frame, for encoders that find columns by name.
+
+    Raises:
+        TypeError: names what was given.
+    """
+    if not isinstance(frame, pd.DataFrame):
+        raise TypeError(
+            f"frame must be a pandas DataFrame, got {type(frame).__name__}; pd.DataFrame makes one"
+        )
+
+
+def _checked(frame: pd.DataFrame) -> pd.DataFrame:
+    if not len(frame.columns):
+        raise ValueError(f"X must have columns, got shape {frame.shape}")
+    names = pd.Index([str(name) for name in frame.columns])  # 1 and "1" would be told apart nowhere
+    if not names.is_unique:
+        repeated = names[names.duplicated()].unique().tolist()
+        raise ValueError(f"X must have distinct column names, got {repeated[:5]} repeatedly")
+    return frame
+
+
+def _with_native_numbers(frame: pd.DataFrame) -> pd.DataFrame:
+    foreign = {
+        name: kind.newbyteorder("=")
+        for name, kind in frame.dtypes.items()
+        if isinstance(kind, np.dtype) and not kind.isnative
+    }
+    return frame.astype(foreign) if foreign else frame
+
+
+def _of_tensor(x: torch.Tensor) -> np.ndarray:
+    if x.layout != torch.strided or x.is_meta:
+        what = "has no data" if x.is_meta else f"has the layout {x.layout}"
+        raise TypeError(f"X is a tensor that {what}; give a dense one, X.to_dense()")
+    x = x.detach().cpu()
+    return (x.double() if x.is_floating_point() else x).numpy()  # NumPy lacks bfloat16
+
+
+def _of_lists(rows: list | tuple) -> np.ndarray:
+    """Each entry as it is: numbers beside texts stay numbers."""
+    entries = np.array(rows, dtype=object)
+    if entries.ndim == 1 and any(isinstance(row, list | tuple) for row in entries):
+        lengths = sorted({len(row) for row in entries if isinstance(row, list | tuple)})
+        raise ValueError(f"X must be rows of one length, got lists of lengths {lengths[:5]}")
+    return entries

@@ -1,0 +1,411 @@
+"""Damages sound files and reads them: data files, configurations, run folders, saved detectors.
+
+    python -m tests.fuzz --minutes 10 --seed 0 --record results/reliability.md
+
+A case is a function of the seed and its number: ``--case 123`` repeats one and shows its error.
+Cases run in a child process with a limit on memory; the parent ends one that does not answer.
+"""
+
+import argparse
+import gzip
+import json
+import random
+import resource
+import select
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+import traceback
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import scipy.io
+import torch
+from safetensors.torch import load_file, save
+
+from pyro_vaeflow import VAEFlowDetector, checkpoint
+from pyro_vaeflow.config import ExperimentConfig
+from pyro_vaeflow.datasets import load_adbench, load_arrhythmia, load_kddcup99
+from pyro_vaeflow.fanout import run_all
+from pyro_vaeflow.results import finished_runs, read_csv
+from pyro_vaeflow.runfolder import load_programs
+from pyro_vaeflow.studies import PRESETS, load_study
+
+ROOT = Path(__file__).parents[1]
+PATIENCE = 10.0  # seconds of processor time a case: others may be at work on the machine
+SILENCE = 120.0  # seconds by the clock without an answer: it waits, or is stuck
+MEMORY = 2 * 2**30  # bytes of addresses that a case may take beyond those of the process
+GROWTH = 2**29  # bytes of resident memory that count as a blow-up
+OUTCOMES = ("accepted", "refused", "unnamed", "crash", "hang", "memory")
+HOSTILE = [
+    None, True, 0, -1, 2**31, 2**63, 10**30, -(10**30), 1e308, 5e-324, float("nan"), float("inf"),
+    "", "a" * 10_000, "../../../../etc/passwd", "!!python/object/apply:os.system [ls]", "\x00",
+    "__import__('os').system('ls')", [], {}, [[]], [1, "a"], {"a": {"a": {}}}, 50 * [10**9],
+]  # fmt: skip
+SNIPPETS = [
+    *(json.dumps(value).encode() for value in HOSTILE if not isinstance(value, str)),
+    b"&a [*a]", b"*a", b"<<: *peer", b"!!binary x", b"!!timestamp x", b"2001-99-99", b"1e999",
+    b"[" * 5000, b"{" * 5000, b"- " * 1000, b"\xff\xfe", b"\x00" * 64, b"9" * 5000, b"99999999999",
+    b"'shape': (99999999999, 3), ", b"<f8", b"|O", b"(,)", b'"shape":[1099511627776]', b"I64",
+    b"F8_E4M3",
+    b"PK\x01\x02", b"PK\x05\x06", b"\x1f\x8b\x08\x1c", b"\r\n", b'"', b"'", b",,,,", b"\t", b": ",
+]  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--minutes", type=float, default=10.0)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--case", type=int, help="repeat one case, and show its error")
+    parser.add_argument("--record", type=Path, help="the page whose section Fuzz is written anew")
+    parser.add_argument("--worker", type=Path, help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.worker is not None:
+        work(given.worker, given.seed, given.case)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        if given.case is not None:
+            make_sound(Path(folder))
+            print(*run_case(Path(folder), given.seed, given.case, show=True))
+            return
+        counts, bad = fuzz(Path(folder), given.seed, seconds=60.0 * given.minutes)
+    command = f"python -m tests.fuzz --minutes {given.minutes:g} --seed {given.seed}"
+    page = as_page(counts, bad, command)
+    print(page)
+    if given.record is not None:
+        record(given.record, page)
+
+
+def fuzz(
+    folder: Path, seed: int, seconds: float = float("inf"), num_cases: int | None = None
+) -> tuple[Counter[tuple[str, str]], list[str]]:
+    """Counts of (reader, outcome), and a line for each outcome that should not be."""
+    make_sound(folder)
+    names = list(readers())
+    counts: Counter[tuple[str, str]] = Counter()
+    bad: list[str] = []
+    case, start = 0, time.monotonic()
+
+    def over() -> bool:
+        return time.monotonic() - start >= seconds or case == num_cases
+
+    while not over():
+        for outcome, said in outcomes(folder, seed, case):
+            name = names[case % len(names)]
+            counts[name.partition(" of ")[0], outcome] += 1
+            if outcome not in ("accepted", "refused"):
+                bad.append(f"case {case}, {name}: {outcome}: {said}")
+            case += 1
+            if over():
+                break
+    return counts, bad
+
+
+def outcomes(folder: Path, seed: int, first: int) -> Iterator[tuple[str, str]]:
+    """Outcomes of cases from `first` on, from another process, until one ends or stops it."""
+    command = [sys.executable, "-m", "tests.fuzz", "--worker", str(folder)]
+    command += ["--seed", str(seed), "--case", str(first)]
+    # Unbuffered: what a buffer held, select would not see.
+    with subprocess.Popen(command, stdout=subprocess.PIPE, cwd=ROOT, bufsize=0) as worker:
+        assert worker.stdout is not None
+        worker.stdout.readline()  # it is ready
+        try:
+            while True:
+                if not select.select([worker.stdout], [], [], SILENCE)[0]:
+                    yield "hang", f"no answer in {SILENCE:g} s"
+                    return
+                line = worker.stdout.readline().decode()
+                if not line:
+                    yield "crash", f"the process ended with status {worker.wait()}"
+                    return
+                outcome, said = line.rstrip("\n").split("\t", 1)
+                yield outcome, said
+        finally:
+            worker.kill()
+
+
+def work(folder: Path, seed: int, first: int) -> None:
+    """Runs cases from `first` on for ever, a line each."""
+    for name, reader in readers().items():  # sound ones are accepted, and all is imported after it
+        if name != "kdd":  # whose one sound file is the published one
+            reader.read(folder / "sound" / name)
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY, resource.RLIM_INFINITY))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    print("ready", flush=True)
+    for case in count(first):
+        outcome, said = run_case(folder, seed, case)
+        print(outcome, " ".join(said.split())[:500], sep="\t", flush=True)
+
+
+def run_case(folder: Path, seed: int, case: int, show: bool = False) -> tuple[str, str]:
+    """The outcome of one case, and what its error said."""
+    draw = random.Random(f"{seed} {case}")
+    name, reader = list(readers().items())[case % len(readers())]
+    here = folder / "case"
+    shutil.rmtree(here, ignore_errors=True)
+    shutil.copytree(folder / "sound" / name, here)
+    reader.damage(here, draw)
+    before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            reader.read(here)
+        outcome, said = "accepted", ""
+    except Exception as error:
+        said = f"{type(error).__name__}: {error}"
+        outcome = "crash"
+        if isinstance(error, ValueError | FileNotFoundError):
+            outcome = "refused" if str(here) in said or reader.file in said else "unnamed"
+        elif isinstance(error, MemoryError):
+            outcome = "memory"
+        if show:
+            traceback.print_exc()
+    grown = 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+    if grown > GROWTH:
+        return "memory", f"{grown} bytes more"
+    spent = time.process_time() - start
+    return ("hang", f"{spent:.1f} s") if spent > PATIENCE else (outcome, said)
+
+
+def as_page(counts: Counter[tuple[str, str]], bad: list[str], command: str) -> str:
+    """The section of the page, with the command that makes it."""
+    names = list(dict.fromkeys(name for name, _ in counts))
+    lines = [
+        "## Fuzz",
+        "",
+        f"`{command}`: sound files with bits flipped, parts cut, moved, repeated or\n"
+        "replaced by hostile ones (huge numbers, deep nesting, paths, code, aliases), and saved\n"
+        "detectors with hashes put right again. A case is refused when the error is a ValueError\n"
+        "or a FileNotFoundError that names the file or folder, and unnamed without; a crash is\n"
+        f"any other error, a hang takes over {PATIENCE:g} s of processor time, memory means half "
+        "a\n"
+        "gigabyte more. What is accepted is read to the end: a loaded detector scores rows, and\n"
+        "none is NaN.",
+        "",
+        "| reader | cases | " + " | ".join(OUTCOMES) + " |",
+        "| --- |" + (1 + len(OUTCOMES)) * " --- |",
+    ]
+    for name in [*sorted(names), "all"]:
+        found = [
+            sum(n for (which, what), n in counts.items() if what == o and name in (which, "all"))
+            for o in OUTCOMES
+        ]
+        lines.append(f"| {name} | {sum(found)} | " + " | ".join(map(str, found)) + " |")
+    return "\n".join([*lines, *[f"- {line}" for line in bad[:20]]]) + "\n"
+
+
+def record(page: Path, section: str) -> None:
+    """Writes the section over the one that the page has, or below all others."""
+    text = page.read_text() if page.is_file() else "# Reliability\n"
+    parts = text.split("\n## ")
+    kept = [part for part in parts[1:] if not part.startswith("Fuzz")]
+    parts = [parts[0].rstrip(), *(part.rstrip() for part in kept), section[3:].rstrip()]
+    page.write_text("\n\n## ".join(parts) + "\n")
+
+
+# Damage
+
+
+def damage_bytes(path: Path, draw: random.Random) -> None:
+    """One to four changes anywhere in the file."""
+    data = bytearray(path.read_bytes())
+    for _ in range(draw.randint(1, 4)):
+        a, b = sorted(draw.randrange(len(data) + 1) for _ in range(2))
+        b = min(b, a + draw.choice([1, 8, 64, 4096]))
+        kind = draw.randrange(7)
+        if kind == 0 and data:
+            data[draw.randrange(len(data))] ^= 1 << draw.randrange(8)
+        elif kind == 1:
+            del data[draw.choice([0, a]) if draw.random() < 0.1 else a :]
+        elif kind == 2:
+            del data[a:b]
+        elif kind == 3:
+            data[a:a] = draw.choice(SNIPPETS)
+        elif kind == 4:
+            data[a:b] = draw.choice(SNIPPETS)
+        elif kind == 5:
+            place = draw.randrange(len(data) + 1)
+            data[place:place] = data[a:b]
+        else:
+            digits = [j for j, byte in enumerate(data) if 48 <= byte < 58]
+            if digits:
+                place = draw.choice(digits)
+                data[place : place + 1] = draw.choice([b"9" * 20, b"-1", b"1e999", b"0"])
+    path.write_bytes(data)
+
+
+def damage_any(folder: Path, draw: random.Random) -> None:
+    """One file of the folder."""
+    damage_bytes(draw.choice(sorted(p for p in folder.rglob("*") if p.is_file())), draw)
+
+
+def damage_value(value: Any, draw: random.Random) -> Any:
+    """Plain data with one part, at any depth, that is hostile, away or twice."""
+    if isinstance(value, dict | list) and value and draw.random() < 0.9:
+        copy = value.copy()
+        key = draw.choice(list(copy)) if isinstance(copy, dict) else draw.randrange(len(copy))
+        if draw.random() < 0.1:
+            del copy[key]
+        elif draw.random() < 0.05 and isinstance(copy, list):
+            copy.append(copy[key])
+        else:
+            copy[key] = damage_value(copy[key], draw)
+        return copy
+    return draw.choice([*HOSTILE, *(10.0**e for e in (-300, 300)), 7, 3.5])
+
+
+def damage_tensor(value: torch.Tensor, draw: random.Random) -> torch.Tensor:
+    """A tensor of another value, shape or dtype."""
+    value = value.clone()
+    kind = draw.randrange(5)
+    if kind == 0 and value.numel():
+        flat = value.reshape(-1)
+        odd = draw.choice([float("nan"), float("inf"), -1.0, 1e300, 2.0**40, 0.5])
+        flat[draw.randrange(len(flat))] = odd if value.is_floating_point() else int(2.0**40)
+        return flat.reshape(value.shape)
+    if kind == 1:
+        return value.reshape(-1)
+    if kind == 2:
+        return value[: draw.randrange(len(value) + 1)] if value.dim() else value
+    if kind == 3:
+        return value.to(draw.choice([torch.float16, torch.int8, torch.float64, torch.bool]))
+    return torch.zeros(draw.choice([(0,), (1,), (3, 0), (1, 1, 1), (65,)]), dtype=value.dtype)
+
+
+def damage_detector(folder: Path, draw: random.Random) -> None:
+    """Bytes, or content behind a hash that is right again: what a hostile hand would do."""
+    kind = draw.randrange(5)
+    if kind == 0:
+        return damage_any(folder, draw)
+    (tensors,) = folder.glob("*.safetensors")
+    document = json.loads((folder / "detector.json").read_text())
+    document.pop("sha256")
+    if kind == 1:
+        document = damage_value(document, draw)
+    elif kind == 2:
+        document["content"] = damage_value(document["content"], draw)
+    else:
+        if kind == 3:
+            damage_bytes(tensors, draw)
+            data = tensors.read_bytes()
+        else:
+            parts = load_file(tensors)
+            name = draw.choice(sorted(parts))
+            if draw.random() < 0.1:
+                del parts[name]
+            else:
+                parts[name] = damage_tensor(parts[name], draw).contiguous()
+            data = save(parts)
+        digest = checkpoint.hashlib.sha256(data).hexdigest()
+        tensors.unlink()
+        (folder / checkpoint.DETECTOR.of(digest)).write_bytes(data)
+        document["tensors"] = digest
+    if isinstance(document, dict):
+        document = document | {"sha256": checkpoint._digest(document)}
+    text = json.dumps(document)
+    # JSON reads infinity from 1e999, though it has no word for it
+    (folder / "detector.json").write_text(text.replace("Infinity", "1e999"))
+    return None
+
+
+# Readers
+
+
+@dataclass(frozen=True)
+class Reader:
+    """What reads a folder, the file that its errors name, and what damages the folder."""
+
+    read: Callable[[Path], Any]
+    file: str = "detector.json"
+    damage: Callable[[Path, random.Random], None] = damage_any
+
+
+FLOWS = {"diagonal": 0, "planar": 2, "iaf": 1, "spline": 1}
+STUDIES = ("adbench", "kdd", "ring")
+
+
+def readers() -> dict[str, Reader]:
+    """Name of a folder of sound files -> its reader."""
+    small = Reader(lambda home: load_adbench("small", home), "7_small.npz")
+    matlab = Reader(load_arrhythmia, "arrhythmia.mat")
+    found = {
+        "kdd": Reader(load_kddcup99, "kddcup.data_10_percent.gz"),
+        "npz": small,
+        "npz, compressed": small,
+        "mat": matlab,
+        "mat, compressed": matlab,
+        "csv": Reader(lambda home: read_csv(home / "table.csv"), "table.csv"),
+        "config.yaml": Reader(
+            lambda home: ExperimentConfig.from_file(home / "config.yaml").run_name, "config.yaml"
+        ),
+        "run folder": Reader(
+            lambda home: [load_programs(run.folder) for run in finished_runs(home)], "runs/"
+        ),
+    }
+    found |= {f"study of {name}": Reader(_load_study, "study.yaml") for name in STUDIES}
+    return found | {
+        f"detector of {flow}": Reader(_load_and_score, damage=damage_detector) for flow in FLOWS
+    }
+
+
+def rows() -> pd.DataFrame:
+    frame = pd.DataFrame({"size": np.linspace(-1.0, 1.0, 30), "kind": 10 * ["a", "b", "c"]})
+    frame.loc[3, "size"] = None
+    return frame.assign(count=np.arange(30) % 3)
+
+
+def make_sound(folder: Path) -> None:
+    """The sound files, a folder a reader."""
+    sound = {name: folder / "sound" / name for name in readers()}
+    for path in sound.values():
+        path.mkdir(parents=True)
+    (sound["kdd"] / "kddcup.data_10_percent.gz").write_bytes(gzip.compress(b"0,tcp,http\n" * 200))
+    table = {"X": np.random.default_rng(0).normal(size=(20, 3)), "y": np.arange(20) % 2}
+    for name, save_arrays in (("npz", np.savez), ("npz, compressed", np.savez_compressed)):
+        (sound[name] / "adbench").mkdir()
+        save_arrays(sound[name] / "adbench/7_small.npz", **table)
+    for name in ("mat", "mat, compressed"):
+        packed = name != "mat"
+        scipy.io.savemat(sound[name] / "arrhythmia.mat", table, do_compression=packed)
+    rows().to_csv(sound["csv"] / "table.csv")
+    config = ExperimentConfig(
+        num_steps=2, max_rows=30, num_samples=2, latent_dim=1, encoder_dims=(4,), decoder_dims=(4,)
+    )
+    (sound["config.yaml"] / "config.yaml").write_text(config.to_yaml())
+    run_all([config], sound["run folder"], progress=False)
+    for name in STUDIES:
+        text = (PRESETS / f"{name}.yaml").read_text()
+        (sound[f"study of {name}"] / "study.yaml").write_text(text)
+    settings = {"num_steps": 2, "num_samples": 3, "hidden_dims": (8,), "random_state": 0}
+    for flow, num_flows in FLOWS.items():
+        detector = VAEFlowDetector(flow=flow, num_flows=num_flows, **settings).fit(rows())
+        detector.save(sound[f"detector of {flow}"])
+
+
+def _load_study(home: Path) -> Any:
+    study = load_study(str(home / "study.yaml"))
+    return [config.run_name for config in study.expand()[:5]]
+
+
+def _load_and_score(home: Path) -> None:
+    detector = VAEFlowDetector.load(home)
+    try:
+        scores = detector.decision_function(rows().head(4))
+    except ValueError as error:  # it has loaded: an error of scoring need not name the folder
+        raise ValueError(f"{home}: {error}") from error
+    if np.isnan(scores).any():
+        raise ArithmeticError("a score is NaN")
+
+
+if __name__ == "__main__":
+    main()
