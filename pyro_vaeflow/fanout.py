@@ -10,9 +10,10 @@ import joblib
 from tqdm.auto import tqdm
 
 from pyro_vaeflow.config import ExperimentConfig
-from pyro_vaeflow.experiment import run
+from pyro_vaeflow.experiment import Result, run
 from pyro_vaeflow.recipe import check_registered
 from pyro_vaeflow.runfolder import is_finished, sweep, write
+from pyro_vaeflow.tracking import TensorBoard, check_installed
 from pyro_vaeflow.training import NonFiniteError
 
 
@@ -31,6 +32,7 @@ def run_all(
     jobs: int = 1,
     command: str = "",
     progress: bool = True,
+    tensorboard: bool = False,
 ) -> Outcome:
     """Runs what is not yet finished in ``out/runs``, one folder a configuration and seed.
 
@@ -41,12 +43,16 @@ def run_all(
         jobs: worker processes; the processors are shared out among them. With 1, runs stay in
             this process and show their own progress bars.
         command: kept with each run, to say what made it.
+        tensorboard: whether each run leaves event files in a folder of ``out/tensorboard``.
 
     Raises:
+        ImportError: TensorBoard is asked for and not installed.
         ConfigError: before the first run, if any configuration is refused.
     """
     for config in {config.digest: config for config in configs}.values():
         check_registered(config)
+    if tensorboard:
+        check_installed()
     runs = out / "runs"
     done = [config.run_name for config in configs if is_finished(runs / config.run_name, config)]
     todo = [config for config in configs if config.run_name not in done]
@@ -58,7 +64,8 @@ def run_all(
     with bar, joblib.parallel_config("loky", n_jobs=jobs):
         parallel = joblib.Parallel(return_as="generator_unordered", batch_size=1, pre_dispatch=jobs)
         for name, message in parallel(
-            joblib.delayed(attempt)(c, out, command, progress and jobs == 1) for c in todo
+            joblib.delayed(attempt)(c, out, command, progress and jobs == 1, tensorboard)
+            for c in todo
         ):
             if message:
                 failed[name] = message
@@ -68,7 +75,7 @@ def run_all(
 
 
 def attempt(
-    config: ExperimentConfig, out: Path, command: str, progress: bool
+    config: ExperimentConfig, out: Path, command: str, progress: bool, tensorboard: bool = False
 ) -> tuple[str, str | None]:
     """One run, written; the name of its folder and, if it failed, why."""
     name = config.run_name
@@ -76,7 +83,8 @@ def attempt(
         tqdm.write(name)
     shutil.rmtree(out / "failed" / name, ignore_errors=True)
     try:
-        write(run(config, progress), config, out / "runs" / name, command)
+        result = tracked_run(config, out, progress) if tensorboard else run(config, progress)
+        write(result, config, out / "runs" / name, command)
     except Exception as error:  # one run that fails must not stop the others
         folder = out / "failed" / name
         folder.mkdir(parents=True, exist_ok=True)
@@ -86,3 +94,11 @@ def attempt(
             error.history.frame.to_csv(folder / "history.csv", index=False)
         return name, f"{type(error).__name__}: {error}"
     return name, None
+
+
+def tracked_run(config: ExperimentConfig, out: Path, progress: bool) -> Result:
+    """A run that writes its steps and its metrics to event files as it goes."""
+    with TensorBoard(out / "tensorboard" / config.run_name) as board:
+        result = run(config, progress)
+        board.add_run(config, result.metrics)
+    return result

@@ -67,15 +67,15 @@ def _report(title: str, runs: Sequence[FinishedRun], table: pd.DataFrame) -> str
     made_by = sorted({_origin(run) for run in runs})
     parts += ["## Made by", "\n".join(["```", *commands, "```"]), "\n".join(made_by)]
     settings: dict[str, Any] = {"seeds": sorted({run.config.seed for run in runs})}
-    settings |= _settings([run.config for run in runs if not run.config.is_peer])
-    if of_peers := _settings([run.config for run in runs if run.config.is_peer]):
+    settings |= settings_of([run.config for run in runs if not run.config.is_peer])
+    if of_peers := settings_of([run.config for run in runs if run.config.is_peer]):
         settings["peers"] = of_peers
     text = yaml.safe_dump(settings, sort_keys=False, default_flow_style=None)
     parts += ["## Settings", f"```yaml\n{text}```"]
     return "\n\n".join(parts) + "\n"
 
 
-def _settings(configs: Sequence[ExperimentConfig]) -> dict[str, Any]:
+def settings_of(configs: Sequence[ExperimentConfig]) -> dict[str, Any]:
     """What these share and what tells their variants apart, each variant with its data sets."""
     flat = {config.digest: flat_settings(config) for config in configs}
     variants: dict[str, dict[str, Any]] = {}

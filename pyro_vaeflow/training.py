@@ -27,6 +27,7 @@ from pyro_vaeflow.scoring import score
 from pyro_vaeflow.sizes import check_size
 from pyro_vaeflow.svi import LastTraces, OneOptimizer, PerRow, make_svi
 from pyro_vaeflow.traces import Args, as_args, check_contract, row_terms, run_once, take_rows
+from pyro_vaeflow.watchers import tell
 
 COLUMNS = (
     "step loss elbo log_likelihood kl anneal learning_rate grad_norm seconds held_out_elbo".split()
@@ -182,8 +183,9 @@ def train(
             if held_out is not None and ((step + 1) % eval_every == 0 or step + 1 == num_steps):
                 record["held_out_elbo"] = _elbo(model, guide, as_args(held_out), plate)
                 best.see(step, record["held_out_elbo"])
-                if patience is not None and best.evaluations_since >= patience:
-                    break
+            tell(record)
+            if patience is not None and best.evaluations_since >= patience:
+                break
         best.restore()
     return History(_frame(records), best.step)
 
