@@ -5,6 +5,7 @@ import io
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 from matplotlib import rc_context
@@ -123,7 +124,7 @@ def _is_numeric(column: pd.Series) -> bool:
     return bool(len(shown)) and bool(pd.to_numeric(first, errors="coerce").notna().all())
 
 
-def _cell(value: object) -> str:
+def _cell(value: Any) -> str:
     if isinstance(value, float):
         return "" if pd.isna(value) else escape(f"{value:.5g}")
     return "" if pd.isna(value) else escape(str(value))

@@ -239,7 +239,8 @@ def labels(table: pd.DataFrame) -> list[str]:
 
 def _telling(rows: pd.DataFrame) -> dict[str, object]:
     """The settings that labels of one data set name, each with the text that most rows share."""
-    named, usual = ["model", "num_flows"], {}
+    named = ["model", "num_flows"]
+    usual: dict[str, object] = {}
     for name in settings_apart(rows):
         if rows.groupby([*named, name], dropna=False).ngroups > rows.groupby(named).ngroups:
             named.append(name)

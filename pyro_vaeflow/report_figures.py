@@ -42,9 +42,10 @@ def plot_dots(
             for place, of in enumerate(values.values())
             for value in of.get(score, ())
         ]
+        x, y = zip(*points, strict=True)
         axes.scatter(
-            *zip(*points, strict=True), s=26, marker="os^"[number % 3], facecolor=fill,
-            edgecolor="black", linewidth=0.8, label=score, zorder=3,
+            x, y, s=26, marker="os^"[number % 3], facecolor=fill, edgecolor="black",
+            linewidth=0.8, label=score, zorder=3,
         )  # fmt: skip
     axes.set_yticks(range(len(values)), labels=list(values))
     axes.set(xlabel=label, ylim=(len(values) - 0.5, -0.5))
@@ -95,16 +96,15 @@ def plot_histograms(panels: Mapping[str, Rows], *, label: str) -> Figure:
         reach = (high - low) or 1.0
         far = np.quantile(scores[odd], 0.9) if odd.any() else high
         edges = np.linspace(low - 0.1 * reach, np.clip(far, high + reach, high + 9 * reach), 41)
-        parts = {"inliers": (scores[~odd], {"color": "0.75"})}
-        parts["anomalies"] = (
-            scores[odd],
-            {"histtype": "step", "color": "black", "hatch": "////", "linewidth": 1.0},
-        )
-        for name, (values, look) in parts.items():
+        looks: dict[str, dict] = {
+            "inliers": {"color": "0.75"},
+            "anomalies": {"histtype": "step", "color": "black", "hatch": "////"},
+        }
+        for name, values in zip(looks, (scores[~odd], scores[odd]), strict=True):
             if len(values):
                 share = np.full(len(values), 100.0 / len(values))
                 clipped = values.clip(edges[0], edges[-1])
-                panel.hist(clipped, edges, weights=share, label=name, **look)  # type: ignore[arg-type]
+                panel.hist(clipped, edges, weights=share, label=name, **looks[name])
         panel.set(title=title, xlabel=label, ylabel="% of the rows")
         panel.legend(fontsize=7, frameon=False)
     return figure
