@@ -15,7 +15,7 @@ from pyro_vaeflow.diagnostics import inference_gap
 from pyro_vaeflow.experiment import run
 from pyro_vaeflow.measured_gaps import held_out_rows
 from pyro_vaeflow.programs import Guide, Model
-from pyro_vaeflow.studies import combinations, load_study, parse_study, preset_names
+from pyro_vaeflow.studies import combinations, load_study, parse_study
 from pyro_vaeflow.tables import by_run, by_score, read_summary
 from pyro_vaeflow.tasks import load_task
 
@@ -172,7 +172,3 @@ def test_a_row_a_run_and_a_row_a_score_say_the_same(tmp_path: Path) -> None:
     pd.testing.assert_frame_equal(by_score(long), long)
     wide.to_csv(tmp_path / "summary.csv", index=False)
     pd.testing.assert_frame_equal(read_summary(tmp_path)[columns], long)
-
-
-def test_all_presets_are_looked_after() -> None:
-    assert set(preset_names()) == {*DIGESTS, "flow-study"}
