@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: quickstart test lint docs notebooks kdd-paper ring potentials table1 bench
+.PHONY: quickstart test lint docs notebooks kdd-paper ring potentials table1 bench flow-study
 
 # One thread: for networks this small a second one only waits for the first.
 quickstart: $(INSTALLED)
@@ -40,6 +40,11 @@ potentials: $(INSTALLED)
 # Speed and memory beside hand-written torch; one thread, for networks this small. Ten minutes.
 bench: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks
+
+# Goes on with what is missing; the page and its figures say how much of the design has run.
+flow-study: $(INSTALLED)
+	OMP_NUM_THREADS=1 $(BIN)/vaeflow run flow-study --out results/flow-study
+	$(BIN)/python -m pyro_vaeflow.flow_study results/flow-study
 
 # Runs that are finished are not run again.
 table1: kdd-paper

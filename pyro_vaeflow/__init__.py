@@ -41,9 +41,11 @@ if TYPE_CHECKING:
     from pyro_vaeflow.scoring import Scores as Scores
     from pyro_vaeflow.scoring import score as score
     from pyro_vaeflow.state import CheckpointError as CheckpointError
+    from pyro_vaeflow.tracking import TensorBoard as TensorBoard
     from pyro_vaeflow.training import History as History
     from pyro_vaeflow.training import NonFiniteError as NonFiniteError
     from pyro_vaeflow.training import train as train
+    from pyro_vaeflow.watchers import watching as watching
 
 __version__ = "0.1.0"
 
@@ -70,7 +72,9 @@ _HOME = {
         "resume": "Checkpoint",
         "scoring": "KhatWarning NoScoreWarning Scores score",
         "state": "CheckpointError",
+        "tracking": "TensorBoard",
         "training": "History NonFiniteError train",
+        "watchers": "watching",
     }.items()
     for name in names.split()
 }

@@ -67,7 +67,7 @@ class Checked:
         return _plain(asdict(self))
 
 
-def check_used(config: Checked, choice: str, ignored: Mapping[str, Iterable[str]]) -> None:
+def check_used(config: Checked, choice: str, ignored: Mapping[Any, Iterable[str]]) -> None:
     """Refuses a setting that the value of `choice` ignores, unless it is at its default.
 
     Args:

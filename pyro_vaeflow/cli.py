@@ -1,4 +1,4 @@
-"""The ``vaeflow`` command: run studies, rebuild their tables, list the presets, score files.
+"""The ``vaeflow`` command: run studies, rebuild their tables and pages, list presets, score files.
 
 Modules that need torch are imported where they are used, so that ``--help`` answers at once.
 """
@@ -43,12 +43,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if given["subcommand"] == "run":
             return _run(values, command=shlex.join(["vaeflow", *argv]))
+        if given["subcommand"] == "report":
+            return _html(Path(values["dir"]), values.get("out"))
         if given["subcommand"] == "table":
             return _table(Path(values["dir"]), values.get("format", "md"))
         if given["subcommand"] in FILE_COMMANDS:
             return FILE_COMMANDS[given["subcommand"]](values)
         return _presets()
-    except ConfigError as error:
+    except (ConfigError, ImportError) as error:
         parser.error(str(error))
     except KeyboardInterrupt:
         said = "stopped; finished runs are kept, and the same command takes up what was stopped"
@@ -66,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _parser(with_detector: bool) -> _Parser:
     parser = _Parser(prog="vaeflow", description="VAEs with flow posteriors for anomaly detection.")
-    commands = parser.add_subcommands(metavar="{run,table,presets,fit,score}")
+    commands = parser.add_subcommands(metavar="{run,table,report,presets,fit,score}")
     run = _Parser(description="Runs studies; finished runs are skipped.")
     known = ", ".join(preset_names())
     run.add_argument("presets", nargs="+", help=f"a file.yaml, or one of: {known}")
@@ -81,6 +83,9 @@ def _parser(with_detector: bool) -> _Parser:
         help="a csv of others' AUROC in percent, a row a data set, shown apart in benchmark.md",
     )
     run.add_argument("--quick", action="store_true", help="the study's small budget, in seconds")
+    run.add_argument(
+        "--tensorboard", action="store_true", help="event files of each run in OUT/tensorboard"
+    )
     run.add_class_arguments(ExperimentConfig, None, skip={"seed"})
     commands.add_subcommand("run", run, help="run presets or study files")
     table = _Parser(description="Prints the table of a results folder from its finished runs.")
@@ -92,6 +97,10 @@ def _parser(with_detector: bool) -> _Parser:
         help="md and latex: mean and standard deviation over seeds; csv: one row a run and score",
     )
     commands.add_subcommand("table", table, help="print a table of results")
+    report = _Parser(description="Writes one HTML page of a results folder, or a saved detector.")
+    report.add_argument("dir", help="a results folder, with or without its runs; or a detector's")
+    report.add_argument("--out", help="the file; DIR/report.html by default")
+    commands.add_subcommand("report", report, help="write a page of results")
     listing = _Parser(description="Lists the studies that ship.")
     commands.add_subcommand("presets", listing, help="list the studies that ship")
     add_file_commands(commands, _Parser, with_detector)
@@ -102,6 +111,7 @@ def _run(values: dict[str, Any], command: str) -> int:
     names, seeds = values.pop("presets"), values.pop("seeds", None)
     jobs, dask = values.pop("jobs", 1), values.pop("dask", None)
     out, quick = values.pop("out", None), values.pop("quick", False)
+    tensorboard = values.pop("tensorboard", False)
     published = values.pop("published", None)
     if published is not None and not (published := Path(published)).is_file():
         raise ConfigError(f"--published: no file {str(published)!r}")
@@ -114,7 +124,7 @@ def _run(values: dict[str, Any], command: str) -> int:
     failed = 0
     for study, configs in groups:
         folder = _folder(study, configs, out, quick, len(groups))
-        failed += _run_study(configs, folder, jobs, dask, command, published)
+        failed += _run_study(configs, folder, jobs, dask, command, published, tensorboard)
     return 1 if failed else 0
 
 
@@ -133,6 +143,7 @@ def _run_study(
     dask: str | None,
     command: str,
     published: Path | None,
+    tensorboard: bool,
 ) -> int:
     from pyro_vaeflow.claims import claim
     from pyro_vaeflow.fanout import run_all
@@ -141,7 +152,7 @@ def _run_study(
     from pyro_vaeflow.tables import HEADINGS, PAPER_HEADING, aggregate
     from pyro_vaeflow.text_tables import as_text
 
-    outcome = run_all(configs, out, jobs=jobs, command=command, dask=dask)
+    outcome = run_all(configs, out, jobs=jobs, command=command, dask=dask, tensorboard=tensorboard)
     with claim(out / ".tables.claim", patience=-1):  # another call may be writing them
         table = write_tables(out, published)
         figures = draw_figures(out)
@@ -165,6 +176,13 @@ def _table(out: Path, style: str) -> int:
 
     table = read_summary(out)
     print(as_text(table if style == "csv" else aggregate(table), style))
+    return 0
+
+
+def _html(folder: Path, out: str | None) -> int:
+    from pyro_vaeflow.html_report import write_report
+
+    print(write_report(folder, None if out is None else Path(out)))
     return 0
 
 

@@ -18,9 +18,10 @@ from tqdm.auto import tqdm
 from pyro_vaeflow.checked import ConfigError
 from pyro_vaeflow.claims import claim
 from pyro_vaeflow.config import ExperimentConfig
-from pyro_vaeflow.experiment import run
+from pyro_vaeflow.experiment import Result, run
 from pyro_vaeflow.recipe import check_registered
 from pyro_vaeflow.runfolder import claim_of, is_finished, sweep, write
+from pyro_vaeflow.tracking import TensorBoard, check_installed
 from pyro_vaeflow.training import NonFiniteError
 from pyro_vaeflow.workers import Here, Processes, workers
 
@@ -49,6 +50,7 @@ def run_all(
     command: str = "",
     progress: bool = True,
     dask: str | None = None,
+    tensorboard: bool = False,
 ) -> Outcome:
     """Runs what is not yet finished in ``out/runs``, one folder a configuration and seed.
 
@@ -63,12 +65,16 @@ def run_all(
             this process and show their own progress bars.
         command: kept with each run, to say what made it.
         dask: in place of worker processes, a Dask cluster; see `workers`.
+        tensorboard: whether each run leaves event files in a folder of ``out/tensorboard``.
 
     Raises:
+        ImportError: TensorBoard is asked for and not installed.
         ConfigError: before the first run, if any configuration is refused.
     """
     for config in {config.digest: config for config in configs}.values():
         check_registered(config)
+    if tensorboard:
+        check_installed()
     out = out.resolve()  # a worker may be in another folder
     runs = out / "runs"
     done = [config.run_name for config in configs if is_finished(runs / config.run_name, config)]
@@ -82,7 +88,8 @@ def run_all(
     call = runs / f".{uuid4().hex}.claim"
     bar = tqdm(total=len(configs), initial=len(done), desc="runs", unit="run", disable=not progress)
     with bar, claim(call), workers(jobs, dask) as executor:
-        for name, state, message in _results(executor, todo, call, out, command, progress):
+        args = executor, todo, call, out, command, progress, tensorboard
+        for name, state, message in _results(*args):
             if state == "failed":
                 outcome.failed[name] = message
             else:
@@ -98,6 +105,7 @@ def _results(
     out: Path,
     command: str,
     progress: bool,
+    tensorboard: bool,
 ) -> Iterator[tuple[str, State, str]]:
     """Name, state and message of each run as it ends; a run is tried until it has ended."""
     here = isinstance(executor, Here)
@@ -107,7 +115,7 @@ def _results(
     while waiting or running:
         while waiting and len(running) < at_once:
             config = waiting.popleft()
-            args = config, out, call, command, progress and here
+            args = config, out, call, command, progress and here, tensorboard
             running[executor.submit(attempt, *args)] = config
         for future in wait(running, return_when=FIRST_COMPLETED).done:
             config = running.pop(future)
@@ -131,7 +139,12 @@ def _results(
 
 
 def attempt(
-    config: ExperimentConfig, out: Path, call: Path, command: str, progress: bool
+    config: ExperimentConfig,
+    out: Path,
+    call: Path,
+    command: str,
+    progress: bool,
+    tensorboard: bool = False,
 ) -> tuple[State, str]:
     """One run, written unless it is finished or another process is at it; why, if it failed.
 
@@ -154,11 +167,20 @@ def attempt(
             if progress:
                 tqdm.write(name)
             shutil.rmtree(out / "failed" / name, ignore_errors=True)
-            write(run(config, progress, checkpoint), config, folder, command)
+            made = tracked_run if tensorboard else run
+            write(made(config, progress, checkpoint), config, folder, command)
             _forget(checkpoint)
         except Exception as error:  # one run that fails must not stop the others
             return _failed(config, out, error)
     return "finished", ""
+
+
+def tracked_run(config: ExperimentConfig, progress: bool, checkpoint: Path) -> Result:
+    """A run that writes its steps and its metrics to event files as it goes."""
+    with TensorBoard(checkpoint.parents[1] / "tensorboard" / config.run_name) as board:
+        result = run(config, progress, checkpoint)
+        board.add_run(config, result.metrics)
+    return result
 
 
 def _failed(config: ExperimentConfig, out: Path, error: Exception) -> tuple[State, str]:

@@ -7,28 +7,24 @@ measured of a run stays in its folder, so a killed call goes on where it was.
 import json
 import time
 from argparse import ArgumentParser
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
-import torch
 from tqdm.auto import tqdm
 
 from pyro_vaeflow.checked import ConfigError
+from pyro_vaeflow.config import GapSettings
 from pyro_vaeflow.datasets import ring_log_density
-from pyro_vaeflow.diagnostics import inference_gap
-from pyro_vaeflow.latents import active_units
+from pyro_vaeflow.measured_gaps import PARTS, held_out_rows, mean, measure_gaps
 from pyro_vaeflow.prior_gap import prior_gap
 from pyro_vaeflow.report import as_text
 from pyro_vaeflow.results import FinishedRun, finished_runs
 from pyro_vaeflow.runfolder import load_programs
-from pyro_vaeflow.scoring import KHAT_LIMIT
 from pyro_vaeflow.tables import mean_std
 from pyro_vaeflow.tasks import load_task
 
-GAPS = ["log_evidence", "approximation_gap", "amortization_gap", "elbo"]
 HEADINGS = {
     "true_log_density": "true log p(x)",
     "decoder_gap": "decoder gap",
@@ -41,33 +37,12 @@ HEADINGS = {
     "khat_above_0.7": "k-hat > 0.7",
     "seconds": "seconds",
 }
-EVERY_SEED = ["model", "num_flows", "seed", "true_log_density", "decoder_gap", "prior_gap", *GAPS]
+EVERY_SEED = ["model", "num_flows", "seed", "true_log_density", "decoder_gap", "prior_gap", *PARTS]
 READING = "## Reading"  # the page's last part, by hand: a new table leaves it as it is
 DIGITS = {"active_units": 1, "seconds": 0}  # 3 of the others
 
 
-@dataclass(frozen=True)
-class GapSettings:
-    """How gaps are measured: rows, and the arguments of `inference_gap`.
-
-    Args:
-        rows: distinct test inliers, drawn with the study's split_seed.
-        num_steps: of each row's local optimisation.
-        draws_per_step: behind each step's gradient.
-        num_samples: draws behind each row's evidence and bounds.
-    """
-
-    rows: int = 1000
-    num_steps: int = 200
-    draws_per_step: int = 32
-    num_samples: int = 1000
-
-    @property
-    def name(self) -> str:
-        """The file, in a run's folder, of what is measured with these settings."""
-        return "gaps-" + "-".join(str(value) for value in asdict(self).values()) + ".json"
-
-
+FULL = GapSettings(rows=1000)
 QUICK = GapSettings(rows=8, num_steps=2, draws_per_step=4, num_samples=20)
 
 
@@ -88,10 +63,10 @@ def study(
         raise ConfigError(f"{out} holds no finished run{which} (runs/*/metrics.json)")
     rows = []
     for run in tqdm(runs, desc="gaps", unit="run", disable=not progress):
-        kept = run.folder / settings.name
+        kept = run.folder / file_name(settings)
         if not kept.is_file():
             partial = kept.with_suffix(".partial")
-            partial.write_text(json.dumps(measure_gaps(run, settings)))
+            partial.write_text(json.dumps(measure_run(run, settings)))
             partial.rename(kept)
         rows.append(json.loads(kept.read_text()))
     table = pd.DataFrame(rows)
@@ -102,51 +77,39 @@ def study(
     return table
 
 
-def held_out_rows(run: FinishedRun, count: int) -> torch.Tensor:
-    """At most `count` distinct test inliers of the run's task, ``(rows, num_features)``.
-
-    No anomaly is among them, as the bound is about the rows that the model is to explain. A row of
-    the table may also be one that a model was trained on, where a data set repeats its rows.
-    """
-    task = load_task(run.config)
-    distinct = task.x_test[torch.as_tensor(task.is_anomaly == 0)].unique(dim=0)
-    order = np.random.default_rng(run.config.split_seed).permutation(len(distinct))
-    return distinct[torch.as_tensor(order[:count])]
-
-
-def measure_gaps(run: FinishedRun, settings: GapSettings) -> dict[str, Any]:
-    """One run's gaps as means over rows, nats, and its active units on the same rows."""
+def measure_run(run: FinishedRun, settings: GapSettings) -> dict[str, Any]:
+    """One finished run's gaps as means over rows, nats, and its active units on the same rows."""
     started = time.perf_counter()
-    x = held_out_rows(run, settings.rows)
+    task = load_task(run.config)
+    x = held_out_rows(run.config, task, settings.rows)
     config, model, guide = load_programs(run.folder)
-    options = {name: value for name, value in asdict(settings).items() if name != "rows"}
-    gaps = inference_gap(model, guide, x, seed=config.seed, **options)
+    gaps, found = measure_gaps(model, guide, x, settings, config.seed)
     row = {name: getattr(config, name) for name in ("dataset", "model", "num_flows", "seed")}
     row["rows"] = len(x)
     if config.dataset == "ring":  # the truth is known
-        x_train, draws = load_task(config).x_train, settings.num_samples
-        true = float(ring_log_density(x).mean())
-        gain = prior_gap(model, guide, x_train, x, num_samples=draws, seed=config.seed)
+        true, draws = float(ring_log_density(x).mean()), settings.num_samples
+        gain = prior_gap(model, guide, task.x_train, x, num_samples=draws, seed=config.seed)
         row |= {
             "true_log_density": true,
-            "decoder_gap": true - _mean(gaps.log_evidence + gain),
-            "prior_gap": _mean(gain),
+            "decoder_gap": true - mean(gaps.log_evidence + gain),
+            "prior_gap": mean(gain),
         }
-    row |= {name: _mean(getattr(gaps, name)) for name in GAPS}
-    for name in GAPS[1:3]:
-        row[f"{name}_stderr"] = getattr(gaps, name).double().std().item() / len(x) ** 0.5
-    row["active_units"] = active_units(model, guide, x, seed=config.seed).count
-    row["khat_above_0.7"] = (gaps.khat > KHAT_LIMIT).double().mean().item()
-    return row | {"seconds": time.perf_counter() - started}
+    return row | found | {"seconds": time.perf_counter() - started}
 
 
-def _mean(values: torch.Tensor) -> float:
-    return values.double().mean().item()
+def file_name(settings: GapSettings) -> str:
+    """The file, in a run's folder, of what is measured with these settings.
+
+    Example:
+        >>> file_name(GapSettings(rows=100, num_steps=50))
+        'gaps-100-50-32-1000.json'
+    """
+    return "gaps-" + "-".join(str(value) for value in asdict(settings).values()) + ".json"
 
 
 def _options(settings: GapSettings) -> str:
     """What the command line has to say for these settings."""
-    usual = asdict(GapSettings())
+    usual = asdict(FULL)
     given = {k: v for k, v in asdict(settings).items() if v != usual[k]}
     return "".join(f" --{name} {value}" for name, value in given.items())
 
@@ -188,7 +151,7 @@ def main() -> None:
     parser.add_argument("out", type=Path, help="a results folder with finished runs")
     parser.add_argument("--seeds", type=int, nargs="+", help="of the runs; all by default")
     parser.add_argument("--quick", action="store_true", help=f"{QUICK}, to see that it runs")
-    for name, value in asdict(GapSettings()).items():
+    for name, value in asdict(FULL).items():
         parser.add_argument(f"--{name}", type=int, default=value)
     given = vars(parser.parse_args())
     out, seeds, quick = (given.pop(name) for name in ("out", "seeds", "quick"))

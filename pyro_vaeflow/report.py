@@ -13,26 +13,38 @@ from pyro_vaeflow.config import ExperimentConfig
 from pyro_vaeflow.paper import PAPER_SOURCE
 from pyro_vaeflow.peers import PEERS
 from pyro_vaeflow.results import FinishedRun, finished_runs, flat_settings
-from pyro_vaeflow.tables import DISTINCT, HEADINGS, PAPER_HEADING, aggregate, by_class, summary
+from pyro_vaeflow.tables import (
+    DISTINCT,
+    HEADINGS,
+    PAPER_HEADING,
+    aggregate,
+    by_class,
+    by_run,
+    summary,
+)
 from pyro_vaeflow.text_tables import as_text
 
 
 def write_tables(out: Path, published: Path | None = None) -> pd.DataFrame | None:
     """Rebuilds summary.csv and table.md from the finished runs; None if there is none.
 
-    Where data sets have more than two classes, by_class.csv as well; of a study over many data
-    sets, what `write_benchmark` makes, beside the `published` table if one is given.
+    summary.csv has a row a run and score, or a row a run where gaps were measured. Where data sets
+    have more than two classes, by_class.csv as well; of a study over many data sets, what
+    `write_benchmark` makes, beside the `published` table if one is given.
     """
     runs = finished_runs(out)
     if not runs:
         return None
     table = summary(runs)
-    table.to_csv(out / "summary.csv", index=False, float_format="%.6g")
+    with_gaps = "approximation_gap" in table
+    kept = by_run(table) if with_gaps else table
+    kept.to_csv(out / "summary.csv", index=False, float_format="%.6g")
     (out / "table.md").write_text(_report(out.resolve().name, runs, aggregate(table)))
     classes = by_class(runs)
     if len(classes):
         classes.to_csv(out / "by_class.csv", index=False, float_format="%.6g")
-    write_benchmark(table, out, published)
+    if not with_gaps:  # such a study compares posteriors of one model, not methods
+        write_benchmark(table, out, published)
     return table
 
 
@@ -55,15 +67,15 @@ def _report(title: str, runs: Sequence[FinishedRun], table: pd.DataFrame) -> str
     made_by = sorted({_origin(run) for run in runs})
     parts += ["## Made by", "\n".join(["```", *commands, "```"]), "\n".join(made_by)]
     settings: dict[str, Any] = {"seeds": sorted({run.config.seed for run in runs})}
-    settings |= _settings([run.config for run in runs if not run.config.is_peer])
-    if of_peers := _settings([run.config for run in runs if run.config.is_peer]):
+    settings |= settings_of([run.config for run in runs if not run.config.is_peer])
+    if of_peers := settings_of([run.config for run in runs if run.config.is_peer]):
         settings["peers"] = of_peers
     text = yaml.safe_dump(settings, sort_keys=False, default_flow_style=None)
     parts += ["## Settings", f"```yaml\n{text}```"]
     return "\n\n".join(parts) + "\n"
 
 
-def _settings(configs: Sequence[ExperimentConfig]) -> dict[str, Any]:
+def settings_of(configs: Sequence[ExperimentConfig]) -> dict[str, Any]:
     """What these share and what tells their variants apart, each variant with its data sets."""
     flat = {config.digest: flat_settings(config) for config in configs}
     variants: dict[str, dict[str, Any]] = {}

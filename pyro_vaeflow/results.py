@@ -29,7 +29,7 @@ class FinishedRun:
 
 
 def finished_runs(out: Path) -> list[FinishedRun]:
-    """The finished runs under ``out/runs``: by data set, posterior, depth and seed."""
+    """The finished runs under ``out/runs``: by data set, posterior, depth, size and seed."""
     found = []
     for path in out.glob("runs/[!.]*/metrics.json"):
         config = ExperimentConfig.from_file(path.parent / "config.yaml")
@@ -66,7 +66,7 @@ def _order(run: FinishedRun) -> tuple[Any, ...]:
     first = [*PEERS] if config.is_peer else [*NAMES]
     method = identity(config)["model"]
     place = config.is_peer, [*first, method].index(method), method, config.num_flows
-    return config.dataset, *place, config.digest, config.seed
+    return config.dataset, *place, config.latent_dim or 0, config.digest, config.seed
 
 
 def identity(config: ExperimentConfig) -> dict[str, Any]:

@@ -1,7 +1,9 @@
 """Study files: settings that runs share, the variants that differ, seeds, and a small budget.
 
 A file's top level holds the keys of `ExperimentConfig`, and ``description``, ``seeds``,
-``variants`` (a list of mappings over the shared settings), ``datasets`` (each variant runs on each)
+``variants`` (a list of mappings over the shared settings), ``crossed`` (blocks of a design: each a
+list of axes, each axis a list of such mappings, and every combination of a block is a variant),
+``datasets`` (each variant runs on each), ``seeds_first`` (all variants of a seed before the next)
 and ``quick`` (a mapping over each variant, for ``--quick``). A finished run's config.yaml is such a
 file too.
 """
@@ -9,6 +11,7 @@ file too.
 import reprlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields, replace
+from functools import reduce
 from importlib.resources import files
 from itertools import product
 from pathlib import Path
@@ -18,7 +21,7 @@ from pyro_vaeflow.checked import ConfigError, check_names, convert
 from pyro_vaeflow.config import IGNORED, ExperimentConfig, read_mapping, read_text
 
 CONFIG_KEYS = [entry.name for entry in fields(ExperimentConfig)]
-STUDY_KEYS = ["description", "seeds", "variants", "datasets", "quick"]
+STUDY_KEYS = "description seeds seeds_first variants crossed datasets quick".split()
 OPTIONS_OF = {
     "model": ("flow_options",),
     "likelihood": ("likelihood_options",),
@@ -38,6 +41,7 @@ class Study:
     quick: Mapping[str, Any]
     seeds: tuple[int, ...]
     datasets: tuple[str, ...] = ()
+    seeds_first: bool = False
 
     def expand(
         self,
@@ -47,6 +51,7 @@ class Study:
     ) -> list[ExperimentConfig]:
         """One configuration a data set, variant and seed, each once, in the file's order.
 
+        With ``seeds_first`` seed by seed: a study that is stopped is then still a balanced one.
         Later ones win: shared settings, the data set, the variant, the quick block, `overrides`.
 
         Raises:
@@ -60,6 +65,8 @@ class Study:
             values = merge(common, variant)
             values = merge(merge(values, self.quick if quick else {}), overrides or {})
             configs += [ExperimentConfig.from_dict({**values, "seed": seed}) for seed in seeds]
+        if self.seeds_first:
+            configs.sort(key=lambda config: seeds.index(config.seed))
         return list({config.run_name: config for config in configs}.values())
 
 
@@ -126,17 +133,20 @@ def parse_study(text: str, default_name: str = "study") -> Study:
     """
     values = read_mapping(text, f"study {default_name!r}")
     check_names(values, [*STUDY_KEYS, *CONFIG_KEYS], "key")
-    variants = values.pop("variants", [{}])
+    crossed = combinations(values.pop("crossed", []))
+    variants = values.pop("variants", [] if crossed else [{}])
     quick = values.pop("quick", {})
-    if not isinstance(variants, list) or not variants:
+    if not isinstance(variants, list) or not (variants or crossed):
         raise ConfigError(
             f"variants: expected a list of mappings, at least one, got {reprlib.repr(variants)}"
         )
+    variants = [*variants, *crossed]
     for name, part in [("quick", quick), *(("variants", variant) for variant in variants)]:
         if not isinstance(part, Mapping):
             raise ConfigError(f"{name}: expected a mapping of settings, got {reprlib.repr(part)}")
         check_names(part, CONFIG_KEYS, f"key in {name}")
     seeds = convert(values.pop("seeds", [values.get("seed", 0)]), tuple[int, ...], "seeds")
+    seeds_first = convert(values.pop("seeds_first", False), bool, "seeds_first")
     datasets: tuple[str, ...] = ()
     if "datasets" in values:
         datasets = convert(values.pop("datasets"), tuple[str, ...], "datasets")
@@ -150,11 +160,33 @@ def parse_study(text: str, default_name: str = "study") -> Study:
         quick=quick,
         seeds=seeds,
         datasets=datasets,
+        seeds_first=seeds_first,
     )
     one = replace(study, datasets=datasets[:1])  # of many data sets: their names are checked later
     for with_quick in (False, True):
         one.expand(seeds=[min(seeds)], quick=with_quick)  # refuses what a run would refuse
     return study
+
+
+def combinations(blocks: Any) -> list[dict[str, Any]]:
+    """Every combination of each block's axes, as variants; a later axis wins.
+
+    Example:
+        >>> combinations([[[{"model": "iaf"}], [{"latent_dim": 2}, {"latent_dim": 4}]]])
+        [{'model': 'iaf', 'latent_dim': 2}, {'model': 'iaf', 'latent_dim': 4}]
+    """
+    variants = []
+    for block in blocks if isinstance(blocks, list) else [blocks]:
+        axes = block if isinstance(block, list) else [block]
+        for axis in axes:
+            if not (axis and isinstance(axis, list) and all(isinstance(p, Mapping) for p in axis)):
+                raise ConfigError(
+                    "crossed: expected blocks of axes, an axis a list of mappings, at least one, "
+                    f"got {axis!r:.60}"
+                )
+        for parts in product(*axes):
+            variants.append(reduce(merge, parts, {}))
+    return variants
 
 
 def _listed() -> str:

@@ -36,6 +36,7 @@ from pyro_vaeflow.scoring import score
 from pyro_vaeflow.sizes import check_size
 from pyro_vaeflow.svi import LastTraces, OneOptimizer, PerRow, make_svi
 from pyro_vaeflow.traces import Args, as_args, check_contract, row_terms, run_once, take_rows
+from pyro_vaeflow.watchers import tell
 
 ADAM = partial(torch.optim.Adam, fused=True)  # fused: one call for all parameters
 
@@ -248,9 +249,11 @@ def train(
             if held_out is not None and ((step + 1) % eval_every == 0 or finished):
                 record["held_out_elbo"] = _elbo(model, guide, as_args(held_out), plate, group)
                 best.see(step, record["held_out_elbo"])
-                if patience is not None and best.evaluations_since >= patience:
-                    finished = True
-                    break
+            if group.first:
+                tell(record)
+            if patience is not None and best.evaluations_since >= patience:
+                finished = True
+                break
             interruption.pressed |= bool(pressed)  # in any process of the group
             if interruption.pressed:
                 break

@@ -15,7 +15,8 @@ SOURCES = sorted(PACKAGE.rglob("*.py"))
 GENERIC = {
     "isolation", "traces", "noise", "draws", "annealing", "svi", "training", "importance", "psis",
     "scoring", "attribution", "sizes", "footprint", "best", "checked", "checkpoint", "fingerprint",
-    "interrupt", "resume", "run_state", "state", "versions", "group", "group_noise", "group_training",
+    "interrupt", "resume", "run_state", "state", "versions", "group", "group_noise",
+    "group_training", "watchers",
 }  # fmt: skip
 # Generic too, each once it is there.
 BEYOND_THE_CORE = {"ascent", "calibration", "diagnostics", "gaps", "latents", "local"}

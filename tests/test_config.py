@@ -8,7 +8,7 @@ from dataclasses import fields, replace
 import pytest
 
 from pyro_vaeflow.checked import ConfigError
-from pyro_vaeflow.config import AnnealingConfig, ExperimentConfig
+from pyro_vaeflow.config import AnnealingConfig, ExperimentConfig, GapSettings
 from pyro_vaeflow.studies import load_study, merge, parse_study, preset_names
 
 CONFIG = ExperimentConfig(num_steps=10)
@@ -22,7 +22,7 @@ OTHER = {
     "clip_norm": 1.0, "num_samples": 9, "map_size": 4, "seed": 1,
     "activation": "silu", "held_out_rows": 3, "input_dropout": 0.1, "count_power": 0.5,
     "learning_rate_warmup": 0.2, "validation_share": 0.1, "prior": "exemplar",
-    "start_scale": 0.1,
+    "start_scale": 0.1, "gaps": GapSettings(rows=4),
     "detector": "knn1", "detector_options": {"epoch_num": 2},
 }  # fmt: skip
 # What a setting needs beside it to mean anything.

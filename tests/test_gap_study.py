@@ -17,9 +17,10 @@ from pyro_vaeflow.config import ExperimentConfig
 from pyro_vaeflow.datasets import ring_log_density
 from pyro_vaeflow.draw_study import draws_spent, fixed_as_good
 from pyro_vaeflow.fanout import run_all
-from pyro_vaeflow.gap_study import GapSettings, held_out_rows
+from pyro_vaeflow.gap_study import GapSettings, file_name
+from pyro_vaeflow.measured_gaps import held_out_rows
 from pyro_vaeflow.prior_gap import prior_gap
-from pyro_vaeflow.results import finished_runs
+from pyro_vaeflow.results import FinishedRun, finished_runs
 from pyro_vaeflow.runfolder import load_programs
 from pyro_vaeflow.tasks import load_task
 
@@ -29,6 +30,10 @@ RING = {
     "num_samples": 5,
 }  # fmt: skip
 SETTINGS = GapSettings(rows=12, num_steps=3, draws_per_step=4, num_samples=50)
+
+
+def rows_of(run: FinishedRun, count: int) -> torch.Tensor:
+    return held_out_rows(run.config, load_task(run.config), count)
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +53,7 @@ def test_gaps_add_up_to_what_the_truth_has_over_the_bound(out: Path) -> None:
     gaps = ["decoder_gap", "prior_gap", "approximation_gap", "amortization_gap"]
     parts = table[[*gaps, "elbo"]].sum(axis=1)
     np.testing.assert_allclose(parts, table["true_log_density"], rtol=1e-4)
-    x = held_out_rows(finished_runs(out)[0], 12)
+    x = rows_of(finished_runs(out)[0], 12)
     np.testing.assert_allclose(table["true_log_density"], ring_log_density(x).mean())
     read = pd.read_csv(out / "gaps.csv")
     np.testing.assert_allclose(read["approximation_gap"], table["approximation_gap"], rtol=1e-4)
@@ -58,18 +63,18 @@ def test_gaps_add_up_to_what_the_truth_has_over_the_bound(out: Path) -> None:
 
 def test_rows_are_distinct_test_inliers_and_the_same_for_each_posterior(out: Path) -> None:
     runs = finished_runs(out)
-    x = held_out_rows(runs[0], 12)
+    x = rows_of(runs[0], 12)
     task = load_task(runs[0].config)
     inliers = task.x_test[torch.as_tensor(task.is_anomaly == 0)]
     assert len(x.unique(dim=0)) == len(x) == 12
     assert all((inliers == row).all(1).any() for row in x)
-    assert torch.equal(x, held_out_rows(runs[-1], 12))
-    assert len(held_out_rows(runs[0], 10**6)) == len(inliers.unique(dim=0))
+    assert torch.equal(x, rows_of(runs[-1], 12))
+    assert len(rows_of(runs[0], 10**6)) == len(inliers.unique(dim=0))
 
 
 def test_a_measured_run_is_not_measured_again_and_other_settings_are(out: Path) -> None:
     gap_study.study(out, SETTINGS, seeds=[0], progress=False)
-    kept = finished_runs(out)[0].folder / SETTINGS.name
+    kept = finished_runs(out)[0].folder / file_name(SETTINGS)
     kept.write_text(json.dumps(json.loads(kept.read_text()) | {"elbo": -123.0}))
     page = out / "gaps.md"
     page.write_text(page.read_text() + "\n## Reading\n\nBy hand.\n")

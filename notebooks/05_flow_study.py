@@ -1,0 +1,86 @@
+# ---
+# jupyter:
+#   jupytext:
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # The study of flow posteriors
+#
+# Does a more flexible posterior improve the bound, the evidence, detection; at which latent size
+# and depth; and if not, which gap is the limit? `vaeflow run flow-study` trained the models; here
+# its figures are drawn from the table that it left, `results/flow-study/summary.csv`, a row a run.
+# The answer in words is in `results/flow-study/README.md`.
+
+# %%
+# %matplotlib inline
+import os
+
+import matplotlib
+import pandas as pd
+
+from pyro_vaeflow.effects import effects, paired
+from pyro_vaeflow.flow_figures import central, complete, study_figures
+
+matplotlib.rcParams["figure.dpi"] = 64  # six panels at once
+
+# %% [markdown]
+# `VAEFLOW_QUICK` leaves out the bootstrap's table; nothing is trained here.
+
+# %%
+MEASURES = (
+    ["elbo"] if os.environ.get("VAEFLOW_QUICK") else ["elbo", "log_evidence", "auroc_importance"]
+)
+
+# %%
+table = pd.read_csv("../results/flow-study/summary.csv")
+table.groupby(["dataset", "seed"]).size().unstack()
+
+# %% [markdown]
+# ## Effects
+#
+# Each flow less the base VAE in its cell: same rows, latent size, likelihood and seed. A mean is
+# over data sets; an interval is from a bootstrap that draws data sets, and seeds in them. Without
+# enough of them there is none.
+
+# %%
+differences = complete(paired(central(table)))
+effects(differences, ["model", "num_flows"], MEASURES).round(3)
+
+# %%
+figures = study_figures(table)
+figures["effects"]
+
+# %% [markdown]
+# Black: means and intervals; light marks: single data sets. AUROC is in points of 0.01.
+#
+# ## Gaps over the latent size
+#
+# The log evidence is ELBO + approximation gap + amortization gap.
+
+# %%
+figures["approximation"]
+
+# %%
+figures["amortization"]
+
+# %% [markdown]
+# The evidence itself, to see what the size of z does beside what the posterior does:
+
+# %%
+figures["evidence"]
+
+# %% [markdown]
+# ## Does evidence buy detection?
+#
+# One mark is one flow's run beside its base: what it adds to the log evidence of inliers, and to
+# the AUROC of the importance score.
+
+# %%
+figures["detection"]
