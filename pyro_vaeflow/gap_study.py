@@ -7,6 +7,7 @@ measured of a run stays in its folder, so a killed call goes on where it was.
 import json
 import time
 from argparse import ArgumentParser
+from copy import deepcopy
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -120,7 +121,8 @@ def measure_gaps(run: FinishedRun, settings: GapSettings) -> dict[str, Any]:
     x = held_out_rows(run, settings.rows)
     config, model, guide = load_programs(run.folder)
     options = {name: value for name, value in asdict(settings).items() if name != "rows"}
-    gaps = inference_gap(model, guide, x, seed=config.seed, **options)
+    # A prior around encodings has the guide's parameters: its own copy of them must not vary.
+    gaps = inference_gap(deepcopy(model), guide, x, seed=config.seed, **options)
     row = {name: getattr(config, name) for name in ("dataset", "model", "num_flows", "seed")}
     row["rows"] = len(x)
     if config.dataset == "ring":  # the truth is known

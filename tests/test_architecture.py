@@ -14,7 +14,7 @@ PACKAGE = Path(pyro_vaeflow.__file__).parent
 SOURCES = sorted(PACKAGE.rglob("*.py"))
 GENERIC = {
     "isolation", "traces", "noise", "draws", "annealing", "svi", "training", "importance", "psis",
-    "scoring", "attribution", "sizes",
+    "scoring", "pooling", "attribution", "sizes",
 }  # fmt: skip
 # Generic too, each once it is there.
 BEYOND_THE_CORE = {"ascent", "calibration", "diagnostics", "gaps", "latents", "local"}
