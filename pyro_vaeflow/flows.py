@@ -105,12 +105,13 @@ def spline(
     param_dims = [count_bins, count_bins, count_bins - 1, count_bins]
     layers: list[nn.Module] = []
     for k in range(num_flows):
-        order = {"param_dims": param_dims, "permutation": layer_order(latent_dim, num_flows - 1 - k)}
+        order = layer_order(latent_dim, num_flows - 1 - k)  # the last layer has the columns'
         if context_dim is None:
-            made = AutoRegressiveNN(latent_dim, hidden_dims, **order)
+            made = AutoRegressiveNN(latent_dim, hidden_dims, param_dims, order)
             layer = transforms.SplineAutoregressive
         else:
-            made = ConditionalAutoRegressiveNN(latent_dim, context_dim, hidden_dims, **order)
+            sizes = latent_dim, context_dim, hidden_dims
+            made = ConditionalAutoRegressiveNN(*sizes, param_dims, order)
             layer = transforms.ConditionalSplineAutoregressive
         layers.append(layer(latent_dim, made, count_bins=count_bins, bound=bound))
     return layers

@@ -143,9 +143,7 @@ def _adaptive(
 ) -> Scores:
     """Rounds of draws, each for the rows that need them and on top of their draws so far."""
     rows = torch.arange(len(args[0]), device=args[0].device)
-    scores, tails = _round(
-        of_round(args, num_samples=num_samples, seed=seed), tol, max_samples
-    )
+    scores, tails = _round(of_round(args, num_samples=num_samples, seed=seed), tol, max_samples)
     while True:
         needed = _needs_more(_rows(scores, rows), tol)
         rows = rows[needed]

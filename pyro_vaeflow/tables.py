@@ -17,6 +17,7 @@ NATS = ["elbo", "log_evidence", "kl"]
 SECONDS = ["train_seconds", "score_seconds"]
 HELD_OUT = ["held_out_elbo", "held_out_log_evidence", "held_out_khat_above_0.7"]  # if there is any
 DISTINCT = ["auroc_distinct", "average_precision_distinct"]  # if test rows repeat
+RUN_GAPS = ["true_log_density", "approximation_gap", "amortization_gap"]  # what gap_study adds
 COLUMNS = [*IDENTITY, "seed", "score", *DETECTION, *NATS, *SECONDS]
 PAPER_HEADING = "paper's F1"
 HEADINGS = {
@@ -80,7 +81,7 @@ def aggregate(table: pd.DataFrame) -> pd.DataFrame:
 
 def settings_apart(table: pd.DataFrame) -> list[str]:
     """The columns of a summary that are settings which tell runs apart."""
-    return [str(name) for name in table if name not in [*COLUMNS, *DISTINCT, *HELD_OUT]]
+    return [str(name) for name in table if name not in [*COLUMNS, *DISTINCT, *HELD_OUT, *RUN_GAPS]]
 
 
 def by_class(runs: Sequence[FinishedRun]) -> pd.DataFrame:

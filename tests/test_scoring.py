@@ -181,8 +181,11 @@ def test_rows_of_no_weight_stay_so_when_draws_are_pooled() -> None:
     pooled = pooled_evidence(counts, evidence, (torch.zeros(2), torch.tensor([0.0, 10.0])))
     assert [value[0].item() for value in pooled] == [-torch.inf, torch.inf, 0.0]
     log_weight = torch.cat([torch.full((10, 1), -torch.inf), torch.zeros(10, 1)])
-    for value, f in zip(pooled, (importance.log_evidence, importance.log_evidence_stderr,
-                                 importance.effective_sample_size), strict=True):
+    for value, f in zip(
+        pooled,
+        (importance.log_evidence, importance.log_evidence_stderr, importance.effective_sample_size),
+        strict=True,
+    ):
         torch.testing.assert_close(value[1:], f(log_weight))
 
 
