@@ -6,10 +6,13 @@ from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 
 MAX_BARS = 20  # columns drawn; the others are one bar
+SPREADS = 2.0  # from the lowest score to the threshold: so much further, a row is far out
 
 
 def plot_scores(anomaly_score: ArrayLike, threshold: float | None = None) -> Figure:
     """Draws a histogram of anomaly scores in nats, high = odd; rows beyond the threshold are dark.
+
+    The last bar holds all rows that are far out: one of them would squeeze the others into one bar.
 
     Raises:
         ValueError: no score is finite.
@@ -24,11 +27,15 @@ def plot_scores(anomaly_score: ArrayLike, threshold: float | None = None) -> Fig
         raise ValueError(f"anomaly_score has no finite value among {len(scores)}")
     figure = Figure(figsize=(5.2, 2.9), layout="constrained")
     axes = figure.subplots()
-    edges = np.histogram_bin_edges(finite, bins=min(100, max(10, len(finite) // 20)))
     cut = np.inf if threshold is None else threshold
-    groups = [finite[finite <= cut], finite[finite > cut]]
+    usual = np.quantile(finite, 0.99) if threshold is None else threshold
+    far = max(usual, finite.min()) + SPREADS * abs(usual - finite.min())
+    edges = np.histogram_bin_edges(finite.clip(max=far), min(100, max(10, len(finite) // 20)))
+    groups = [part.clip(max=far) for part in (finite[finite <= cut], finite[finite > cut])]
     axes.hist(groups, edges.tolist(), stacked=True, color=["0.75", "0.15"])
     axes.set(xlabel="anomaly score, nats", ylabel="rows", yscale="log")
+    if beyond := int((finite > far).sum()):
+        axes.set_xlabel(f"anomaly score, nats (last bar: with {beyond} beyond {far:.4g})")
     if threshold is not None:
         axes.axvline(threshold, color="black", linestyle="--", linewidth=1.0)
         axes.set_title(f"{(scores > cut).sum()} of {len(scores)} rows flagged")

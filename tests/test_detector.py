@@ -14,6 +14,7 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from pyro_vaeflow import Guide, Model, VAEFlowDetector, score
+from pyro_vaeflow.score_plots import plot_scores
 from tests.programs import LinearGaussian
 
 QUICK = {"num_steps": 20, "num_samples": 5, "random_state": 0}
@@ -290,6 +291,10 @@ def test_figures(fitted: VAEFlowDetector) -> None:
     rows = pd.concat([table(50, seed=6), odd_rows()])
     flagged = (fitted.predict(rows) == -1).sum()
     assert fitted.plot_scores(rows).axes[0].get_title() == f"{flagged} of 80 rows flagged"
+    one_far = np.r_[np.linspace(1.0, 5.0, 40), 1e6]
+    histogram = plot_scores(one_far, threshold=4.5).axes[0]
+    heights = np.array([bar.get_height() for bar in histogram.patches])
+    assert heights.max() < 20 and "with 1 beyond 11.5" in histogram.get_xlabel()
     bars = fitted.plot_contributions(rows, row=60).axes[0]
     nats = fitted.explain(rows).iloc[60].sort_values(ascending=False)
     assert [label.get_text() for label in bars.get_yticklabels()] == list(nats.index)
