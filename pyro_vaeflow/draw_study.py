@@ -120,8 +120,9 @@ def _measure(run: FinishedRun, num_rows: int, reference: int, tol: float) -> pd.
     each = (time.perf_counter() - started) / FIXED[-1]
     lines = []
     for count in FIXED:
-        found = (f(weights[:count]) for f in (log_evidence, log_evidence_stderr))
-        lines.append(line(str(count), *found, count, each * count))
+        first = weights[:count]
+        figures = log_evidence(first), log_evidence_stderr(first)
+        lines.append(line(str(count), *figures, count, each * count))
     fixed = pd.DataFrame(lines)
     for start in STARTS:
         started = time.perf_counter()
@@ -156,8 +157,8 @@ def _report(
             "seconds": table["seconds"].round(1),
         }
     )
-    distrusted = table.groupby(["model", "num_flows"], sort=False)["khat_above_0.7"].first()
-    shares = ", ".join(f"{share:.3f} of {name} {k}" for (name, k), share in distrusted.items())
+    distrusted = dict.fromkeys(zip(shown["posterior"], table["khat_above_0.7"], strict=True))
+    shares = ", ".join(f"{share:.3f} of {posterior}" for posterior, share in distrusted)
     parts = [
         f"# {title}: draws that adapt against a fixed number",
         as_text(shown, "md"),

@@ -92,8 +92,8 @@ def score(
         x: tensor ``(num_data, ...)``, or a tuple of arguments that starts with it.
         num_samples: K, draws a row.
         tol: the standard error, in nats, that the log evidence should reach. Rows above it are
-            drawn on, twice as many draws each round, up to `max_samples`; those whose k-hat is
-            above 0.7 after 1,000 draws are left: more hardly help them.
+            drawn on, and their draws doubled, again and again, up to `max_samples`; those whose
+            k-hat is above 0.7 after 1,000 draws are left: more hardly help them.
         max_samples: with `tol`, the most draws a row, at least `num_samples`.
         seed: of the draws.
         chunk_size: rows at once; memory grows with it, the scores do not change.
@@ -122,8 +122,7 @@ def score(
     if tol is not None:
         check_size("max_samples", max_samples, num_samples)
 
-    options = {"chunk_size": chunk_size, "plate": plate, "progress": progress}
-    of_round = partial(draws, model, guide, **options)
+    of_round = partial(draws, model, guide, chunk_size=chunk_size, plate=plate, progress=progress)
     if tol is None or not len(args[0]):
         parts = [_of_chunk(chunk) for chunk in of_round(args, num_samples=num_samples, seed=seed)]
         scores = _joined(parts or [_of_no_rows(args[0])])
