@@ -40,7 +40,7 @@ def study(
     """Measures the lowest seed of each posterior in `out`; writes and returns the table.
 
     Args:
-        num_rows: test rows, anomalies among them, drawn with the study's split_seed.
+        num_rows: distinct test rows, anomalies among them, drawn with the study's split_seed.
         reference: draws a row of the long run.
         tol: the standard error, nats, at which a row needs no more draws.
         posteriors: those to measure, such as ``planar50``; all by default.
@@ -84,8 +84,9 @@ def fixed_as_good(shares: dict[int, float], share: float) -> float:
 
 def _measure(run: FinishedRun, num_rows: int, reference: int, tol: float) -> pd.DataFrame:
     task, (config, model, guide) = load_task(run.config), load_programs(run.folder)
-    order = np.random.default_rng(config.split_seed).permutation(len(task.x_test))
-    x = task.x_test[torch.as_tensor(order[:num_rows])]
+    rows = task.x_test.unique(dim=0)  # rows that are alike have the same draws: one says it all
+    order = np.random.default_rng(config.split_seed).permutation(len(rows))
+    x = rows[torch.as_tensor(order[:num_rows])]
 
     def scored(**options: Any) -> Scores:
         with warnings.catch_warnings():
@@ -162,14 +163,14 @@ def _report(
     parts = [
         f"# {title}: draws that adapt against a fixed number",
         as_text(shown, "md"),
-        f"Made by `{command}` from the lowest seed of each posterior, on {rows:,} test rows drawn "
-        "at random, anomalies among them.",
+        f"Made by `{command}` from the lowest seed of each posterior, on {rows:,} distinct "
+        "test rows drawn at random, anomalies among them.",
         f"Errors are against the log evidence of {reference:,} other draws. A row is off where its "
         f"error is more than {2 * tol:g} nats, twice the tolerance. Rows whose k-hat is above "
         f"{KHAT_LIMIT} there have no evidence to be compared with (shares: {shares}): they count "
         "in the draws spent, and in the shares of all rows and of standard errors alone.",
-        f"With tol={tol:g}, rows above that standard error are drawn on until they have "
-        f"{GROWTH} times the draws, again and again, up to {FIXED[-1]:,}; those with a k-hat above "
+        f"With tol={tol:g}, rows above that standard error are drawn on to {GROWTH} times their "
+        f"draws, again and again, up to {FIXED[-1]:,}; those with a k-hat above "
         f"{KHAT_LIMIT} after {KHAT_DRAWS:,} draws are left. The fixed K of equal accuracy is read "
         "off the fixed lines, once by the share of rows that are off, once by that of rows whose "
         "own standard error is above the tolerance. A tolerance evens out the rows' errors: it "
