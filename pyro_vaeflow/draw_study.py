@@ -1,9 +1,11 @@
 """Draws that adapt to the row against a fixed number: ``python -m pyro_vaeflow.draw_study DIR``.
 
 Reads the finished runs of a results folder, one a posterior, and writes draws.csv and draws.md: the
-error of each row's log evidence against a long run with other draws, and what it cost.
+error of each row's log evidence against a long run with other draws, and what it cost. As a table
+that repeats its rows is no fair judge alone, ``--distinct`` makes a second pair of files.
 """
 
+import math
 import time
 import warnings
 from argparse import ArgumentParser
@@ -36,14 +38,17 @@ def study(
     reference: int = REFERENCE,
     tol: float = TOLERANCE,
     posteriors: Sequence[str] | None = None,
+    distinct: bool = False,
 ) -> pd.DataFrame:
     """Measures the lowest seed of each posterior in `out`; writes and returns the table.
 
     Args:
-        num_rows: distinct test rows, anomalies among them, drawn with the study's split_seed.
+        num_rows: test rows, anomalies among them, drawn with the study's split_seed.
         reference: draws a row of the long run.
         tol: the standard error, nats, at which a row needs no more draws.
         posteriors: those to measure, such as ``planar50``; all by default.
+        distinct: draw from the distinct test rows, and write draws-distinct.csv and .md: rows that
+            are alike have the same draws, so where a table repeats its rows a few decide.
 
     Raises:
         ConfigError: there is no finished run, or none of a posterior that was named.
@@ -56,13 +61,15 @@ def study(
     if posteriors is not None:
         check_names(posteriors, first, "posterior")
         first = {name: first[name] for name in posteriors}
-    table = pd.concat([_measure(run, num_rows, reference, tol) for run in first.values()])
-    table.to_csv(out / "draws.csv", index=False, float_format="%.6g")
+    table = pd.concat([_measure(run, num_rows, reference, tol, distinct) for run in first.values()])
+    name = "draws-distinct" if distinct else "draws"
+    table.to_csv(out / f"{name}.csv", index=False, float_format="%.6g")
     named = "" if posteriors is None else " --posteriors " + " ".join(posteriors)
     command = f"python -m pyro_vaeflow.draw_study {out} --rows {num_rows} --reference {reference}"
-    (out / "draws.md").write_text(
-        _report(out.resolve().name, table, command + named, num_rows, reference, tol)
-    )
+    command += named + (" --distinct" if distinct else "")
+    rows = f"{num_rows:,} {'distinct ' if distinct else ''}test rows"
+    page = _report(out.resolve().name, table, command, rows, reference, tol)
+    (out / f"{name}.md").write_text(page)
     return table
 
 
@@ -82,9 +89,11 @@ def fixed_as_good(shares: dict[int, float], share: float) -> float:
     return float(np.exp(np.interp(-share, -found, draws)))
 
 
-def _measure(run: FinishedRun, num_rows: int, reference: int, tol: float) -> pd.DataFrame:
+def _measure(
+    run: FinishedRun, num_rows: int, reference: int, tol: float, distinct: bool
+) -> pd.DataFrame:
     task, (config, model, guide) = load_task(run.config), load_programs(run.folder)
-    rows = task.x_test.unique(dim=0)  # rows that are alike have the same draws: one says it all
+    rows = task.x_test.unique(dim=0) if distinct else task.x_test
     order = np.random.default_rng(config.split_seed).permutation(len(rows))
     x = rows[torch.as_tensor(order[:num_rows])]
 
@@ -133,13 +142,14 @@ def _measure(run: FinishedRun, num_rows: int, reference: int, tol: float) -> pd.
         found = line(f"{start}, tol={tol:g}", scores.log_evidence, scores.stderr, spent, seconds)
         for share in ("share_off", "share_above_tol"):
             same = fixed_as_good(dict(zip(FIXED, fixed[share], strict=True)), found[share])
-            found |= {f"fixed_by_{share}": same, f"ratio_by_{share}": spent / same}
+            ratio = spent / same if same < math.inf else math.nan  # no fixed number is as good
+            found |= {f"fixed_by_{share}": same, f"ratio_by_{share}": ratio}
         lines.append(found)
     return pd.DataFrame(lines)
 
 
 def _report(
-    title: str, table: pd.DataFrame, command: str, rows: int, reference: int, tol: float
+    title: str, table: pd.DataFrame, command: str, rows: str, reference: int, tol: float
 ) -> str:
     off, above = f"off by > {2 * tol:g}", f"stderr > {tol:g}"
     shown = pd.DataFrame(
@@ -151,9 +161,9 @@ def _report(
             f"{off}, all rows": table["share_off_all_rows"].map("{:.3f}".format),
             above: table["share_above_tol"].map("{:.3f}".format),
             "RMSE": table["rmse"].map("{:.4f}".format),
-            "fixed K with as few off": table["fixed_by_share_off"].round(0),
+            "fixed K with as few off": table["fixed_by_share_off"].map(_count),
             "draws / that K": table["ratio_by_share_off"].round(2),
-            f"fixed K with as few {above}": table["fixed_by_share_above_tol"].round(0),
+            f"fixed K with as few {above}": table["fixed_by_share_above_tol"].map(_count),
             "draws / this K": table["ratio_by_share_above_tol"].round(2),
             "seconds": table["seconds"].round(1),
         }
@@ -163,8 +173,8 @@ def _report(
     parts = [
         f"# {title}: draws that adapt against a fixed number",
         as_text(shown, "md"),
-        f"Made by `{command}` from the lowest seed of each posterior, on {rows:,} distinct "
-        "test rows drawn at random, anomalies among them.",
+        f"Made by `{command}` from the lowest seed of each posterior, on {rows} drawn at "
+        "random, anomalies among them.",
         f"Errors are against the log evidence of {reference:,} other draws. A row is off where its "
         f"error is more than {2 * tol:g} nats, twice the tolerance. Rows whose k-hat is above "
         f"{KHAT_LIMIT} there have no evidence to be compared with (shares: {shares}): they count "
@@ -180,6 +190,12 @@ def _report(
     return "\n\n".join(parts) + "\n"
 
 
+def _count(draws: float) -> str:
+    if math.isnan(draws):
+        return ""
+    return f"{draws:.0f}" if draws < math.inf else f"more than {FIXED[-1]}"
+
+
 def main() -> None:
     """Reads the command line and runs `study`."""
     parser = ArgumentParser(description=__doc__)
@@ -188,10 +204,11 @@ def main() -> None:
     parser.add_argument("--reference", type=int, default=REFERENCE, help="draws of the long run")
     parser.add_argument("--tol", type=float, default=TOLERANCE, help="nats")
     parser.add_argument("--posteriors", nargs="+", help="such as planar50; all by default")
+    parser.add_argument("--distinct", action="store_true", help="of distinct test rows")
     parser.add_argument("--quick", action="store_true", help="20 rows, a reference of 1,000 draws")
     given = parser.parse_args()
     rows, reference = (20, 1000) if given.quick else (given.rows, given.reference)
-    study(given.out, rows, reference, given.tol, given.posteriors)
+    study(given.out, rows, reference, given.tol, given.posteriors, given.distinct)
 
 
 if __name__ == "__main__":
