@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from pyro_vaeflow.diagnostics import inference_gap as inference_gap
     from pyro_vaeflow.draws import log_weights as log_weights
     from pyro_vaeflow.flows import FLOWS as FLOWS
+    from pyro_vaeflow.group import GroupError as GroupError
+    from pyro_vaeflow.group import join_group as join_group
+    from pyro_vaeflow.interrupt import InterruptedWarning as InterruptedWarning
     from pyro_vaeflow.isolation import param_scope as param_scope
     from pyro_vaeflow.latents import active_units as active_units
     from pyro_vaeflow.likelihoods import LIKELIHOODS as LIKELIHOODS
@@ -32,6 +35,7 @@ if TYPE_CHECKING:
     from pyro_vaeflow.priors import ExemplarPrior as ExemplarPrior
     from pyro_vaeflow.programs import Guide as Guide
     from pyro_vaeflow.programs import Model as Model
+    from pyro_vaeflow.resume import Checkpoint as Checkpoint
     from pyro_vaeflow.scoring import KhatWarning as KhatWarning
     from pyro_vaeflow.scoring import Scores as Scores
     from pyro_vaeflow.scoring import score as score
@@ -54,12 +58,15 @@ _HOME = {
         "diagnostics": "inference_gap",
         "draws": "log_weights",
         "flows": "FLOWS",
+        "group": "GroupError join_group",
+        "interrupt": "InterruptedWarning",
         "isolation": "param_scope",
         "latents": "active_units",
         "likelihoods": "LIKELIHOODS",
         "mixed_table": "MixedEncoder",
         "priors": "ExemplarPrior",
         "programs": "Guide Model",
+        "resume": "Checkpoint",
         "scoring": "KhatWarning Scores score",
         "state": "CheckpointError",
         "training": "History NonFiniteError train",

@@ -1,7 +1,7 @@
 """A folder of two files: tensors by safetensors, all else JSON. Nothing in it is ever executed.
 
-``detector.json`` names the tensor file by its hash and is written last, so a folder holds the
-earlier checkpoint or the new one, whole, whenever the process dies.
+The JSON file names the tensor file by its hash and is written last, so a folder holds the earlier
+checkpoint or the new one, whole, whenever the process dies.
 """
 
 import hashlib
@@ -9,7 +9,7 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError
@@ -19,9 +19,21 @@ from pyro_vaeflow.checked import ConfigError, check_names
 from pyro_vaeflow.state import CheckpointError
 
 FORMAT = 1  # of the two files; a reader refuses any other
-CONTENT = "detector.json"
 KEYS = ("format", "versions", "content", "tensors", "sha256")
 MAX_CONTENT = 2**28  # bytes of JSON
+
+
+class Files(NamedTuple):
+    """What the two files are called: the JSON file, and how the tensor file's name begins."""
+
+    content: str
+    tensors: str
+
+    def of(self, digest: str) -> str:
+        return f"{self.tensors}-{digest[:16]}.safetensors"
+
+
+DETECTOR = Files("detector.json", "tensors")
 
 
 def write(
@@ -29,6 +41,7 @@ def write(
     content: Mapping[str, Any],
     tensors: Mapping[str, torch.Tensor],
     versions: Mapping[str, str],
+    files: Files = DETECTOR,
 ) -> None:
     """Writes a checkpoint to `folder`, over one that is there; files appear whole or not at all.
 
@@ -38,20 +51,21 @@ def write(
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    data = save({name: value.detach().cpu().contiguous() for name, value in tensors.items()})
+    # Copies: safetensors refuses tensors that share memory, as those of one module in two roles do.
+    data = save({k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()})
     digest = hashlib.sha256(data).hexdigest()
     document = {"format": FORMAT, "versions": dict(versions), "content": content, "tensors": digest}
     # Through text, so that what is hashed is what a reader will see.
     document = json.loads(json.dumps(document, allow_nan=False))
     text = json.dumps(document | {"sha256": _digest(document)}, indent=1) + "\n"
-    write_whole(folder / _tensor_file(digest), data)
-    write_whole(folder / CONTENT, text.encode())
-    for old in folder.glob(_tensor_file("*")):
-        if old.name != _tensor_file(digest):
+    write_whole(folder / files.of(digest), data)
+    write_whole(folder / files.content, text.encode())
+    for old in folder.glob(files.of("*")):
+        if old.name != files.of(digest):
             old.unlink()
 
 
-def read(folder: str | Path) -> tuple[Any, dict[str, torch.Tensor]]:
+def read(folder: str | Path, files: Files = DETECTOR) -> tuple[Any, dict[str, torch.Tensor]]:
     """What `write` was given: content and tensors.
 
     Raises:
@@ -59,7 +73,7 @@ def read(folder: str | Path) -> tuple[Any, dict[str, torch.Tensor]]:
         CheckpointError: a file is damaged, of another format, or no such file at all.
     """
     folder = Path(folder)
-    path = folder / CONTENT
+    path = folder / files.content
     data = _bytes(path, MAX_CONTENT)
     try:
         document = json.loads(data, parse_constant=_refuse_constant)
@@ -79,7 +93,7 @@ def read(folder: str | Path) -> tuple[Any, dict[str, torch.Tensor]]:
     # Before it is part of a path: 64 hexadecimal digits lead nowhere else.
     if not isinstance(digest, str) or len(digest) != 64 or set(digest) - set("0123456789abcdef"):
         raise CheckpointError(f"{path}: tensors must be a sha256, got {digest!r:.80}")
-    path = folder / _tensor_file(digest)
+    path = folder / files.of(digest)
     data = _bytes(path)
     if hashlib.sha256(data).hexdigest() != digest:
         raise CheckpointError(f"{path} was changed after it was saved: its sha256 is another")
@@ -133,10 +147,6 @@ def _bytes(path: Path, limit: int | None = None) -> bytes:
 
 def _digest(document: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
-
-
-def _tensor_file(digest: str) -> str:
-    return f"tensors-{digest[:16]}.safetensors"
 
 
 def _refuse_constant(name: str) -> None:

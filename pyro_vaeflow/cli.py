@@ -1,4 +1,4 @@
-"""The ``vaeflow`` command: run studies, rebuild their tables, list the presets.
+"""The ``vaeflow`` command: run studies, rebuild their tables, list the presets, score files.
 
 Modules that need torch are imported where they are used, so that ``--help`` answers at once.
 """
@@ -13,6 +13,7 @@ from jsonargparse import ArgumentParser
 
 from pyro_vaeflow.checked import ConfigError
 from pyro_vaeflow.config import ExperimentConfig
+from pyro_vaeflow.file_commands import FILE_COMMANDS, add_file_commands
 from pyro_vaeflow.studies import Study, load_study, preset_names
 
 ON_TERMINAL = "F1, top 20%|F1, true ratio|AUROC|AP|log evidence|train s".split("|")
@@ -33,9 +34,9 @@ class _Parser(ArgumentParser):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command; 0 if all went well, 1 if a run failed, 2 if the call was refused."""
+    """Runs the command; 0 if all went well, 1 if a run failed, 2 if refused, 3 if rows were."""
     argv = sys.argv[1:] if argv is None else list(argv)
-    parser = _parser()
+    parser = _parser(with_detector=argv[:1] == ["fit"])
     # Only what was given: a study's own settings are the defaults.
     given = parser.parse_args(argv, defaults=False).as_dict()
     values = given.get(given["subcommand"]) or {}
@@ -44,25 +45,31 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _run(values, command=shlex.join(["vaeflow", *argv]))
         if given["subcommand"] == "table":
             return _table(Path(values["dir"]), values.get("format", "md"))
+        if given["subcommand"] in FILE_COMMANDS:
+            return FILE_COMMANDS[given["subcommand"]](values)
         return _presets()
     except ConfigError as error:
         parser.error(str(error))
     except KeyboardInterrupt:
-        print("\nstopped; finished runs are kept, the same command goes on", file=sys.stderr)
+        said = "stopped; finished runs are kept, and the same command takes up what was stopped"
+        print(f"\n{said}", file=sys.stderr)
         return 130
     except BrokenPipeError:  # `vaeflow table DIR | head`
         sys.stderr.close()
         return 1
 
 
-def _parser() -> _Parser:
+def _parser(with_detector: bool) -> _Parser:
     parser = _Parser(prog="vaeflow", description="VAEs with flow posteriors for anomaly detection.")
-    commands = parser.add_subcommands(metavar="{run,table,presets}")
+    commands = parser.add_subcommands(metavar="{run,table,presets,fit,score}")
     run = _Parser(description="Runs studies; finished runs are skipped.")
     known = ", ".join(preset_names())
     run.add_argument("presets", nargs="+", help=f"a file.yaml, or one of: {known}")
     run.add_argument("--seeds", nargs="+", type=int, help="in place of the study's seeds")
     run.add_argument("--jobs", type=int, default=1, help="worker processes")
+    run.add_argument(
+        "--dask", help="a Dask cluster in place of --jobs: its scheduler's address, or its file"
+    )
     run.add_argument("--out", help="results folder; results/STUDY by default")
     run.add_argument(
         "--published",
@@ -82,23 +89,27 @@ def _parser() -> _Parser:
     commands.add_subcommand("table", table, help="print a table of results")
     listing = _Parser(description="Lists the studies that ship.")
     commands.add_subcommand("presets", listing, help="list the studies that ship")
+    add_file_commands(commands, _Parser, with_detector)
     return parser
 
 
 def _run(values: dict[str, Any], command: str) -> int:
-    names, seeds, jobs = values.pop("presets"), values.pop("seeds", None), values.pop("jobs", 1)
+    names, seeds = values.pop("presets"), values.pop("seeds", None)
+    jobs, dask = values.pop("jobs", 1), values.pop("dask", None)
     out, quick = values.pop("out", None), values.pop("quick", False)
     published = values.pop("published", None)
     if published is not None and not (published := Path(published)).is_file():
         raise ConfigError(f"--published: no file {str(published)!r}")
     if jobs < 1:
         raise ConfigError(f"--jobs: expected at least 1, got {jobs}")
+    if dask is not None and jobs > 1:
+        raise ConfigError(f"--jobs {jobs}: the workers are those of --dask; leave one of them out")
     studies = [load_study(name) for name in names]
     groups = [(study, study.expand(values, seeds, quick)) for study in studies]
     failed = 0
     for study, configs in groups:
         folder = _folder(study, configs, out, quick, len(groups))
-        failed += _run_study(configs, folder, jobs, command, published)
+        failed += _run_study(configs, folder, jobs, dask, command, published)
     return 1 if failed else 0
 
 
@@ -111,17 +122,24 @@ def _folder(
 
 
 def _run_study(
-    configs: list[ExperimentConfig], out: Path, jobs: int, command: str, published: Path | None
+    configs: list[ExperimentConfig],
+    out: Path,
+    jobs: int,
+    dask: str | None,
+    command: str,
+    published: Path | None,
 ) -> int:
+    from pyro_vaeflow.claims import claim
     from pyro_vaeflow.fanout import run_all
     from pyro_vaeflow.figures import draw_figures
     from pyro_vaeflow.report import write_tables
     from pyro_vaeflow.tables import HEADINGS, PAPER_HEADING, aggregate
     from pyro_vaeflow.text_tables import as_text
 
-    outcome = run_all(configs, out, jobs=jobs, command=command)
-    table = write_tables(out, published)
-    figures = draw_figures(out)
+    outcome = run_all(configs, out, jobs=jobs, command=command, dask=dask)
+    with claim(out / ".tables.claim", patience=-1):  # another call may be writing them
+        table = write_tables(out, published)
+        figures = draw_figures(out)
     if table is not None:
         shown = aggregate(table)
         left_out = [*HEADINGS.values(), PAPER_HEADING]

@@ -22,6 +22,7 @@ from pyro_vaeflow.attribution import contributions
 from pyro_vaeflow.columns import is_numeric
 from pyro_vaeflow.config import ExperimentConfig
 from pyro_vaeflow.curves import plot_history
+from pyro_vaeflow.fingerprint import named_digest, structure, tensor_digest
 from pyro_vaeflow.isolation import Program
 from pyro_vaeflow.metrics import number_flagged
 from pyro_vaeflow.mixed_table import MixedEncoder
@@ -32,6 +33,7 @@ from pyro_vaeflow.saved_detector import load_detector, save_detector
 from pyro_vaeflow.score_plots import plot_contributions, plot_scores
 from pyro_vaeflow.scoring import KhatWarning, Scores
 from pyro_vaeflow.sizes import check_size
+from pyro_vaeflow.state import state_of
 
 # Criterion -> the log probability of a row, in nats, that is its score.
 CRITERIA = {"importance": "log_evidence", "reconstruction": "expected_log_likelihood"}
@@ -70,6 +72,9 @@ class VAEFlowDetector(OutlierMixin, BaseEstimator):
         warm_start: whether a further `fit` goes on with the programs at hand, on new rows: columns
             and seed stay as they are, and an exemplar prior's rows are trained on beside the new.
         progress: whether training and scoring show bars.
+        checkpoint_dir: a folder where `fit` keeps what it needs to go on after it was killed or
+            interrupted; the same `fit`, of a new detector too, then ends bit for bit as if nothing
+            had happened. Fits of other settings or rows have folders of their own in it.
         model, guide: a pair of programs of one's own, given together, in place of the
             autoencoder. Their rows are those of `MixedEncoder`, with numbers standardised: codes of
             texts, and NaN where entries are missing. `fit` trains copies of modules; a plain
@@ -112,6 +117,7 @@ class VAEFlowDetector(OutlierMixin, BaseEstimator):
         random_state: int | np.random.RandomState | None = None,
         warm_start: bool = False,
         progress: bool = False,
+        checkpoint_dir: str | Path | None = None,
         model: Program | None = None,
         guide: Program | None = None,
     ) -> None:
@@ -132,11 +138,14 @@ class VAEFlowDetector(OutlierMixin, BaseEstimator):
         self.random_state = random_state
         self.warm_start = warm_start
         self.progress = progress
+        self.checkpoint_dir = checkpoint_dir
         self.model = model
         self.guide = guide
 
     def fit(self, X: Any, y: Any = None, sample_weight: ArrayLike | None = None) -> Self:
         """Learns the columns and trains the programs on the rows ``(num_data, num_columns)``.
+
+        Ctrl-C ends training after the step at hand, with a warning and a fitted detector.
 
         Args:
             y: ignored.
@@ -146,6 +155,7 @@ class VAEFlowDetector(OutlierMixin, BaseEstimator):
         Raises:
             ValueError: an argument is out of range, or the table cannot be learned from.
             NonFiniteError: training met a loss or gradient that is not finite.
+            CheckpointError: the checkpoint is damaged, or in use by another process.
         """
         self._check()
         goes_on = self.warm_start and hasattr(self, "model_")
@@ -173,7 +183,8 @@ class VAEFlowDetector(OutlierMixin, BaseEstimator):
             rows, drawn = self._with_earlier(rows, drawn)
         else:
             self.model_, self.guide_ = self._programs(config, rows)
-        history = fit(config, self.model_, self.guide_, rows, drawn, self.progress)
+        checkpoint = self._checkpoint(config, rows, drawn, goes_on)
+        history = fit(config, self.model_, self.guide_, rows, drawn, self.progress, checkpoint)
         self.history_ = history.frame
         self._convert(torch.float64)
         self._set_threshold(self._score_encoded(x), kept, weights)
@@ -383,6 +394,17 @@ class VAEFlowDetector(OutlierMixin, BaseEstimator):
         if weights is not None:
             weights = torch.cat([weights, weights.mean().expand(len(prior.rows))])[order]
         return joined[order], weights
+
+    def _checkpoint(
+        self, config: ExperimentConfig, x: torch.Tensor, weights: torch.Tensor | None, goes_on: bool
+    ) -> Path | None:
+        """The folder of just this `fit`: folds, and settings in a search, share checkpoint_dir."""
+        if self.checkpoint_dir is None:
+            return None
+        pair = (self.model_, self.guide_)
+        start = named_digest(state_of(*pair)) if goes_on else None
+        digest = tensor_digest([repr(config), *map(structure, pair), x, weights, start])
+        return Path(self.checkpoint_dir) / f"fit-{digest[:16]}"
 
     def _kinds(self, frame: pd.DataFrame) -> Mapping[Any, str] | None:
         """Programs of one's own get numbers as numbers, whatever the training rows show."""

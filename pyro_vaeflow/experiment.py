@@ -1,8 +1,10 @@
 """One run: load, encode, build, train, score, measure. A run is one config with its seed."""
 
 import time
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,12 +16,14 @@ from pyro_vaeflow.columns import Column
 from pyro_vaeflow.config import ExperimentConfig
 from pyro_vaeflow.detection import detection
 from pyro_vaeflow.distinct import training_rows
+from pyro_vaeflow.interrupt import InterruptedWarning
 from pyro_vaeflow.peers import PEERS
 from pyro_vaeflow.programs import Guide, Model
 from pyro_vaeflow.recipe import build, check_registered, fit, score_rows
 from pyro_vaeflow.scoring import KHAT_LIMIT, Scores
 from pyro_vaeflow.state import state_of
 from pyro_vaeflow.tasks import Task, load_task
+from pyro_vaeflow.training import History
 
 SCORES = ("reconstruction", "importance")
 OWN = "own"  # the one score of a peer
@@ -40,18 +44,20 @@ class Result:
     columns: Sequence[Column] | None = None
 
 
-def run(config: ExperimentConfig, progress: bool = False) -> Result:
+def run(config: ExperimentConfig, progress: bool = False, checkpoint: Path | None = None) -> Result:
     """Trains on the inliers of the training rows and scores the test rows, two scores in one pass.
 
     Where the configuration names a peer, that is fitted to the same rows and scores the same rows.
 
     Args:
         progress: whether training and scoring show bars.
+        checkpoint: a folder from which training goes on, if a killed process has left it there.
 
     Raises:
         ConfigError: a name that is not registered; the message names those that are. Or the
             held-out rows leave none to train on.
         NonFiniteError: training met a loss or gradient that is not finite.
+        KeyboardInterrupt: at Ctrl-C; in training after the step at hand.
     """
     check_registered(config)
     task = load_task(config)
@@ -67,12 +73,17 @@ def run(config: ExperimentConfig, progress: bool = False) -> Result:
         weights = weights[config.held_out_rows :]
     model, guide = build(config, task.num_features, x_train)
     started = time.perf_counter()
-    history = fit(config, model, guide, x_train, weights, progress)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", InterruptedWarning)  # the command line says it
+        history = fit(config, model, guide, x_train, weights, progress, checkpoint)
+    if history.interrupted:
+        raise KeyboardInterrupt
     trained = time.perf_counter()
     scores = score_rows(config, model, guide, task.x_test, progress)
     scored = time.perf_counter()
     metrics = {"num_train": len(x_train), **measure(task, scores)}
     metrics |= {"train_seconds": trained - started, "score_seconds": scored - trained}
+    metrics["train_seconds"] += _seconds_before(history)
     if config.held_out_rows:
         metrics |= _held_out(score_rows(config, model, guide, held_out, progress))
     metrics["num_parameters"] = sum(p.numel() for m in (model, guide) for p in m.parameters())
@@ -118,6 +129,12 @@ def measure(task: Task, scores: Scores) -> dict[str, Any]:
         "median_ess": scores.ess.median().item(),
         "share_khat_above_0.7": _distrusted(scores),
     }
+
+
+def _seconds_before(history: History) -> float:
+    """What training had taken before this process took it up."""
+    seconds = history.frame["seconds"]
+    return float(seconds.iloc[history.resumed_at - 1]) if history.resumed_at else 0.0
 
 
 def _held_out(scores: Scores) -> dict[str, float]:

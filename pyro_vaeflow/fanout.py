@@ -1,19 +1,36 @@
-"""Many runs: finished ones are skipped, the others go to worker processes, failures are kept."""
+"""Many runs: finished ones are skipped, the others go to workers, failures are kept."""
 
+import contextlib
 import shutil
+import socket
+import threading
 import traceback
-from collections.abc import Sequence
+from collections import Counter, deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future, wait
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
+from uuid import uuid4
 
-import joblib
 from tqdm.auto import tqdm
 
+from pyro_vaeflow.checked import ConfigError
+from pyro_vaeflow.claims import claim
 from pyro_vaeflow.config import ExperimentConfig
 from pyro_vaeflow.experiment import run
 from pyro_vaeflow.recipe import check_registered
-from pyro_vaeflow.runfolder import is_finished, sweep, write
+from pyro_vaeflow.runfolder import claim_of, is_finished, sweep, write
 from pyro_vaeflow.training import NonFiniteError
+from pyro_vaeflow.workers import Here, Processes, workers
+
+DEATHS = 3  # of processes under one run, after which it is called failed
+PATIENCE = 1.0  # seconds that a worker waits for a run another one is at, before it looks further
+State = Literal["finished", "skipped", "busy", "failed"]
+
+# A run seeds the process's random numbers and uses Pyro's global store: one at a time, though the
+# threads of a Dask worker would start several.
+_ONE_RUN = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -31,58 +48,129 @@ def run_all(
     jobs: int = 1,
     command: str = "",
     progress: bool = True,
+    dask: str | None = None,
 ) -> Outcome:
     """Runs what is not yet finished in ``out/runs``, one folder a configuration and seed.
 
     A run that fails leaves its message, and its history if it has one, in ``out/failed`` and the
-    others go on. An interruption keeps the finished runs.
+    others go on. An interruption keeps the finished runs, and what a stopped or killed one has
+    learned in ``out/unfinished``, from where the next call takes it up; where a worker process
+    dies, this one does. Calls that share `out` share the runs: each is made by one of them, and
+    each call returns when all of its own are made.
 
     Args:
         jobs: worker processes; the processors are shared out among them. With 1, runs stay in
             this process and show their own progress bars.
         command: kept with each run, to say what made it.
+        dask: in place of worker processes, a Dask cluster; see `workers`.
 
     Raises:
         ConfigError: before the first run, if any configuration is refused.
     """
     for config in {config.digest: config for config in configs}.values():
         check_registered(config)
+    out = out.resolve()  # a worker may be in another folder
     runs = out / "runs"
     done = [config.run_name for config in configs if is_finished(runs / config.run_name, config)]
     todo = [config for config in configs if config.run_name not in done]
+    outcome = Outcome(finished=[], skipped=done, failed={})
     runs.mkdir(parents=True, exist_ok=True)
     sweep(runs)
-    failed: dict[str, str] = {}
+    call = runs / f".{uuid4().hex}.claim"
     bar = tqdm(total=len(configs), initial=len(done), desc="runs", unit="run", disable=not progress)
-    # loky shares the processors out: OMP_NUM_THREADS of a worker is their number over `jobs`.
-    with bar, joblib.parallel_config("loky", n_jobs=jobs):
-        parallel = joblib.Parallel(return_as="generator_unordered", batch_size=1, pre_dispatch=jobs)
-        for name, message in parallel(
-            joblib.delayed(attempt)(c, out, command, progress and jobs == 1) for c in todo
-        ):
-            if message:
-                failed[name] = message
+    with bar, claim(call), workers(jobs, dask) as executor:
+        for name, state, message in _results(executor, todo, call, out, command, progress):
+            if state == "failed":
+                outcome.failed[name] = message
+            else:
+                (outcome.finished if state == "finished" else outcome.skipped).append(name)
             bar.update()
-    finished = [c.run_name for c in todo if c.run_name not in failed]
-    return Outcome(finished=finished, skipped=done, failed=failed)
+    return outcome
+
+
+def _results(
+    executor: Executor,
+    todo: Sequence[ExperimentConfig],
+    call: Path,
+    out: Path,
+    command: str,
+    progress: bool,
+) -> Iterator[tuple[str, State, str]]:
+    """Name, state and message of each run as it ends; a run is tried until it has ended."""
+    here = isinstance(executor, Here)
+    at_once = 1 if here else len(executor.pools) if isinstance(executor, Processes) else len(todo)
+    waiting, running = deque(todo), dict[Future, ExperimentConfig]()
+    deaths: Counter[str] = Counter()
+    while waiting or running:
+        while waiting and len(running) < at_once:
+            config = waiting.popleft()
+            args = config, out, call, command, progress and here
+            running[executor.submit(attempt, *args)] = config
+        for future in wait(running, return_when=FIRST_COMPLETED).done:
+            config = running.pop(future)
+            name = config.run_name
+            try:
+                state, message = future.result()
+            except BrokenExecutor:
+                deaths[name] += 1
+                state, message = "busy", ""
+                if deaths[name] == DEATHS:
+                    error = RuntimeError(
+                        f"its worker process died {DEATHS} times: killed, or out of memory"
+                    )
+                    state, message = _failed(config, out, error)
+            except Exception as error:  # of the cluster: a run's own are messages
+                state, message = _failed(config, out, error)
+            if state == "busy":
+                waiting.append(config)
+            else:
+                yield name, state, message
 
 
 def attempt(
-    config: ExperimentConfig, out: Path, command: str, progress: bool
-) -> tuple[str, str | None]:
-    """One run, written; the name of its folder and, if it failed, why."""
+    config: ExperimentConfig, out: Path, call: Path, command: str, progress: bool
+) -> tuple[State, str]:
+    """One run, written unless it is finished or another process is at it; why, if it failed.
+
+    Args:
+        call: a file that whoever asks for the run holds in ``out/runs``.
+    """
     name = config.run_name
-    if progress:
-        tqdm.write(name)
-    shutil.rmtree(out / "failed" / name, ignore_errors=True)
-    try:
-        write(run(config, progress), config, out / "runs" / name, command)
-    except Exception as error:  # one run that fails must not stop the others
-        folder = out / "failed" / name
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "config.yaml").write_text(config.to_yaml())
-        (folder / "error.txt").write_text(traceback.format_exc())
-        if isinstance(error, NonFiniteError):
-            error.history.frame.to_csv(folder / "history.csv", index=False)
-        return name, f"{type(error).__name__}: {error}"
-    return name, None
+    folder, checkpoint = out / "runs" / name, out / "unfinished" / name
+    if not call.exists():  # of another machine's folder, or the caller has gone
+        raise ConfigError(
+            f"{call.parent} on {socket.gethostname()} is not the folder of the study: give an "
+            "--out on a file system that all workers share"
+        )
+    with _ONE_RUN, claim(claim_of(folder), PATIENCE) as mine:
+        if not mine:
+            return "busy", ""
+        try:
+            if is_finished(folder, config):
+                return "skipped", ""
+            if progress:
+                tqdm.write(name)
+            shutil.rmtree(out / "failed" / name, ignore_errors=True)
+            write(run(config, progress, checkpoint), config, folder, command)
+            _forget(checkpoint)
+        except Exception as error:  # one run that fails must not stop the others
+            return _failed(config, out, error)
+    return "finished", ""
+
+
+def _failed(config: ExperimentConfig, out: Path, error: Exception) -> tuple[State, str]:
+    folder = out / "failed" / config.run_name
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.yaml").write_text(config.to_yaml())
+    (folder / "error.txt").write_text("".join(traceback.format_exception(error)))
+    if isinstance(error, NonFiniteError):
+        error.history.frame.to_csv(folder / "history.csv", index=False)
+        _forget(out / "unfinished" / config.run_name)  # it leads to the same error
+    return "failed", f"{type(error).__name__}: {error}"
+
+
+def _forget(checkpoint: Path) -> None:
+    """Removes a run's checkpoint, and the folder of such if it was the last."""
+    shutil.rmtree(checkpoint, ignore_errors=True)
+    with contextlib.suppress(OSError):
+        checkpoint.parent.rmdir()

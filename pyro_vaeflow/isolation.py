@@ -161,6 +161,19 @@ def module_mode(*programs: Program, training: bool) -> Iterator[None]:
 
 
 @contextmanager
+def called_modules() -> Iterator[list[torch.nn.Module]]:
+    """The modules that are called inside, each once, in order."""
+    found: dict[torch.nn.Module, None] = {}
+    called: list[torch.nn.Module] = []
+    hook = register_module_forward_pre_hook(lambda part, _: found.setdefault(part))
+    try:
+        yield called
+    finally:
+        hook.remove()
+        called += found
+
+
+@contextmanager
 def seeded(seed: int) -> Iterator[None]:
     """Seeds every random state that Pyro knows, and puts the caller's states back after.
 

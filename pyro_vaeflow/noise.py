@@ -132,10 +132,10 @@ class RowNoise(Messenger):
             return
         self.num_sites += 1  # sites of one program must not share their noise
         hashes = _mix(self.seeded ^ self.num_sites)
-        before = _stream(hashes.device)
+        before = stream(hashes.device)
         with _RowNumbers(hashes, msg["fn"].event_dim - frame.dim):
             msg["value"] = msg["fn"](*msg["args"], **msg["kwargs"])
-        if _stream(hashes.device) != before:
+        if stream(hashes.device) != before:
             warnings.warn(
                 f"site {msg['name']!r} ({_innermost(msg['fn'])}) draws from torch's stream: its "
                 "values, and so the scores, depend on chunk_size and on the other rows",
@@ -143,7 +143,7 @@ class RowNoise(Messenger):
             )
 
 
-def _stream(device: torch.device) -> bytes:
+def stream(device: torch.device) -> bytes:
     """The state of the random numbers that torch draws on the device."""
     on_gpu = device.type == "cuda"
     state = torch.cuda.get_rng_state(device) if on_gpu else torch.get_rng_state()

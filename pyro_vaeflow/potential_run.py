@@ -80,7 +80,7 @@ def fit_potentials(runs: Sequence[PotentialRun]) -> list[dict[str, Any]]:
     rising = run.num_steps // WARMUP
     falling = cosine(run.num_steps - rising, run.learning_rate, run.learning_rate / FALL)
     started = time.perf_counter()
-    train(
+    history = train(
         *pair,
         fits,
         num_steps=run.num_steps,
@@ -92,6 +92,8 @@ def fit_potentials(runs: Sequence[PotentialRun]) -> list[dict[str, Any]]:
         seed=run.seed,
         progress=False,
     )
+    if history.interrupted:
+        raise KeyboardInterrupt
     seconds = (time.perf_counter() - started) / len(runs)
     chunks = trace_chunks(*pair, fits, num_samples=run.num_samples, seed=run.seed, chunk_size=1)
     return [

@@ -2,6 +2,7 @@
 
 import inspect
 from dataclasses import fields
+from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -114,8 +115,9 @@ def fit(
     x: torch.Tensor,
     weights: torch.Tensor | None,
     progress: bool,
+    checkpoint: Path | None = None,
 ) -> History:
-    """Trains `model` and `guide` in place as the configuration says."""
+    """Trains `model` and `guide` in place as the configuration says; see `train` for the rest."""
     prior = getattr(model, "prior", None)
     num_validation = min(MAX_VALIDATION, round(config.validation_share * len(x)))
     validation, x_all = x[:num_validation], x
@@ -143,6 +145,7 @@ def fit(
         eval_every=max(1, num_steps // NUM_VALIDATIONS),
         seed=config.seed,
         progress=progress,
+        checkpoint=checkpoint,
     )
     if isinstance(prior, ExemplarPrior):
         with seeded(config.seed):

@@ -1,16 +1,17 @@
 """The folder of one run: written in one move, so that a killed run never looks finished."""
 
 import json
-import os
 import shutil
 from importlib.util import find_spec
 from pathlib import Path
+from uuid import uuid4
 
 import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 
 from pyro_vaeflow.checked import ConfigError
+from pyro_vaeflow.claims import claim
 from pyro_vaeflow.columns import Column
 from pyro_vaeflow.config import ExperimentConfig
 from pyro_vaeflow.experiment import Result
@@ -31,7 +32,7 @@ def write(result: Result, config: ExperimentConfig, folder: Path, command: str =
     Args:
         command: kept in metrics.json with the versions, to say what made the run.
     """
-    partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
+    partial = folder.with_name(f".{folder.name}.{uuid4().hex}.partial")
     origin = {"command": command, "versions": versions(config), "threads": torch.get_num_threads()}
     try:
         partial.mkdir(parents=True)
@@ -102,15 +103,21 @@ def load_programs(folder: Path) -> tuple[ExperimentConfig, Model, Guide]:
     return config, model, guide
 
 
+def claim_of(folder: Path) -> Path:
+    """The file whose holder may make the run of `folder`: see `claim`."""
+    return folder.with_name(f".{folder.name}.claim")
+
+
 def sweep(runs: Path) -> None:
-    """Removes what killed processes left half written; those that live may still be writing."""
-    for partial in runs.glob(".*.partial"):
-        try:
-            os.kill(int(partial.name.split(".")[-2]), 0)
-        except ProcessLookupError:
-            shutil.rmtree(partial, ignore_errors=True)
-        except (ValueError, PermissionError):
-            continue
+    """Removes what killed processes left; what a living one has claimed stays."""
+    for path in runs.glob(".*.partial"):
+        name = path.name[1:].rsplit(".", 2)[0]
+        with claim(claim_of(runs / name)) as mine:
+            if mine:
+                shutil.rmtree(path, ignore_errors=True)
+    for path in runs.glob(".*.claim"):
+        with claim(path):
+            pass
 
 
 def versions(config: ExperimentConfig) -> dict[str, str]:

@@ -17,7 +17,7 @@ from pyro_vaeflow.recipe import build
 from pyro_vaeflow.state import CheckpointError, check_fits, make_parameters, restore, state_of
 from pyro_vaeflow.versions import package_versions
 
-CODE = ("model", "guide")  # settings that are programs
+NOT_SAVED = ("model", "guide", "checkpoint_dir")  # programs are code; the folder is this machine's
 FITTED = ("settings", "names", "has_feature_names", "columns", "seed", "offset", "history", "own")
 PLAIN = (bool, int, float, str, type(None))
 ROWS = "model.prior.rows"
@@ -25,7 +25,7 @@ ROWS = "model.prior.rows"
 
 def save_detector(detector: Any, folder: str | Path) -> None:
     """Writes a fitted detector; see `VAEFlowDetector.save`."""
-    settings = {k: v for k, v in detector.get_params(False).items() if k not in CODE}
+    settings = {k: v for k, v in detector.get_params(False).items() if k not in NOT_SAVED}
     if not isinstance(settings["random_state"], PLAIN):  # a RandomState has given its seed
         settings["random_state"] = detector.seed_
     if settings["kinds"] is not None:  # JSON would make texts of keys that are numbers
@@ -81,7 +81,7 @@ def load_detector(detector: Any, folder: str | Path) -> Any:
 
 def _take_settings(detector: Any, content: dict[str, Any]) -> None:
     own = detector.get_params(False)
-    check_keys(content["settings"], tuple(k for k in own if k not in CODE), "settings")
+    check_keys(content["settings"], tuple(k for k in own if k not in NOT_SAVED), "settings")
     settings = dict(content["settings"])
     settings["hidden_dims"] = tuple(settings["hidden_dims"])
     if settings["kinds"] is not None:

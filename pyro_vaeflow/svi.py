@@ -14,7 +14,9 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.runtime import Message
 from pyro.poutine.trace_struct import Trace
 
+from pyro_vaeflow.group import ALONE, Group
 from pyro_vaeflow.isolation import Program
+from pyro_vaeflow.noise import stream
 
 
 def make_svi(model: Program, guide: Program, optim: "OneOptimizer", loss: ELBO) -> SVI:
@@ -39,6 +41,7 @@ class OneOptimizer(PyroOptim):
         parameters: dict[str, torch.Tensor],
         optimizer: Callable[..., torch.optim.Optimizer],
         clip_norm: float | None = None,
+        group: Group = ALONE,
     ) -> None:
         if not parameters:
             raise ValueError(
@@ -50,7 +53,7 @@ class OneOptimizer(PyroOptim):
         self.parameters = parameters
         self.torch_optimizer = optimizer(list(parameters.values()), lr=0.0)
         self.torch_optimizer.zero_grad()  # what the caller, or an interrupted run, left there
-        self.clip_norm = clip_norm
+        self.clip_norm, self.group = clip_norm, group
         self.num_stored = len(pyro.get_param_store())
         self.grad_norm = 0.0
         self.not_finite: list[str] = []
@@ -64,8 +67,9 @@ class OneOptimizer(PyroOptim):
     def __call__(self, params: Any, *args: Any, **kwargs: Any) -> None:
         store = pyro.get_param_store()
         if len(store) != self.num_stored:
-            self._add_late(dict(store.named_parameters()))
+            self.add_late(dict(store.named_parameters()))
         values = list(self.parameters.values())
+        self.group.add_gradients(values, stream(values[0].device))
         norm = torch.nn.utils.get_total_norm([p.grad for p in values if p.grad is not None])
         self.grad_norm = norm.item()
         if math.isfinite(self.grad_norm):  # else keep the last good parameters: train stops
@@ -80,7 +84,7 @@ class OneOptimizer(PyroOptim):
             ]
         self.torch_optimizer.zero_grad()
 
-    def _add_late(self, stored: dict[str, torch.Tensor]) -> None:
+    def add_late(self, stored: dict[str, torch.Tensor]) -> None:
         """Takes on each ``pyro.param`` behind a branch that no step had reached before."""
         known = {id(value) for value in self.parameters.values()}
         for name, value in stored.items():
@@ -93,9 +97,10 @@ class OneOptimizer(PyroOptim):
 class PerRow(Messenger):
     """Turns sums over a mini-batch into nats a row; a shared latent counts once over all rows."""
 
-    def __init__(self, plate: str, batch_size: int, num_data: int) -> None:
+    def __init__(self, plate: str, batch_size: int, num_data: int, group: Group = ALONE) -> None:
         super().__init__()
-        self.plate, self.row, self.shared = plate, 1.0 / batch_size, 1.0 / num_data
+        self.plate, self.row = plate, 1.0 / batch_size
+        self.shared = 1.0 / (num_data * group.size)  # each process has it
 
     def _process_message(self, msg: Message) -> None:
         if msg["type"] == "sample":

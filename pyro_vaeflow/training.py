@@ -2,10 +2,11 @@
 
 import math
 import time
+import warnings
 from collections.abc import Callable
-from copy import deepcopy
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -15,23 +16,25 @@ from pyro.infer import ELBO, Trace_ELBO
 from tqdm.auto import tqdm
 
 from pyro_vaeflow.annealing import CapacityELBO, Schedule, anneal, constant
+from pyro_vaeflow.fingerprint import plain_text
+from pyro_vaeflow.group import Group, joined
+from pyro_vaeflow.group_noise import part_of_noise
+from pyro_vaeflow.group_training import check_group, lost_group
+from pyro_vaeflow.interrupt import InterruptedWarning, ctrl_c
 from pyro_vaeflow.isolation import (
     Program,
+    called_modules,
     module_mode,
-    modules,
     named_parameters,
     param_scope,
     seeded,
 )
+from pyro_vaeflow.resume import Checkpoint, keeping
+from pyro_vaeflow.run_state import RECORD, Run
 from pyro_vaeflow.scoring import score
 from pyro_vaeflow.sizes import check_size
 from pyro_vaeflow.svi import LastTraces, OneOptimizer, PerRow, make_svi
 from pyro_vaeflow.traces import Args, as_args, check_contract, row_terms, run_once, take_rows
-
-COLUMNS = (
-    "step loss elbo log_likelihood kl anneal learning_rate grad_norm seconds held_out_elbo".split()
-)
-
 
 ADAM = partial(torch.optim.Adam, fused=True)  # fused: one call for all parameters
 
@@ -47,10 +50,14 @@ class History:
             ``learning_rate``, ``grad_norm`` (before clipping), ``seconds`` since the start, and
             ``held_out_elbo`` where it was evaluated, else NaN.
         best_step: the step whose parameters the programs hold, if held-out rows chose it.
+        resumed_at: the step that this call began with: above 0 if it went on from a checkpoint.
+        interrupted: whether Ctrl-C was pressed.
     """
 
     frame: pd.DataFrame
     best_step: int | None = None
+    resumed_at: int = 0
+    interrupted: bool = False
 
 
 class NonFiniteError(ArithmeticError):
@@ -80,6 +87,7 @@ def train(
     plate: str = "data",
     seed: int = 0,
     progress: bool = True,
+    checkpoint: Checkpoint | str | Path | None = None,
 ) -> History:
     r"""Fits `model` and `guide` to the rows of `x` by SVI; returns the history, in nats a row.
 
@@ -87,6 +95,11 @@ def train(
     with ``pyro.infer.SVI``. Parameters of modules change in place; those of ``pyro.param`` belong
     to the pair (see `param_scope`). A second call goes on from there. Pyro's validation runs once,
     before the first step, and is off in the loop.
+
+    Inside `join_group` the processes of the group share out each batch; each makes this call, and
+    all end with the parameters that one process would have, up to rounding.
+
+    Ctrl-C ends training after the step at hand, with a warning; a second Ctrl-C ends it at once.
 
     Args:
         model, guide: Pyro programs that meet the contract of `pyro_vaeflow.traces`.
@@ -107,12 +120,20 @@ def train(
         plate: the name of the plate of rows.
         seed: of the batches, the draws, and start values that the programs draw themselves.
         progress: whether to show a bar; `score` shows none by default.
+        checkpoint: a folder, or a `Checkpoint`. What the steps change is kept there, and the same
+            call with programs made as before, in a new process say, goes on from there: it ends
+            with the parameters and history of a training that nothing stopped, bit for bit.
 
     Raises:
         ValueError: the contract is broken, there is nothing to train, or an argument is out of
             range.
+        CheckpointError: the folder holds another training, is damaged, or is in use.
+        GroupError: another process of the group has ended; says what to go on from.
         NonFiniteError: a loss or gradient is not finite; names the step, the site and the largest
             log-scale of the guide.
+
+    Warns:
+        InterruptedWarning: Ctrl-C was pressed; says how to go on.
 
     Example:
         >>> from pyro_vaeflow import Guide, Model, cyclical, train
@@ -121,8 +142,8 @@ def train(
         >>> history.frame[["loss", "elbo", "kl"]].shape
         (20, 3)
     """
-    args = as_args(x)
-    num_data = len(args[0])
+    args, group = as_args(x), joined()
+    num_data, device = len(args[0]), args[0].device
     check_size("num_steps", num_steps)
     check_size("batch_size", batch_size)
     check_size("eval_every", eval_every)
@@ -143,35 +164,68 @@ def train(
     annealed = watched.at if isinstance(watched, CapacityELBO) else anneal
     level_at = constant(1.0) if schedule is None else schedule
     rate_at = learning_rate if callable(learning_rate) else constant(learning_rate)
-    records: list[dict[str, float]] = []
+    call = {
+        "num_steps": num_steps,
+        "batch_size": batch_size,
+        "learning_rate": rate_at,
+        "schedule": level_at,
+        "loss": plain_text(watched),
+        "clip_norm": clip_norm,
+        "x": args,
+        "weights": draw.weights,
+        "held_out": held_out,
+        "eval_every": eval_every,
+        "patience": patience,
+        "plate": plate,
+        "seed": seed,
+    }
     start = time.perf_counter()
 
-    with param_scope(model, guide), module_mode(model, guide, training=True), seeded(seed):
-        _make_parameters(model, guide, take_rows(args, draw(0).to(args[0].device)), seed)
-        optim = OneOptimizer(named_parameters(model, guide), optimizer, clip_norm)
+    with (
+        param_scope(model, guide),
+        module_mode(model, guide, training=True),
+        seeded(seed),
+        lost_group(checkpoint),
+        keeping(checkpoint if group.first else None, call) as keeper,
+        ctrl_c() as interruption,
+    ):
+        with called_modules() as called:
+            _make_parameters(model, guide, take_rows(args, draw(0).to(device)), seed)
+        check_group(group, call, called)
+        optim = OneOptimizer(named_parameters(model, guide), optimizer, clip_norm, group)
         svi = make_svi(model, guide, optim, watched)
-        best = _Best(model, guide)
-        bar = tqdm(range(num_steps), desc="train", unit="step", disable=not progress)
+        run = Run(model, guide, called, optim, device)
+        keeper.take_up(run, group)
+        records, best, first = run.records, run.best, len(run.records)
+        start -= records[-1]["seconds"] if records else 0.0
+        finished = True
+        steps = range(first, first if keeper.finished else num_steps)
+        own = group.span(batch_size)
+        share = (own.stop - own.start) / batch_size
+        shown = progress and group.first
+        bar = tqdm(steps, "train", num_steps, initial=first, unit="step", disable=not shown)
         for step in bar:
             optim.set_learning_rate(rate_at(step))
-            batch = take_rows(args, draw(step).to(args[0].device))
-            with pyro.validation_enabled(False), PerRow(plate, batch_size, num_data):
-                with annealed(level_at(step)):
+            batch = take_rows(args, draw(step)[own].to(device))
+            with pyro.validation_enabled(False), PerRow(plate, batch_size, num_data, group):
+                with annealed(level_at(step)), part_of_noise(group, batch_size, device, plate):
                     value = svi.step(*batch)
+            with torch.no_grad():
+                terms = row_terms(last.model, last.guide, plate=plate)
+            found = [terms.log_likelihood.mean().item() * share, terms.kl.mean().item() * share]
+            found = group.total([value, *found, interruption.pressed])
+            value, log_likelihood, kl, pressed = found
             if not (math.isfinite(value) and math.isfinite(optim.grad_norm)):
                 message = _explain(step, value, optim, last)
                 raise NonFiniteError(message, History(_frame(records)))
-            with torch.no_grad():
-                terms = row_terms(last.model, last.guide, plate=plate)
-            log_likelihood, kl = terms.log_likelihood.mean().item(), terms.kl.mean().item()
             record = {
                 "step": step,
                 "loss": value,
                 "elbo": log_likelihood - kl,
                 "log_likelihood": log_likelihood,
                 "kl": kl,
-                "anneal": level_at(step),
-                "learning_rate": rate_at(step),
+                "anneal": float(level_at(step)),
+                "learning_rate": float(rate_at(step)),
                 "grad_norm": optim.grad_norm,
                 "seconds": time.perf_counter() - start,
                 "held_out_elbo": math.nan,
@@ -179,17 +233,35 @@ def train(
             records.append(record)
             if step % 20 == 0:
                 bar.set_postfix(loss=f"{value:.3f}", elbo=f"{record['elbo']:.3f}", refresh=False)
-            if held_out is not None and ((step + 1) % eval_every == 0 or step + 1 == num_steps):
-                record["held_out_elbo"] = _elbo(model, guide, as_args(held_out), plate)
+            finished = step + 1 == num_steps
+            if held_out is not None and ((step + 1) % eval_every == 0 or finished):
+                record["held_out_elbo"] = _elbo(model, guide, as_args(held_out), plate, group)
                 best.see(step, record["held_out_elbo"])
                 if patience is not None and best.evaluations_since >= patience:
+                    finished = True
                     break
-        best.restore()
-    return History(_frame(records), best.step)
+            interruption.pressed |= bool(pressed)  # in any process of the group
+            if interruption.pressed:
+                break
+            keeper.after(step)
+        keeper.end(finished)
+    if interruption.pressed:
+        warnings.warn(_how_to_go_on(len(records), num_steps, checkpoint), InterruptedWarning, 2)
+    return History(_frame(records), best.step, first, interruption.pressed)
+
+
+def _how_to_go_on(done: int, num_steps: int, checkpoint: Checkpoint | str | Path | None) -> str:
+    advice = "with a folder for its checkpoint, the same call could go on later"
+    if checkpoint is not None:
+        advice = f"the same call goes on from {getattr(checkpoint, 'folder', checkpoint)}"
+    return (
+        f"Ctrl-C ended training after {done} of {num_steps} steps; the programs can be used as "
+        f"they are, and {advice}"
+    )
 
 
 def _frame(records: list[dict[str, float]]) -> pd.DataFrame:
-    return pd.DataFrame(records, columns=COLUMNS)
+    return pd.DataFrame(records, columns=RECORD)
 
 
 def _make_parameters(model: Program, guide: Program, batch: Args, seed: int) -> None:
@@ -202,9 +274,13 @@ def _make_parameters(model: Program, guide: Program, batch: Args, seed: int) -> 
             run_once(model, guide, batch)
 
 
-def _elbo(model: Program, guide: Program, args: Args, plate: str) -> float:
+def _elbo(model: Program, guide: Program, args: Args, plate: str, group: Group) -> float:
     """Held-out ELBO in nats a row, from the same noise at each evaluation."""
-    return float(score(model, guide, args, num_samples=8, plate=plate).elbo.mean())
+    own = take_rows(args, group.span(len(args[0])))
+    elbo = score(model, guide, own, num_samples=8, plate=plate).elbo
+    if group.size == 1:
+        return float(elbo.mean())
+    return group.total([elbo.double().sum().item()])[0] / len(args[0])
 
 
 def _explain(step: int, value: float, optim: OneOptimizer, last: LastTraces) -> str:
@@ -248,31 +324,3 @@ class _Batches:
             return torch.randperm(self.num_data, generator=generator)
         count = self.per_pass * self.batch_size
         return torch.multinomial(self.weights.cpu(), count, replacement=True, generator=generator)
-
-
-class _Best:
-    """The modules' states, and the store's parameters, at the best held-out evaluation."""
-
-    def __init__(self, model: Program, guide: Program) -> None:
-        self.pair = (model, guide)
-        self.value, self.evaluations_since = -math.inf, 0
-        self.step: int | None = None
-        self.kept: dict[str, torch.Tensor] = {}
-        self.states: list[dict[str, Any]] = []
-
-    def see(self, step: int, value: float) -> None:
-        if value > self.value:
-            self.value, self.step, self.evaluations_since = value, step, 0
-            stored = pyro.get_param_store().named_parameters()
-            self.kept = {name: p.detach().clone() for name, p in stored}
-            self.states = [deepcopy(module.state_dict()) for module in modules(*self.pair)]
-        else:
-            self.evaluations_since += 1
-
-    def restore(self) -> None:
-        stored = dict(pyro.get_param_store().named_parameters())
-        with torch.no_grad():
-            for name, value in self.kept.items():
-                stored[name].copy_(value)
-        for module, state in zip(modules(*self.pair), self.states, strict=False):
-            module.load_state_dict(state)

@@ -14,7 +14,9 @@ PACKAGE = Path(pyro_vaeflow.__file__).parent
 SOURCES = sorted(PACKAGE.rglob("*.py"))
 GENERIC = {
     "isolation", "traces", "noise", "draws", "annealing", "svi", "training", "importance", "psis",
-    "scoring", "pooling", "attribution", "sizes",
+    "scoring", "pooling", "attribution", "sizes", "best", "checked", "checkpoint", "fingerprint",
+    "interrupt", "resume", "run_state", "state", "versions", "group", "group_noise",
+    "group_training",
 }  # fmt: skip
 # Generic too, each once it is there.
 BEYOND_THE_CORE = {"ascent", "calibration", "diagnostics", "gaps", "latents", "local"}

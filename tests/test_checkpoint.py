@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save
 
 import pyro_vaeflow
 from pyro_vaeflow import CheckpointError, VAEFlowDetector, checkpoint
-from tests.programs import LinearGaussian
+from tests.programs import LinearGaussian, TutorialVAE
 from tests.test_detector import QUICK, OwnGuide, OwnModel, one_factor, table
 
 FLOWS = {"diagonal": 0, "planar": 2, "iaf": 2, "spline": 1}
@@ -45,7 +45,7 @@ def edit_tensors(folder: Path, change) -> None:
     path.unlink()
     data = save(tensors)
     digest = checkpoint.hashlib.sha256(data).hexdigest()
-    (folder / checkpoint._tensor_file(digest)).write_bytes(data)
+    (folder / checkpoint.DETECTOR.of(digest)).write_bytes(data)
     edit(folder, lambda document: document.update(tensors=digest))
 
 
@@ -89,11 +89,14 @@ def test_arrays_and_warm_starts_survive(tmp_path: Path) -> None:
     np.testing.assert_array_equal(again.score_samples(rows), detector.score_samples(rows))
 
 
-@pytest.mark.parametrize("kind", ["modules", "functions"])
+@pytest.mark.parametrize("kind", ["modules", "one_module", "functions"])
 def test_programs_of_ones_own_get_their_parameters_back(kind: str, tmp_path: Path) -> None:
     def make() -> dict:
         if kind == "modules":
             return {"model": OwnModel(), "guide": OwnGuide()}
+        if kind == "one_module":  # its tensors are those of both roles
+            both = TutorialVAE()
+            return {"model": both.model, "guide": both.guide}
         return {"model": LinearGaussian().model, "guide": LinearGaussian().diagonal_guide}
 
     rows = one_factor(60)
@@ -208,7 +211,7 @@ def test_a_declared_shape_beyond_the_file_is_refused(saved: Path) -> None:
     header = json.dumps({"x": {"dtype": "F64", "shape": [2**40], "data_offsets": [0, 2**43]}})
     data = len(header).to_bytes(8, "little") + header.encode()
     digest = checkpoint.hashlib.sha256(data).hexdigest()
-    (saved / checkpoint._tensor_file(digest)).write_bytes(data)
+    (saved / checkpoint.DETECTOR.of(digest)).write_bytes(data)
     edit(saved, lambda document: document.update(tensors=digest))
     with pytest.raises(CheckpointError, match="is not a safetensors file"):
         VAEFlowDetector.load(saved)

@@ -50,6 +50,7 @@ def refusal(capsys, *argv: str) -> str:
     [
         ("run ring --latent 3", "unrecognized arguments: --latent 3; allowed: --help --seeds"),
         ("run ring --latent_dim many", "latent_dim"),
+        ("run ring --jobs 2 --dask tcp://host:1", "--jobs 2: the workers are those of --dask"),
         ("run ring --latent_dim 0", "latent_dim: expected at least 1, got 0"),
         ("run ring --annealing.kind sine", "one of constant, linear, cyclical, capacity"),
         ("run ring --annealing.cycles 3", "--annealing.num_cycles"),
@@ -70,7 +71,7 @@ def refusal(capsys, *argv: str) -> str:
         ("table none", "none holds no finished run"),
         ("table none --format html", "md"),
         ("rn", "run"),
-        ("", "{run,table,presets}"),
+        ("", "{run,table,presets,fit,score}"),
     ],
 )
 def test_a_wrong_call_is_refused_in_one_line_with_what_is_allowed(
@@ -159,7 +160,7 @@ def test_presets_are_listed_with_their_size(capsys) -> None:
     assert lines[0].startswith("adbench: 11 variants x 5 seeds x 19 data sets.")
 
 
-@pytest.mark.parametrize("argv", ["--help", "run --help", "presets"])
+@pytest.mark.parametrize("argv", ["--help", "run --help", "score --help", "presets"])
 def test_help_does_not_wait_for_torch(argv: str) -> None:
     code = (
         "import sys\nfrom pyro_vaeflow.cli import main\n"

@@ -99,7 +99,7 @@ def test_the_python_blocks_run_one_after_another(page: Path) -> None:
 
 
 def test_the_guide_has_code() -> None:
-    pages = ["index.md", "guide/programs.md", "guide/scores.md"]
+    pages = ["index.md", "guide/programs.md", "guide/saving.md", "guide/scores.md"]
     assert all("```python" in (DOCS / page).read_text() for page in pages)
 
 

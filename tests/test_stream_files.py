@@ -1,0 +1,160 @@
+"""Tables in files: what is read, what is rejected and why, and which rows are trained on."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pyro_vaeflow.checked import ConfigError
+from pyro_vaeflow.chunks import Reject
+from pyro_vaeflow.fit_files import read_rows
+from pyro_vaeflow.row_values import to_frame
+from pyro_vaeflow.tablefiles import chunks_of, find_files, read_chunk, read_schemas
+
+NUMERIC = {"a": True, "kind": False}
+FATES = {  # line -> the numbers of its row, or why it is none
+    "1.5,x": (1.5, "x"),
+    '-2e3,"a ""b"", c"': (-2000.0, 'a "b", c'),
+    " +.5 ,x\r": (0.5, "x"),
+    "NA,": (None, None),
+    " ,é": (None, "é"),
+    "3": "Expected 2 columns, got 1",
+    "3,4,5": "Expected 2 columns, got 3",
+    '3,"x': "quotes are not closed",
+    '"3,x': "Expected 2 columns, got 1",
+    'x"y,x': "is no number",
+    "1_000,x": "is no number",
+    "0x10,x": "is no number",
+    "inf,x": "is infinite",
+    "-Infinity,x": "is infinite",
+    "1e999,x": "is infinite",
+    "4,x\r5,y": "a return inside the line",
+    "": None,
+    "  ": None,
+}
+
+
+def fates(path: Path, chunk_rows: int) -> dict[int, object]:
+    """Row number -> its values, or the reason for which it was rejected."""
+    found: dict[int, object] = {}
+    for chunk in chunks_of({path.name: path}, chunk_rows):
+        frame, rows = to_frame(read_chunk(chunk, list(NUMERIC)), NUMERIC)
+        values = frame.astype(object).where(frame.notna(), None).itertuples(index=False, name=None)
+        assert len(frame) == rows.table.num_rows
+        found |= dict(zip(rows.places.tolist(), values, strict=True))
+        found |= {reject.row: reject.reason for reject in rows.rejects}
+    return found
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    lines=st.lists(st.sampled_from(sorted(FATES)), max_size=12),
+    chunk_rows=st.integers(1, 13),
+    ends=st.booleans(),
+)
+def test_what_becomes_of_a_line_depends_on_the_line_alone(
+    tmp_path_factory, lines: list[str], chunk_rows: int, ends: bool
+) -> None:
+    path = tmp_path_factory.mktemp("lines") / "t.csv"
+    path.write_bytes("\n".join(["a,kind", *lines]).encode() + (b"\n" if ends else b""))
+    expected = {row: FATES[line] for row, line in enumerate(lines, 1) if FATES[line] is not None}
+    assert fates(path, chunk_rows) == expected
+
+
+def test_a_reject_says_where_it_is_and_what_stands_there(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_bytes(b"\xef\xbb\xbfa,kind\n1,x\n2,\xff\nmany,y\n3\n")
+    (chunk,) = chunks_of(find_files(str(tmp_path)), 10)
+    _, rows = to_frame(read_chunk(chunk, ["a", "kind"]), NUMERIC)
+    assert rows.rejects == [
+        Reject(2, "CSV conversion error to string: invalid UTF8 data", value="2,�"),
+        Reject(3, "is no number", "a", "many"),
+        Reject(4, "Expected 2 columns, got 1", value="3"),
+    ]
+
+
+@pytest.mark.parametrize("group_size", [1, 3, 50])
+@pytest.mark.parametrize("chunk_rows", [1, 4, 7, 100])
+def test_parquet_chunks_are_the_rows_in_order(
+    tmp_path: Path, group_size: int, chunk_rows: int
+) -> None:
+    numbers = np.arange(20.0)
+    numbers[[3, 11]] = np.inf, np.nan
+    frame = pd.DataFrame({"kind": list("abcd") * 5, "other": 0, "a": numbers})
+    frame.to_parquet(tmp_path / "t.parquet", row_group_size=group_size)
+    found = fates(tmp_path / "t.parquet", chunk_rows)
+    assert found.pop(4) == "is infinite"
+    assert found.pop(12) == (None, "d")
+    assert found == {n + 1: (float(n), "abcd"[n % 4]) for n in range(20) if n not in (3, 11)}
+
+
+def test_files_are_a_file_a_folder_or_a_glob(tmp_path: Path) -> None:
+    for name in ("b.csv", "a.csv", "sub/c.csv", "_log.csv", ".old/d.csv", "notes.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("a\n1\n")
+    assert list(find_files(str(tmp_path))) == ["a.csv", "b.csv", "sub/c.csv"]
+    assert list(find_files(str(tmp_path / "a.csv"))) == ["a.csv"]
+    assert list(find_files(str(tmp_path / "?.csv"))) == ["a.csv", "b.csv"]
+    pd.DataFrame({"a": [1]}).to_parquet(tmp_path / "e.parquet")
+    for data, said in [
+        (tmp_path, "has files of .csv, .parquet; give those of one kind"),
+        (tmp_path / "notes.txt", "has files of .txt"),
+        (tmp_path / "none*", "no csv or Parquet file in"),
+    ]:
+        with pytest.raises(ConfigError, match=said):
+            find_files(str(data))
+
+
+def test_a_file_without_a_column_or_header_is_refused_by_name(tmp_path: Path) -> None:
+    for name, text in {"a": "x,y\n1,2\n", "b": "x,x\n1,2\n", "c": "\n1,2\n"}.items():
+        (tmp_path / f"{name}.csv").write_text(text)
+    (tmp_path / "d.parquet").write_text("x,y\n1,2\n")
+    for name, said in [
+        ("a.csv", r"a.csv lacks the columns \['z'\]; it has \['x', 'y'\]"),
+        ("b.csv", r"b.csv has the columns \['x'\] more than once"),
+        ("c.csv", "c.csv has no header line: the first one is blank"),
+        ("d.parquet", "d.parquet is no Parquet file"),
+    ]:
+        wanted = ["x", "z"] if name == "a.csv" else ["x"]
+        with pytest.raises(ConfigError, match=said):
+            read_schemas(find_files(str(tmp_path / name)), wanted)
+
+
+def test_training_rows_are_typed_and_bad_ones_left_out(tmp_path: Path) -> None:
+    lines = [f"r{n},{n},{n % 7},{'xyz'[n % 3]}" for n in range(300)]
+    lines[10] += ",more"
+    lines[20] = "r20,twenty,1,x"
+    (tmp_path / "t.csv").write_text("\n".join(["id,size,code,kind", *lines]) + "\n")
+    read = {"drop": ["id"], "kinds": {"code": "categorical"}}
+    rows = read_rows(str(tmp_path), max_rows=None, **read)
+    assert dict(rows.rejected) == {
+        "Expected 4 columns, got 5": 1,
+        "column 'size' is no number": 1,
+    }
+    assert (len(rows.frame), rows.num_seen) == (298, 299)
+    assert rows.texts == ["code", "kind"]
+    assert rows.frame["size"].dtype == np.float64
+    first = read_rows(str(tmp_path), max_rows=5, first=True, **read)
+    assert first.frame["size"].tolist() == [0, 1, 2, 3, 4]
+    with pytest.raises(ConfigError, match="unknown column to leave out 'label'"):
+        read_rows(str(tmp_path), drop=["label"])
+
+
+@pytest.mark.parametrize("suffix", ["csv", "parquet"])
+def test_the_draw_is_uniform_and_the_same_for_any_chunks(tmp_path, monkeypatch, suffix) -> None:
+    frame = pd.DataFrame({"a": np.arange(3000.0), "b": 1.0})
+    path = tmp_path / f"t.{suffix}"
+    frame.to_csv(path, index=False) if suffix == "csv" else frame.to_parquet(path)
+    draws = []
+    for chunk_rows in (10_000, 170):
+        monkeypatch.setattr("pyro_vaeflow.fit_files.CHUNK_ROWS", chunk_rows)
+        draws.append(read_rows(str(path), max_rows=200, seed=1).frame["a"])
+    pd.testing.assert_series_equal(*draws)
+    assert draws[0].is_monotonic_increasing and draws[0].is_unique and len(draws[0]) == 200
+    # Uniform: the mean of 200 of 3000 without replacement is within 4 standard errors of 1499.5.
+    means = [read_rows(str(path), max_rows=200, seed=s).frame["a"].mean() for s in range(5)]
+    assert abs(np.mean(means) - 1499.5) < 4 * 3000 / np.sqrt(12 * 200 * 5)
+    other = read_rows(str(path), max_rows=200, seed=2).frame["a"]
+    assert set(other) != set(draws[0])
