@@ -1,5 +1,6 @@
 """How far the guide is from the posterior, row by row, and which part of it is to blame."""
 
+import warnings
 from dataclasses import fields
 from typing import Any
 
@@ -61,8 +62,12 @@ def inference_gap(
         chunk_size: rows at once; memory grows with it and with the guide's parameters.
 
     Raises:
-        ValueError: the contract is broken, or an argument is out of range.
+        ValueError: the contract is broken, an argument is out of range, or the model uses all of
+            the guide's parameters.
         TypeError: `x` is not a tensor.
+
+    Warns:
+        UserWarning: the model uses some of the guide's parameters, as a prior around encodings may.
 
     Example:
         >>> from pyro_vaeflow import Guide, Model
@@ -92,6 +97,7 @@ def inference_gap(
         pyro.validation_enabled(False),  # check_contract has validated
     ):
         guides = RowGuides(model, guide, args, depth, plate)
+        _check_own(guides)
         if chunk_size is None:
             num_values = max(1, sum(p.numel() for p in guides.parameters))
             chunk_size = min(VALUES_PER_CHUNK // num_values, DRAWS_PER_CHUNK // num_samples)
@@ -115,6 +121,24 @@ def inference_gap(
             parts.append(split_gap(weights[0], torch.where(better, weights[1], weights[0])))
     return Gaps(
         **{f.name: torch.cat([getattr(p, f.name) for p in parts])[place] for f in fields(Gaps)}
+    )
+
+
+def _check_own(guides: RowGuides) -> None:
+    """Refuses a guide of which the model uses all, and warns of one of which it uses a part."""
+    if not guides.shared:
+        return
+    shown = ", ".join(guides.shared[:3]) + (", ..." if len(guides.shared) > 3 else "")
+    way_out = "pass deepcopy(model), which keeps the model as it is with parameters of its own"
+    if not guides.parameters:
+        raise ValueError(
+            f"the model uses all {len(guides.shared)} parameters of the guide ({shown}), so that "
+            f"no row can have a q of its own; {way_out}"
+        )
+    warnings.warn(
+        f"the model uses {len(guides.shared)} of the guide's parameters ({shown}): no row varies "
+        f"them, and the amortization gap is too small; {way_out}",
+        stacklevel=3,
     )
 
 

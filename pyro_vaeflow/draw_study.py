@@ -1,9 +1,11 @@
 """Draws that adapt to the row against a fixed number: ``python -m pyro_vaeflow.draw_study DIR``.
 
 Reads the finished runs of a results folder, one a posterior, and writes draws.csv and draws.md: the
-error of each row's log evidence against a long run with other draws, and what it cost.
+error of each row's log evidence against a long run with other draws, and what it cost. As a table
+that repeats its rows is no fair judge alone, ``--distinct`` makes a second pair of files.
 """
 
+import math
 import time
 import warnings
 from argparse import ArgumentParser
@@ -16,15 +18,17 @@ import pandas as pd
 import torch
 
 from pyro_vaeflow.checked import ConfigError, check_names
+from pyro_vaeflow.draws import log_weights
+from pyro_vaeflow.importance import log_evidence, log_evidence_stderr
 from pyro_vaeflow.report import as_text
 from pyro_vaeflow.results import FinishedRun, finished_runs
 from pyro_vaeflow.runfolder import load_programs
-from pyro_vaeflow.scoring import GROWTH, KHAT_LIMIT, KhatWarning, Scores, score
+from pyro_vaeflow.scoring import GROWTH, KHAT_DRAWS, KHAT_LIMIT, KhatWarning, Scores, score
 from pyro_vaeflow.tasks import load_task
 
-FIXED = (25, 100, 400, 1600, 6400)
+FIXED = (25, 50, 100, 200, 400, 800, 1600, 3200, 6400)  # the first draws of one run
+STARTS = (25, 100)
 TOLERANCE = 0.05  # nats
-MAX_SAMPLES = 6400  # FIXED[1] in three further rounds
 REFERENCE = 20_000  # draws of the long run
 
 
@@ -34,6 +38,7 @@ def study(
     reference: int = REFERENCE,
     tol: float = TOLERANCE,
     posteriors: Sequence[str] | None = None,
+    distinct: bool = False,
 ) -> pd.DataFrame:
     """Measures the lowest seed of each posterior in `out`; writes and returns the table.
 
@@ -42,6 +47,8 @@ def study(
         reference: draws a row of the long run.
         tol: the standard error, nats, at which a row needs no more draws.
         posteriors: those to measure, such as ``planar50``; all by default.
+        distinct: draw from the distinct test rows, and write draws-distinct.csv and .md: rows that
+            are alike have the same draws, so where a table repeats its rows a few decide.
 
     Raises:
         ConfigError: there is no finished run, or none of a posterior that was named.
@@ -54,24 +61,16 @@ def study(
     if posteriors is not None:
         check_names(posteriors, first, "posterior")
         first = {name: first[name] for name in posteriors}
-    table = pd.concat([_measure(run, num_rows, reference, tol) for run in first.values()])
-    table.to_csv(out / "draws.csv", index=False, float_format="%.6g")
+    table = pd.concat([_measure(run, num_rows, reference, tol, distinct) for run in first.values()])
+    name = "draws-distinct" if distinct else "draws"
+    table.to_csv(out / f"{name}.csv", index=False, float_format="%.6g")
     named = "" if posteriors is None else " --posteriors " + " ".join(posteriors)
     command = f"python -m pyro_vaeflow.draw_study {out} --rows {num_rows} --reference {reference}"
-    (out / "draws.md").write_text(
-        _report(out.resolve().name, table, command + named, num_rows, reference, tol)
-    )
+    command += named + (" --distinct" if distinct else "")
+    rows = f"{num_rows:,} {'distinct ' if distinct else ''}test rows"
+    page = _report(out.resolve().name, table, command, rows, reference, tol)
+    (out / f"{name}.md").write_text(page)
     return table
-
-
-def draws_spent(num_samples: torch.Tensor, start: int) -> torch.Tensor:
-    """The draws behind a row's score and those of the rounds before, which `score` throws away.
-
-    Example:
-        >>> draws_spent(torch.tensor([25, 100, 400]), start=25)
-        tensor([ 25, 125, 525])
-    """
-    return (GROWTH * num_samples - start) // (GROWTH - 1)
 
 
 def fixed_as_good(shares: dict[int, float], share: float) -> float:
@@ -90,84 +89,111 @@ def fixed_as_good(shares: dict[int, float], share: float) -> float:
     return float(np.exp(np.interp(-share, -found, draws)))
 
 
-def _measure(run: FinishedRun, num_rows: int, reference: int, tol: float) -> pd.DataFrame:
+def _measure(
+    run: FinishedRun, num_rows: int, reference: int, tol: float, distinct: bool
+) -> pd.DataFrame:
     task, (config, model, guide) = load_task(run.config), load_programs(run.folder)
-    order = np.random.default_rng(config.split_seed).permutation(len(task.x_test))
-    x = task.x_test[torch.as_tensor(order[:num_rows])]
+    rows = task.x_test.unique(dim=0) if distinct else task.x_test
+    order = np.random.default_rng(config.split_seed).permutation(len(rows))
+    x = rows[torch.as_tensor(order[:num_rows])]
 
-    def timed(**options: Any) -> tuple[Scores, float]:
-        started = time.perf_counter()
+    def scored(**options: Any) -> Scores:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", KhatWarning)  # the table counts them
-            scores = score(model, guide, x, **options)
-        return scores, time.perf_counter() - started
+            return score(model, guide, x, **options)
 
     # Other draws than those that are judged: its seed is one that no run of a study has.
-    truth, _ = timed(num_samples=reference, seed=config.seed + 10_000)
+    truth = scored(num_samples=reference, seed=config.seed + 10_000)
     usable = truth.khat <= KHAT_LIMIT
 
-    def line(draws: str, scores: Scores, spent: torch.Tensor, seconds: float) -> dict[str, Any]:
-        error = (scores.log_evidence - truth.log_evidence).double()
+    def line(
+        draws: str, log_evidence: torch.Tensor, stderr: torch.Tensor, spent: float, seconds: float
+    ) -> dict[str, Any]:
+        error = (log_evidence - truth.log_evidence).double()
+        off = (error.abs() > 2.0 * tol).double()
         return {
             "model": config.model,
             "num_flows": config.num_flows,
             "draws": draws,
-            "mean_draws": spent.double().mean().item(),
+            "mean_draws": spent,
+            "share_off": off[usable].mean().item(),
+            "share_off_all_rows": off.mean().item(),
+            "share_above_tol": (stderr > tol).double().mean().item(),
             "rmse": error[usable].square().mean().sqrt().item(),
             "rmse_all_rows": error.square().mean().sqrt().item(),
-            "share_off": (error.abs() > 2.0 * tol).double().mean().item(),
-            "share_above_tol": (scores.stderr > tol).double().mean().item(),
             "khat_above_0.7": (~usable).double().mean().item(),
             "seconds": seconds,
         }
 
+    started = time.perf_counter()
+    weights = log_weights(model, guide, x, num_samples=FIXED[-1], seed=config.seed)
+    each = (time.perf_counter() - started) / FIXED[-1]
     lines = []
-    for num_samples in FIXED:
-        scores, seconds = timed(num_samples=num_samples, seed=config.seed)
-        lines.append(line(str(num_samples), scores, scores.num_samples, seconds))
-    shares = {number: found["share_off"] for number, found in zip(FIXED, lines, strict=True)}
-    for start in FIXED[:2]:
-        options = {"num_samples": start, "tol": tol, "max_samples": MAX_SAMPLES}
-        scores, seconds = timed(**options, seed=config.seed)
-        spent = draws_spent(scores.num_samples, start)
-        found = line(f"{start}, tol={tol:g}", scores, spent, seconds)
-        same = fixed_as_good(shares, found["share_off"])
-        lines.append(found | {"fixed_as_good": same, "ratio": found["mean_draws"] / same})
+    for count in FIXED:
+        first = weights[:count]
+        figures = log_evidence(first), log_evidence_stderr(first)
+        lines.append(line(str(count), *figures, count, each * count))
+    fixed = pd.DataFrame(lines)
+    for start in STARTS:
+        started = time.perf_counter()
+        options = {"num_samples": start, "tol": tol, "max_samples": FIXED[-1]}
+        scores = scored(**options, seed=config.seed)
+        seconds, spent = time.perf_counter() - started, scores.num_samples.double().mean().item()
+        found = line(f"{start}, tol={tol:g}", scores.log_evidence, scores.stderr, spent, seconds)
+        for share in ("share_off", "share_above_tol"):
+            same = fixed_as_good(dict(zip(FIXED, fixed[share], strict=True)), found[share])
+            ratio = spent / same if same < math.inf else math.nan  # no fixed number is as good
+            found |= {f"fixed_by_{share}": same, f"ratio_by_{share}": ratio}
+        lines.append(found)
     return pd.DataFrame(lines)
 
 
 def _report(
-    title: str, table: pd.DataFrame, command: str, rows: int, reference: int, tol: float
+    title: str, table: pd.DataFrame, command: str, rows: str, reference: int, tol: float
 ) -> str:
+    off, above = f"off by > {2 * tol:g}", f"stderr > {tol:g}"
     shown = pd.DataFrame(
         {
             "posterior": table["model"] + " " + table["num_flows"].astype(str),
             "draws": table["draws"],
             "draws spent a row": table["mean_draws"].round(1),
-            f"off by > {2 * tol:g}": table["share_off"].map("{:.3f}".format),
-            f"stderr > {tol:g}": table["share_above_tol"].map("{:.3f}".format),
-            "RMSE, k-hat <= 0.7": table["rmse"].map("{:.4f}".format),
-            "RMSE, all": table["rmse_all_rows"].map("{:.4f}".format),
-            "fixed K as good": table["fixed_as_good"].round(0),
-            "draws / fixed K": table["ratio"].round(2),
+            off: table["share_off"].map("{:.3f}".format),
+            f"{off}, all rows": table["share_off_all_rows"].map("{:.3f}".format),
+            above: table["share_above_tol"].map("{:.3f}".format),
+            "RMSE": table["rmse"].map("{:.4f}".format),
+            "fixed K with as few off": table["fixed_by_share_off"].map(_count),
+            "draws / that K": table["ratio_by_share_off"].round(2),
+            f"fixed K with as few {above}": table["fixed_by_share_above_tol"].map(_count),
+            "draws / this K": table["ratio_by_share_above_tol"].round(2),
             "seconds": table["seconds"].round(1),
         }
     )
+    distrusted = dict.fromkeys(zip(shown["posterior"], table["khat_above_0.7"], strict=True))
+    shares = ", ".join(f"{share:.3f} of {posterior}" for posterior, share in distrusted)
     parts = [
         f"# {title}: draws that adapt against a fixed number",
         as_text(shown, "md"),
-        f"Made by `{command}` from the lowest seed of each posterior, on {rows:,} test rows drawn "
-        "at random, anomalies among them.",
-        f"Errors are against the log evidence of {reference:,} other draws: the share of rows off "
-        f"by more than {2 * tol:g} nats, and the root mean square, over the rows whose k-hat is at "
-        f"most {KHAT_LIMIT} there and over all. With tol={tol:g}, rows above that standard error "
-        f"are drawn afresh with {GROWTH} times the draws, up to {MAX_SAMPLES:,}; draws of earlier "
-        "rounds are counted. The fixed K as good has the same share of rows off, read off the "
-        "fixed lines. A tolerance evens out the rows' errors, so it saves draws "
-        "where all rows have to be good, and none in the mean square, to which a draw of a good "
-        "row and one of a bad row count alike.",
+        f"Made by `{command}` from the lowest seed of each posterior, on {rows} drawn at "
+        "random, anomalies among them.",
+        f"Errors are against the log evidence of {reference:,} other draws. A row is off where its "
+        f"error is more than {2 * tol:g} nats, twice the tolerance. Rows whose k-hat is above "
+        f"{KHAT_LIMIT} there have no evidence to be compared with (shares: {shares}): they count "
+        "in the draws spent, and in the shares of all rows and of standard errors alone.",
+        f"With tol={tol:g}, rows above that standard error are drawn on to {GROWTH} times their "
+        f"draws, again and again, up to {FIXED[-1]:,}; those with a k-hat above "
+        f"{KHAT_LIMIT} after {KHAT_DRAWS:,} draws are left. The fixed K of equal accuracy is read "
+        "off the fixed lines, once by the share of rows that are off, once by that of rows whose "
+        "own standard error is above the tolerance. A tolerance evens out the rows' errors: it "
+        "saves draws where all rows have to be good, and none in the mean square, to which a draw "
+        "of a good row and one of a bad row count alike.",
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def _count(draws: float) -> str:
+    if math.isnan(draws):
+        return ""
+    return f"{draws:.0f}" if draws < math.inf else f"more than {FIXED[-1]}"
 
 
 def main() -> None:
@@ -178,10 +204,11 @@ def main() -> None:
     parser.add_argument("--reference", type=int, default=REFERENCE, help="draws of the long run")
     parser.add_argument("--tol", type=float, default=TOLERANCE, help="nats")
     parser.add_argument("--posteriors", nargs="+", help="such as planar50; all by default")
+    parser.add_argument("--distinct", action="store_true", help="of distinct test rows")
     parser.add_argument("--quick", action="store_true", help="20 rows, a reference of 1,000 draws")
     given = parser.parse_args()
     rows, reference = (20, 1000) if given.quick else (given.rows, given.reference)
-    study(given.out, rows, reference, given.tol, given.posteriors)
+    study(given.out, rows, reference, given.tol, given.posteriors, given.distinct)
 
 
 if __name__ == "__main__":

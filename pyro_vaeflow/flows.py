@@ -21,7 +21,7 @@ from collections.abc import Callable
 
 import torch
 from pyro.distributions import transforms
-from pyro.nn import AutoRegressiveNN
+from pyro.nn import AutoRegressiveNN, ConditionalAutoRegressiveNN
 from torch import nn
 
 from pyro_vaeflow.iaf import (
@@ -92,7 +92,8 @@ def spline(
     count_bins: int = 8,
     bound: float = 4.0,
 ) -> list[nn.Module]:
-    """Autoregressive rational splines, as they are in Pyro (Durkan et al. 2019, arXiv:1906.04032).
+    """Pyro's autoregressive rational splines (Durkan et al. 2019, arXiv:1906.04032), order reversed
+    in between: with the orders that Pyro draws, no layer may bend one coordinate given another.
 
     Args:
         hidden_dim: the MADE's width, ``4 * latent_dim`` by default.
@@ -101,13 +102,19 @@ def spline(
     """
     check_size("num_flows", num_flows, 1, MAX_FLOWS)
     hidden_dims = [4 * latent_dim if hidden_dim is None else hidden_dim]
-    options = {"hidden_dims": hidden_dims, "count_bins": count_bins, "bound": bound}
-    if context_dim is not None:
-        return [
-            transforms.conditional_spline_autoregressive(latent_dim, context_dim, **options)
-            for _ in range(num_flows)
-        ]
-    return [transforms.spline_autoregressive(latent_dim, **options) for _ in range(num_flows)]
+    param_dims = [count_bins, count_bins, count_bins - 1, count_bins]
+    layers: list[nn.Module] = []
+    for k in range(num_flows):
+        order = layer_order(latent_dim, num_flows - 1 - k)  # the last layer has the columns'
+        if context_dim is None:
+            made = AutoRegressiveNN(latent_dim, hidden_dims, param_dims, order)
+            layer = transforms.SplineAutoregressive
+        else:
+            sizes = latent_dim, context_dim, hidden_dims
+            made = ConditionalAutoRegressiveNN(*sizes, param_dims, order)
+            layer = transforms.ConditionalSplineAutoregressive
+        layers.append(layer(latent_dim, made, count_bins=count_bins, bound=bound))
+    return layers
 
 
 FLOWS: dict[str, Callable[..., list[nn.Module]]] = {

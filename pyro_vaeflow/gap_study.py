@@ -20,9 +20,9 @@ from pyro_vaeflow.datasets import ring_log_density
 from pyro_vaeflow.measured_gaps import PARTS, held_out_rows, mean, measure_gaps
 from pyro_vaeflow.prior_gap import prior_gap
 from pyro_vaeflow.report import as_text
-from pyro_vaeflow.results import FinishedRun, finished_runs
+from pyro_vaeflow.results import FinishedRun, finished_runs, read_csv
 from pyro_vaeflow.runfolder import load_programs
-from pyro_vaeflow.tables import mean_std
+from pyro_vaeflow.tables import IDENTITY, RUN_GAPS, mean_std
 from pyro_vaeflow.tasks import load_task
 
 HEADINGS = {
@@ -51,6 +51,8 @@ def study(
 ) -> pd.DataFrame:
     """Measures the gaps of each finished run in `out`; writes gaps.csv, also returned, and gaps.md.
 
+    The gaps of each run are put into summary.csv as well.
+
     Args:
         seeds: of the runs to measure; all by default.
 
@@ -71,10 +73,22 @@ def study(
         rows.append(json.loads(kept.read_text()))
     table = pd.DataFrame(rows)
     table.to_csv(out / "gaps.csv", index=False, float_format="%.6g")
+    add_to_summary(out, table)
     page = out / "gaps.md"
     written = page.read_text().partition(READING)[2] if page.is_file() else ""
     page.write_text(_report(out, table, settings) + (f"\n{READING}{written}" if written else ""))
     return table
+
+
+def add_to_summary(out: Path, table: pd.DataFrame) -> None:
+    """Puts the runs' `RUN_GAPS` into the folder's summary.csv, if it has one."""
+    path = out / "summary.csv"
+    if not path.is_file():
+        return
+    runs, added = [*IDENTITY, "seed"], [name for name in RUN_GAPS if name in table]
+    summary = read_csv(path).drop(columns=added, errors="ignore")
+    summary = summary.merge(table[runs + added], on=runs, how="left")
+    summary.to_csv(path, index=False, float_format="%.6g")
 
 
 def measure_run(run: FinishedRun, settings: GapSettings) -> dict[str, Any]:

@@ -24,8 +24,8 @@ class RowGuides:
     """A pair of programs whose guide has parameters of its own for each row.
 
     ``parameters`` are those that the guide's draws or density depend on and the model's do not:
-    what the two share belongs to the model and stays as it is. To be used inside `param_scope`,
-    with Pyro's validation off.
+    what the two share, named in ``shared``, belongs to the model and stays as it is. To be used
+    inside `param_scope`, with Pyro's validation off.
     """
 
     def __init__(self, model: Program, guide: Program, args: Args, depth: int, plate: str) -> None:
@@ -37,10 +37,12 @@ class RowGuides:
             guide_trace = self._traces(few, 1, 0)[1]  # makes those of `pyro.param` as `score` does
             model_trace = poutine.trace(model).get_trace(*few)
             model_trace.compute_log_prob()
-            leaves = list(named_parameters(model, guide).values())
+            named = named_parameters(model, guide)
+            leaves = list(named.values())
             by_guide, by_model = (_depends(t, leaves) for t in (guide_trace, model_trace))
-        used = zip(leaves, by_guide, by_model, strict=True)
-        self.parameters = [leaf for leaf, guides, models in used if guides and not models]
+        used = list(zip(named.items(), by_guide, by_model, strict=True))
+        self.parameters = [leaf for (_, leaf), guides, models in used if guides and not models]
+        self.shared = [name for (name, _), guides, models in used if guides and models]
 
     def amortized(self, rows: torch.Tensor) -> Values:
         """The parameters as they are, for each of these rows."""

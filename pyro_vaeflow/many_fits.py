@@ -72,6 +72,28 @@ class ManyGuides(nn.Module):
             return pyro.sample("z", dist.TransformedDistribution(base, transforms))
 
 
+class AdamByFit(torch.optim.Adam):
+    """Adam after the gradient of each fit is clipped: one that jumps leaves the others alone.
+
+    Every parameter has the fits as its first dimension.
+
+    Args:
+        clip_norm: the largest norm of a fit's whole gradient.
+    """
+
+    def __init__(self, params: Any, lr: float, clip_norm: float) -> None:
+        super().__init__(params, lr=lr, fused=True)
+        self.clip_norm = clip_norm
+
+    def step(self, closure: Any = None) -> Any:
+        grads = [p.grad for group in self.param_groups for p in group["params"]]
+        norms = torch.stack([grad.flatten(1).norm(dim=1) for grad in grads]).norm(dim=0)
+        scale = (self.clip_norm / norms).clamp(max=1.0)
+        for grad in grads:
+            grad.mul_(scale.view(-1, *[1] * (grad.dim() - 1)))
+        return super().step(closure)
+
+
 def _transforms(flow: nn.ModuleList, values: Values) -> list[Transform]:
     """The layers of a flow, each with parameters of its own for every row."""
     transforms: list[Transform] = []

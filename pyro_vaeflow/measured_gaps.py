@@ -1,5 +1,6 @@
 """The gaps of one run's posteriors on its own test rows, as plain numbers."""
 
+from copy import deepcopy
 from dataclasses import asdict
 from typing import Any
 
@@ -36,7 +37,8 @@ def measure_gaps(
     ``active_units`` are counted on the same rows. The settings' own number of rows is not read.
     """
     options = {name: value for name, value in asdict(settings).items() if name != "rows"}
-    gaps = inference_gap(model, guide, x, seed=seed, **options)
+    # A prior around encodings has the guide's parameters: its own copy of them must not vary.
+    gaps = inference_gap(deepcopy(model), guide, x, seed=seed, **options)
     found: dict[str, Any] = {name: mean(getattr(gaps, name)) for name in PARTS}
     for name in PARTS[:3]:
         found[f"{name}_stderr"] = getattr(gaps, name).double().std().item() / len(x) ** 0.5

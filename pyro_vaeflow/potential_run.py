@@ -5,6 +5,7 @@ import json
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,16 +13,19 @@ import torch
 from pyro.infer import Trace_ELBO
 from pyro.poutine.trace_struct import Trace
 
-from pyro_vaeflow.annealing import cosine, linear
+from pyro_vaeflow.annealing import cosine, linear, warmup
 from pyro_vaeflow.draws import trace_chunks
 from pyro_vaeflow.isolation import seeded
-from pyro_vaeflow.many_fits import ManyGuides, ManyPotentials
+from pyro_vaeflow.many_fits import AdamByFit, ManyGuides, ManyPotentials
 from pyro_vaeflow.potentials import POTENTIALS, Energy, FlowGuide, log_normalizer
 from pyro_vaeflow.traces import row_terms
 from pyro_vaeflow.training import train
 
 EDGES = np.linspace(-4.5, 4.5, 91)  # of the histogram that stands for a density
-FALL = 100  # the learning rate ends at so small a part of its start
+WARMUP = 20  # one in so many steps, the first ones, has a rising learning rate
+FALL = 100  # the learning rate ends at so small a part of its highest
+CLIP_NORM = 10.0  # of a fit's gradient
+TRAINING = {"warmup": WARMUP, "fall": FALL, "clip_norm": CLIP_NORM}  # of every run
 
 
 @dataclass(frozen=True)
@@ -50,7 +54,7 @@ class PotentialRun:
 
     @property
     def name(self) -> str:
-        settings = json.dumps({**asdict(self), "fall": FALL}, sort_keys=True)
+        settings = json.dumps(asdict(self) | TRAINING, sort_keys=True)
         digest = hashlib.sha256(settings.encode()).hexdigest()[:8]
         return f"{self.potential}-{self.model}{self.num_flows}-seed{self.seed}-{digest}"
 
@@ -73,15 +77,18 @@ def fit_potentials(runs: Sequence[PotentialRun]) -> list[dict[str, Any]]:
             guides.append(FlowGuide(run.model, run.num_flows, **run.flow_options))
     pair = ManyPotentials(energies), ManyGuides(guides)
     fits = torch.arange(float(len(runs))).unsqueeze(-1)
+    rising = run.num_steps // WARMUP
+    falling = cosine(run.num_steps - rising, run.learning_rate, run.learning_rate / FALL)
     started = time.perf_counter()
     history = train(
         *pair,
         fits,
         num_steps=run.num_steps,
         batch_size=len(runs),
-        learning_rate=cosine(run.num_steps, run.learning_rate, run.learning_rate / FALL),
+        learning_rate=warmup(rising, falling),
         schedule=linear(max(1, run.num_steps // 2), run.temperature, 1.0),
         loss=Trace_ELBO(run.batch_size, max_plate_nesting=1, vectorize_particles=True),
+        optimizer=partial(AdamByFit, clip_norm=CLIP_NORM),
         seed=run.seed,
         progress=False,
     )

@@ -97,9 +97,9 @@ class ExemplarPrior(nn.Module):
     Args:
         rows: training rows, ``(num_data, num_features)``.
         locate: from rows to the locations of their posteriors' base, ``(num_data, latent_dim)``:
-            ``Guide.locate``. Its parameters stay the guide's, but the model depends on them:
-            `inference_gap` does not vary them from row to row. Copy the two programs together,
-            ``deepcopy((model, guide))``.
+            ``Guide.locate``. Its parameters stay the guide's, but the model depends on them: to
+            train copies, copy the two programs together, ``deepcopy((model, guide))``; for
+            `inference_gap`, which varies the guide alone, pass ``deepcopy(model)``.
         latent_dim: size of z.
         max_exemplars: of more rows, so many are drawn; a score's cost grows with it.
         per_step: exemplars of a training step.

@@ -90,7 +90,28 @@ def khat(log_weight: torch.Tensor) -> torch.Tensor:
         [0.84, -inf]
     """
     check_log_weight(log_weight)
-    size = _tail_size(len(log_weight))
+    return khat_of_largest(log_weight, len(log_weight))
+
+
+@torch.no_grad()
+def khat_of_largest(log_weight: torch.Tensor, num_samples: int) -> torch.Tensor:
+    """`khat` of `num_samples` draws, of which the largest ``tail_size(num_samples) + 1`` are given.
+
+    Args:
+        log_weight: these or more of the draws, in any order, ``(draws, num_data)``, nats.
+        num_samples: how many draws there were.
+
+    Raises:
+        TypeError, ValueError: `log_weight` is not a floating tensor of that shape.
+
+    Example:
+        >>> log_weight = torch.randn(1000, 3)
+        >>> largest = log_weight.topk(tail_size(1000) + 1, dim=0).values
+        >>> torch.equal(khat_of_largest(largest, 1000), khat(log_weight))
+        True
+    """
+    check_log_weight(log_weight)
+    size = tail_size(num_samples)
     out = log_weight.new_full(log_weight.shape[1:], math.nan)
     if size >= 5:
         for rows in _blocks(log_weight, size):
@@ -127,7 +148,7 @@ def psis_log_weights(log_weight: torch.Tensor) -> torch.Tensor:
         (20, True)
     """
     check_log_weight(log_weight)
-    size = _tail_size(len(log_weight))
+    size = tail_size(len(log_weight))
     out = log_weight.clone()
     if size < 5:
         return out
@@ -144,7 +165,8 @@ def psis_log_weights(log_weight: torch.Tensor) -> torch.Tensor:
     return out
 
 
-def _tail_size(num_samples: int) -> int:
+def tail_size(num_samples: int) -> int:
+    """How many of a row's largest weights are the tail that `khat` is fitted to."""
     return math.floor(3 * math.sqrt(num_samples)) if num_samples > 225 else num_samples // 5
 
 

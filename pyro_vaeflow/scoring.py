@@ -2,8 +2,9 @@
 
 import math
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, fields
+from functools import partial
 from numbers import Real
 from typing import Any
 
@@ -13,13 +14,16 @@ import torch
 from pyro_vaeflow import importance
 from pyro_vaeflow.draws import draws
 from pyro_vaeflow.isolation import Program
+from pyro_vaeflow.pooling import largest_of, pooled_evidence, pooled_mean
+from pyro_vaeflow.psis import khat_of_largest
 from pyro_vaeflow.sizes import check_size
-from pyro_vaeflow.traces import RowTerms, as_args, take_rows
+from pyro_vaeflow.traces import Args, RowTerms, as_args, take_rows
 
 KHAT_LIMIT = 0.7  # Vehtari et al. 2024: above it more draws hardly help
 KHAT_DRAWS = 1000  # fewer have too short a tail to say of a row that more would not help
 TOGETHER = 500  # rows whose log weights are worked on at once
-GROWTH = 4  # draws of a round over those of the round before: halves the standard error
+GROWTH = 2  # a row's draws after a round over those before it
+ROUND_SEED = 0x9E3779B1  # from a round's seed to the next one's: far from the seeds that people use
 
 
 class KhatWarning(UserWarning):
@@ -94,9 +98,9 @@ def score(
         x: tensor ``(num_data, ...)``, or a tuple of arguments that starts with it.
         num_samples: K, draws a row.
         tol: the standard error, in nats, that the log evidence should reach. Rows above it are
-            drawn afresh with four times the draws, again and again, up to `max_samples`; those
-            whose k-hat is above 0.7 after 1,000 draws are left: more hardly help them.
-        max_samples: with `tol`, the most draws a row, at least ``4 * num_samples``.
+            drawn on, and their draws doubled, again and again, up to `max_samples`; those whose
+            k-hat is above 0.7 after 1,000 draws are left: more hardly help them.
+        max_samples: with `tol`, the most draws a row, at least `num_samples`.
         seed: of the draws.
         chunk_size: rows at once; memory grows with it, the scores do not change. By default as
             many as make 20,000 draws, or fewer, so that a chunk's tensors take at most 512 MiB.
@@ -124,41 +128,13 @@ def score(
     args = as_args(x)
     check_size("num_samples", num_samples)
     if tol is not None:
-        check_size("max_samples", max_samples, GROWTH * num_samples)
+        check_size("max_samples", max_samples, num_samples)
 
-    def of_rows(args: Any, num_samples: int) -> Scores:
-        terms = draws(
-            model,
-            guide,
-            args,
-            num_samples=num_samples,
-            seed=seed,
-            chunk_size=chunk_size,
-            plate=plate,
-            progress=progress,
-        )
-        # Into place at once: parts that stay would lie between blocks that chunks free.
-        place, whole = 0, _of_no_rows(args[0])
-        for part in map(_of_rows, _together(terms)):
-            if place == 0:
-                whole = Scores(**{n: v.new_empty(len(args[0])) for n, v in vars(part).items()})
-            for name, value in vars(part).items():
-                getattr(whole, name)[place : place + len(value)] = value
-            place += len(part.khat)
-        return whole
-
-    scores = of_rows(args, num_samples)
-    while tol is not None and GROWTH * num_samples <= max_samples:
-        num_samples *= GROWTH
-        # a single draw has a standard error of nan; a row whose evidence is nan stays as it is
-        short = ~(scores.stderr <= tol) & ~scores.log_evidence.isnan()
-        hopeless = (scores.khat > KHAT_LIMIT) & (scores.num_samples >= KHAT_DRAWS)
-        rows = (short & ~hopeless).nonzero().squeeze(-1)
-        if not len(rows):
-            break
-        again = of_rows(take_rows(args, rows), num_samples)
-        for f in fields(Scores):
-            getattr(scores, f.name)[rows] = getattr(again, f.name)
+    of_round = partial(draws, model, guide, chunk_size=chunk_size, plate=plate, progress=progress)
+    if tol is None or not len(args[0]):
+        scores = _in_place(of_round(args, num_samples=num_samples, seed=seed), args[0])
+    else:
+        scores = _adaptive(of_round, args, num_samples, tol, max_samples, seed)
     warn_of_tails(scores.khat)
     if lost := scores.log_evidence.isnan().nonzero().squeeze(-1).tolist():
         warnings.warn(
@@ -170,21 +146,114 @@ def score(
     return scores
 
 
+def _in_place(chunks: Iterable[RowTerms], x: torch.Tensor) -> Scores:
+    """Scores of chunks, at once where they belong: parts that stay would lie between freed ones."""
+    place, whole = 0, Scores(**{f.name: x.new_empty(0) for f in fields(Scores)})
+    for part in map(_of_rows, _together(chunks)):
+        if place == 0:
+            whole = Scores(**{n: v.new_empty(len(x)) for n, v in vars(part).items()})
+        for name, value in vars(part).items():
+            getattr(whole, name)[place : place + len(value)] = value
+        place += len(part.khat)
+    return whole
+
+
 def _together(chunks: Iterable[RowTerms]) -> Iterator[RowTerms]:
     """Chunks joined to about `TOGETHER` rows: so few log weights are hardly worth the calls."""
     waiting: list[RowTerms] = []
     for chunk in chunks:
         waiting.append(chunk)
         if sum(part.log_prior.shape[1] for part in waiting) >= TOGETHER:
-            yield _joined(waiting)
+            yield _as_one(waiting)
             waiting = []
     if waiting:
-        yield _joined(waiting)
+        yield _as_one(waiting)
 
 
-def _joined(parts: list[RowTerms]) -> RowTerms:
+def _as_one(parts: list[RowTerms]) -> RowTerms:
     names = [f.name for f in fields(RowTerms)]
     return RowTerms(*(torch.cat([getattr(p, name) for p in parts], 1) for name in names))
+
+
+def _adaptive(
+    of_round: Callable[..., Iterator[RowTerms]],
+    args: Args,
+    num_samples: int,
+    tol: float,
+    max_samples: int,
+    seed: int,
+) -> Scores:
+    """Rounds of draws, each for the rows that need them and on top of their draws so far."""
+    rows = torch.arange(len(args[0]), device=args[0].device)
+    scores, tails = _round(of_round(args, num_samples=num_samples, seed=seed), tol, max_samples)
+    while True:
+        needed = _needs_more(_rows(scores, rows), tol)
+        rows = rows[needed]
+        more = min((GROWTH - 1) * num_samples, max_samples - num_samples)
+        if not (len(rows) and more):
+            return scores
+        num_samples += more
+        seed = (seed + ROUND_SEED) % 2**32  # other noise than that of the draws so far
+        chunks = of_round(take_rows(args, rows), num_samples=more, seed=seed)
+        pooled, tails = _round(chunks, tol, max_samples, (_rows(scores, rows), tails))
+        for f in fields(Scores):
+            getattr(scores, f.name)[rows] = getattr(pooled, f.name)
+
+
+def _round(
+    chunks: Iterator[RowTerms],
+    tol: float,
+    max_samples: int,
+    before: tuple[Scores, torch.Tensor] | None = None,
+) -> tuple[Scores, torch.Tensor]:
+    """Scores of these draws and those before, and the largest weights of rows that need more."""
+    parts, tails, start = [], [], 0
+    for chunk in _together(chunks):
+        part, tail = _of_rows(chunk), largest_of(chunk.log_weight, max_samples)
+        if before is not None:
+            place = slice(start, start + tail.shape[1])
+            start = place.stop
+            tail = largest_of(torch.cat([before[1][:, place], tail]), max_samples)
+            part = _pooled(_rows(before[0], place), part, tail)
+        parts.append(part)
+        tails.append(tail[:, _needs_more(part, tol)])
+    return _joined(parts), torch.cat(tails, 1)
+
+
+def _needs_more(scores: Scores, tol: float) -> torch.Tensor:
+    """Which rows are above the tolerance and can get below it, ``(num_data,)``."""
+    # a single draw has a standard error of nan; a row whose evidence is nan stays as it is
+    short = ~(scores.stderr <= tol) & ~scores.log_evidence.isnan()
+    return short & ~((scores.khat > KHAT_LIMIT) & (scores.num_samples >= KHAT_DRAWS))
+
+
+def _pooled(one: Scores, other: Scores, largest: torch.Tensor) -> Scores:
+    """The scores of all draws of both; `largest` of their log weights, for k-hat."""
+
+    def both(name: str) -> tuple[torch.Tensor, torch.Tensor]:
+        return getattr(one, name), getattr(other, name)
+
+    counts = both("num_samples")
+    total = counts[0] + counts[1]
+    evidence, stderr, ess = pooled_evidence(counts, both("log_evidence"), both("ess"))
+    return Scores(
+        log_evidence=evidence,
+        stderr=stderr,
+        ess=ess,
+        khat=khat_of_largest(largest, int(total[0])),  # rows of one round have as many draws
+        expected_log_likelihood=pooled_mean(counts, both("expected_log_likelihood")),
+        elbo=pooled_mean(counts, both("elbo")),
+        num_samples=total,
+    )
+
+
+def _rows(scores: Scores, rows: Any) -> Scores:
+    return Scores(**{f.name: getattr(scores, f.name)[rows] for f in fields(Scores)})
+
+
+def _joined(parts: list[Scores]) -> Scores:
+    names = [f.name for f in fields(Scores)]
+    return Scores(**{name: torch.cat([getattr(p, name) for p in parts]) for name in names})
 
 
 def _of_rows(terms: RowTerms) -> Scores:
@@ -199,10 +268,6 @@ def _of_rows(terms: RowTerms) -> Scores:
         elbo=log_weight.mean(0),
         num_samples=num_samples,
     )
-
-
-def _of_no_rows(x: torch.Tensor) -> Scores:
-    return Scores(**{f.name: x.new_empty(0) for f in fields(Scores)})
 
 
 def warn_of_tails(khat: torch.Tensor) -> None:

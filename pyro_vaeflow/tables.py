@@ -17,6 +17,7 @@ NATS = ["elbo", "log_evidence", "kl"]
 SECONDS = ["train_seconds", "score_seconds"]
 HELD_OUT = ["held_out_elbo", "held_out_log_evidence", "held_out_khat_above_0.7"]  # if there is any
 DISTINCT = ["auroc_distinct", "average_precision_distinct"]  # if test rows repeat
+RUN_GAPS = ["true_log_density", "approximation_gap", "amortization_gap"]  # what gap_study adds
 GAPS = {  # if they were measured: column -> its name among a run's gaps
     "approximation_gap": "approximation_gap",
     "approximation_gap_stderr": "approximation_gap_stderr",
@@ -30,7 +31,7 @@ GAPS = {  # if they were measured: column -> its name among a run's gaps
     "gap_seconds": "seconds",
 }
 BESIDE_GAPS = ["log_evidence_stderr", "share_khat_above_0.7", "num_parameters", "num_train"]
-OPTIONAL = [*DISTINCT, *HELD_OUT, *BESIDE_GAPS, *GAPS]
+OPTIONAL = [*DISTINCT, *HELD_OUT, *BESIDE_GAPS, *GAPS, RUN_GAPS[0]]
 COLUMNS = [*IDENTITY, "seed", "score", *DETECTION, *NATS, *SECONDS]
 PAPER_HEADING = "paper's F1"
 HEADINGS = {

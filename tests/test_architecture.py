@@ -14,8 +14,8 @@ PACKAGE = Path(pyro_vaeflow.__file__).parent
 SOURCES = sorted(PACKAGE.rglob("*.py"))
 GENERIC = {
     "isolation", "traces", "noise", "draws", "annealing", "svi", "training", "importance", "psis",
-    "scoring", "attribution", "sizes", "footprint", "best", "checked", "checkpoint", "fingerprint",
-    "interrupt", "resume", "run_state", "state", "versions", "group", "group_noise",
+    "scoring", "pooling", "attribution", "sizes", "footprint", "best", "checked", "checkpoint",
+    "fingerprint", "interrupt", "resume", "run_state", "state", "versions", "group", "group_noise",
     "group_training", "watchers",
 }  # fmt: skip
 # Generic too, each once it is there.

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.distributions import constraints
 
-from pyro_vaeflow import Guide, log_weights, score, train
+from pyro_vaeflow import ExemplarPrior, Guide, Model, log_weights, score, train
 from pyro_vaeflow.diagnostics import inference_gap
 from pyro_vaeflow.gaps import Gaps, split_gap
 from pyro_vaeflow.isolation import param_scope
@@ -292,7 +292,20 @@ def test_parameters_that_model_and_guide_share_stay_as_they_are() -> None:
     with param_scope(model, guide), pyro.validation_enabled(False):
         guides = RowGuides(model, guide, x, depth, "data")
         assert [p.shape for p in guides.parameters] == [(3,)]
-    gaps = inference_gap(model, guide, x, num_samples=200, num_steps=20, learning_rate=0.1)
+        assert guides.shared == ["shared$$$weight"]
+    with pytest.warns(UserWarning, match=r"uses 1 of the guide's parameters \(shared\$\$\$weight"):
+        gaps = inference_gap(model, guide, x, num_samples=200, num_steps=20, learning_rate=0.1)
+    assert gaps.amortization_gap.mean() > 0.1
+
+
+def test_a_guide_that_the_model_uses_all_of_is_refused_and_a_copied_model_is_not() -> None:
+    x, guide = torch.randn(6, 3), Guide(3, latent_dim=2, hidden_dims=(4,))
+    model = Model(3, 2, (4,), prior=ExemplarPrior(torch.randn(20, 3), guide.locate, latent_dim=2))
+    options = {"num_samples": 100, "num_steps": 40, "learning_rate": 0.1}
+    with pytest.raises(ValueError, match=r"uses all \d+ parameters of the guide.*deepcopy"):
+        inference_gap(model, guide, x, **options)
+    gaps = inference_gap(copy.deepcopy(model), guide, x, **options)
+    torch.testing.assert_close(gaps.elbo, score(model, guide, x, num_samples=100).elbo)
     assert gaps.amortization_gap.mean() > 0.1
 
 

@@ -86,7 +86,7 @@ def test_a_planar_density_integrates_to_one(conditioned: bool) -> None:
 @invertible
 @conditioned
 def test_a_density_at_any_point_integrates_to_one(kind, conditioned) -> None:
-    layers = flow(kind, 2, conditioned, dim=2, spread=0.3)
+    layers = flow(kind, 2, conditioned, dim=2, spread=0.1)
     base = dist.Normal(torch.zeros(2), 1.0).to_event(1)
     posterior = dist.TransformedDistribution(base, layers)
     y = posterior.sample((2000,))
@@ -102,7 +102,7 @@ def test_a_density_at_any_point_integrates_to_one(kind, conditioned) -> None:
 @invertible
 @conditioned
 def test_the_inverse_is_the_inverse(kind: str, conditioned: bool) -> None:
-    layers = flow(kind, 5, conditioned)
+    layers = flow(kind, 5, conditioned, spread=0.5)  # slopes that rounding survives
     z = torch.randn(4, 7, 3)
     with torch.no_grad():
         y, log_det = push(layers, z)
@@ -244,6 +244,19 @@ def test_small_latents_work(flow_name: str, latent_dim: int) -> None:
         guide = Guide(3, latent_dim, flow=flow_name, num_flows=num_flows, conditioned=conditioned)
         model = Model(3, latent_dim, likelihood="normal")
         assert score(model, guide, rows(), num_samples=5).elbo.isfinite().all()
+
+
+@conditioned
+@pytest.mark.parametrize("seed", range(4))
+def test_two_splines_bend_each_coordinate_given_the_other(conditioned: bool, seed: int) -> None:
+    """Of the random orders that Pyro draws, half are alike: the first is never given the second."""
+    torch.manual_seed(seed)
+    one, two = flow("spline", 2, conditioned, dim=2)
+    z = torch.randn(2)
+    jacobian = torch.autograd.functional.jacobian(lambda z: two(one(z)), z)
+    assert (jacobian != 0.0).all()
+    last = torch.autograd.functional.jacobian(two, z)
+    assert last[0, 1] == 0.0 != last[1, 0]  # it ends in the order of the columns
 
 
 @pytest.mark.parametrize("name", ["planar", "iaf", "spline"])

@@ -11,17 +11,20 @@ import pyro.distributions as dist
 import pytest
 import torch
 
-from pyro_vaeflow import Guide, Model, draw_study, gap_study, score
+from pyro_vaeflow import Guide, Model, draw_study, gap_study, log_weights, score
 from pyro_vaeflow.checked import ConfigError
 from pyro_vaeflow.config import ExperimentConfig
 from pyro_vaeflow.datasets import ring_log_density
-from pyro_vaeflow.draw_study import draws_spent, fixed_as_good
+from pyro_vaeflow.draw_study import fixed_as_good
 from pyro_vaeflow.fanout import run_all
 from pyro_vaeflow.gap_study import GapSettings, file_name
+from pyro_vaeflow.importance import log_evidence
 from pyro_vaeflow.measured_gaps import held_out_rows
 from pyro_vaeflow.prior_gap import prior_gap
+from pyro_vaeflow.report import write_tables
 from pyro_vaeflow.results import FinishedRun, finished_runs
 from pyro_vaeflow.runfolder import load_programs
+from pyro_vaeflow.tables import settings_apart
 from pyro_vaeflow.tasks import load_task
 
 RING = {
@@ -42,6 +45,7 @@ def out(tmp_path_factory) -> Path:
     flows = [{"model": "diagonal"}, {"model": "planar", "num_flows": 2}]
     configs = [ExperimentConfig(**RING, **flow, seed=seed) for flow in flows for seed in (0, 1)]
     run_all(configs, folder, progress=False)
+    write_tables(folder)
     return folder
 
 
@@ -57,6 +61,12 @@ def test_gaps_add_up_to_what_the_truth_has_over_the_bound(out: Path) -> None:
     np.testing.assert_allclose(table["true_log_density"], ring_log_density(x).mean())
     read = pd.read_csv(out / "gaps.csv")
     np.testing.assert_allclose(read["approximation_gap"], table["approximation_gap"], rtol=1e-4)
+    summary = pd.read_csv(out / "summary.csv")
+    of_run = summary[(summary["model"] == "planar") & (summary["seed"] == 1)]
+    assert list(of_run["score"]) == ["reconstruction", "importance"]
+    for name in ("true_log_density", "approximation_gap", "amortization_gap"):
+        np.testing.assert_allclose(of_run[name], table[name][3], rtol=1e-4)
+    assert settings_apart(summary) == []
     text = (out / "gaps.md").read_text()
     assert "| planar 2  | 2     |" in text and "3 steps of 4 draws" in text
 
@@ -92,29 +102,28 @@ def test_seeds_that_no_run_has_are_refused(out: Path) -> None:
 
 
 def test_the_draws_table_has_each_number_and_the_errors_of_its_scores(out: Path) -> None:
-    table = draw_study.study(out, num_rows=15, reference=2000, tol=0.2)
-    assert list(table["draws"]) == 2 * [*map(str, draw_study.FIXED), "25, tol=0.2", "100, tol=0.2"]
+    table = draw_study.study(out, num_rows=15, reference=2000, tol=0.2, distinct=True)
+    assert list(table["draws"]) == 2 * [
+        *map(str, draw_study.FIXED), "25, tol=0.2", "100, tol=0.2",
+    ]  # fmt: skip
     run = finished_runs(out)[0]
     _, model, guide = load_programs(run.folder)
     task = load_task(run.config)
-    order = np.random.default_rng(42).permutation(len(task.x_test))[:15]
-    x = task.x_test[torch.as_tensor(order)]
+    distinct = task.x_test.unique(dim=0)
+    x = distinct[torch.as_tensor(np.random.default_rng(42).permutation(len(distinct))[:15])]
     long = score(model, guide, x, num_samples=2000, seed=10_000)
-    error = score(model, guide, x, num_samples=400, seed=0).log_evidence - long.log_evidence
+    weights = log_weights(model, guide, x, num_samples=6400, seed=0)[:400]
+    error = log_evidence(weights) - long.log_evidence
     found = table[table["draws"] == "400"].iloc[0]
     assert found["rmse_all_rows"] == pytest.approx(error.double().square().mean().sqrt().item())
     assert found["mean_draws"] == 400
+    believed = error[long.khat <= 0.7].abs()
+    assert found["share_off"] == pytest.approx((believed > 0.4).double().mean().item())
     adaptive = table[table["draws"] == "25, tol=0.2"]
     assert (adaptive["mean_draws"] >= 25).all()
-    assert "15 test rows" in (out / "draws.md").read_text()
+    assert "15 distinct test rows" in (out / "draws-distinct.md").read_text()
     with pytest.raises(ConfigError, match="posterior"):
         draw_study.study(out, posteriors=["planar3"])
-
-
-def test_every_draw_is_counted() -> None:
-    rounds = {25: 25, 100: 125, 400: 525, 1600: 2125}
-    spent = draws_spent(torch.tensor([*rounds]), start=25)
-    assert spent.tolist() == [*rounds.values()]
 
 
 def test_the_fixed_number_as_good_lies_between_its_neighbours() -> None:

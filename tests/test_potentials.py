@@ -13,7 +13,7 @@ import torch
 from pyro.infer import Trace_ELBO
 
 from pyro_vaeflow import log_weights, potential_run, score, train
-from pyro_vaeflow.many_fits import ManyGuides, ManyPotentials
+from pyro_vaeflow.many_fits import AdamByFit, ManyGuides, ManyPotentials
 from pyro_vaeflow.potential_run import EDGES, PotentialRun, fit_potentials
 from pyro_vaeflow.potential_study import write_results
 from pyro_vaeflow.potentials import POTENTIALS, FlowGuide, PotentialModel, log_normalizer
@@ -99,6 +99,24 @@ def test_a_fit_among_many_has_the_gradient_of_the_fit_alone(flow: str, num_flows
             assert not torch.cat([stacked.grad[:i], stacked.grad[i + 1 :]]).any()
 
 
+def test_a_fit_whose_gradient_explodes_leaves_the_others_alone() -> None:
+    values = torch.randn(3, 2, 4), torch.randn(3, 5)
+    together = [v.clone().requires_grad_() for v in values]
+    alone = [v[1:2].clone().requires_grad_() for v in values]
+    for parameters, first in ((together, 1e9), (alone, 1.0)):
+        optimizer = AdamByFit(parameters, lr=0.1, clip_norm=1.0)
+        for scale in (first, 1.0):
+            for p in parameters:
+                p.grad = torch.ones_like(p)
+                p.grad[0] *= scale if len(p) > 1 else 1.0
+            optimizer.step()
+    for p, q, start in zip(together, alone, values, strict=True):
+        torch.testing.assert_close(p[1:2], q)
+        assert (p[0] - start[0]).abs().max() < 0.3
+    norm = torch.cat([p.grad[0].flatten() for p in together]).norm()
+    assert norm == pytest.approx(1.0, rel=1e-5)
+
+
 SMALL = PotentialRun("U1", "planar", 2, seed=0, num_steps=2, batch_size=8, num_samples=3000)
 
 
@@ -135,8 +153,8 @@ def test_one_seed_has_no_deviation_and_the_page_says_how_it_was_made(tmp_path: P
     write_results(tmp_path, [asdict(run) | kept for run in runs])
     text = (tmp_path / "table.md").read_text()
     assert "| planar 2  | 0.2500 (0.2500) |" in text
-    assert "seeds [0], 8 draws a step" in text and "KL from 3,000 draws" in text
-    assert "- planar: 2 steps, learning rate 0.02, deep 1" in text
+    assert "seeds [0], Adam" in text and "KL from 3,000 draws" in text
+    assert "- planar: 2 steps of 8 draws, learning rate 0.02, deep 1" in text
     more = [asdict(replace(run, seed=1)) | kept | {"kl": 0.35} for run in runs]
     write_results(tmp_path, [*(asdict(run) | kept for run in runs), *more])
     assert "0.3000 ± 0.0707 (0.3500)" in (tmp_path / "table.md").read_text()

@@ -237,5 +237,5 @@ def test_exemplars_far_from_the_origin_count() -> None:
 def test_gaps_under_an_exemplar_prior_add_up() -> None:
     guide = Guide(3, latent_dim=2, hidden_dims=(8,), flow="planar", num_flows=2, dropout=0.0)
     model = Model(3, 2, (8,), "normal", prior=ExemplarPrior(rows(9), guide.locate, 2), dropout=0.0)
-    gaps = inference_gap(model, guide, rows(4), num_samples=50, num_steps=5)
+    gaps = inference_gap(deepcopy(model), guide, rows(4), num_samples=50, num_steps=5)
     assert gaps.inference_gap.isfinite().all()
