@@ -156,8 +156,8 @@ def iaf_helps(differences: pd.DataFrame) -> str:
     iaf = differences[differences["model"] == "iaf"]
     found = {
         measure: [
-            f"{method_name('iaf', depth)} at {size}"
-            for (depth, size), rows in iaf.groupby(["num_flows", "latent_dim"])
+            f"{method_name('iaf', rows['num_flows'].iloc[0])} at {size}"
+            for (_, size), rows in iaf.groupby(["num_flows", "latent_dim"])
             if effect(rows, measure).sign > 0
         ]
         for measure in BRIEF[:3]

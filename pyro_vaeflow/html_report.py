@@ -8,7 +8,7 @@ import pandas as pd
 import yaml
 
 from pyro_vaeflow.checked import ConfigError
-from pyro_vaeflow.checkpoint import CONTENT, read
+from pyro_vaeflow.checkpoint import DETECTOR, read
 from pyro_vaeflow.curves import plot_history
 from pyro_vaeflow.html_page import Page
 from pyro_vaeflow.report import settings_of
@@ -44,7 +44,7 @@ def write_report(folder: Path, path: Path | None = None) -> Path:
     """
     if not folder.is_dir():
         raise ConfigError(f"DIR: no folder {str(folder)!r}")
-    page = detector_page(folder) if (folder / CONTENT).is_file() else study_page(folder)
+    page = detector_page(folder) if (folder / DETECTOR.content).is_file() else study_page(folder)
     path = folder / "report.html" if path is None else path
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(page.html())

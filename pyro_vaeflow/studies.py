@@ -175,7 +175,7 @@ def combinations(blocks: Any) -> list[dict[str, Any]]:
         >>> combinations([[[{"model": "iaf"}], [{"latent_dim": 2}, {"latent_dim": 4}]]])
         [{'model': 'iaf', 'latent_dim': 2}, {'model': 'iaf', 'latent_dim': 4}]
     """
-    variants = []
+    variants: list[dict[str, Any]] = []
     for block in blocks if isinstance(blocks, list) else [blocks]:
         axes = block if isinstance(block, list) else [block]
         for axis in axes:
@@ -184,8 +184,8 @@ def combinations(blocks: Any) -> list[dict[str, Any]]:
                     "crossed: expected blocks of axes, an axis a list of mappings, at least one, "
                     f"got {axis!r:.60}"
                 )
-        for parts in product(*axes):
-            variants.append(reduce(merge, parts, {}))
+        nothing: Mapping[str, Any] = {}
+        variants += [dict(reduce(merge, parts, nothing)) for parts in product(*axes)]
     return variants
 
 
