@@ -11,7 +11,6 @@ file too.
 import reprlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields, replace
-from functools import reduce
 from importlib.resources import files
 from itertools import product
 from pathlib import Path
@@ -184,8 +183,11 @@ def combinations(blocks: Any) -> list[dict[str, Any]]:
                     "crossed: expected blocks of axes, an axis a list of mappings, at least one, "
                     f"got {axis!r:.60}"
                 )
-        nothing: Mapping[str, Any] = {}
-        variants += [dict(reduce(merge, parts, nothing)) for parts in product(*axes)]
+        for parts in product(*axes):
+            variant: dict[str, Any] = {}
+            for part in parts:
+                variant = merge(variant, part)
+            variants.append(variant)
     return variants
 
 
