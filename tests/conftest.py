@@ -1,10 +1,16 @@
 """Fixtures that every test file may use."""
 
+import signal
+
 import pyro
 import pytest
 import torch
 
 from tests.programs import ZOO, Pair
+
+# A shell starts what runs in its background deaf to Ctrl-C, and so all that it starts in turn.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -71,7 +71,7 @@ def refusal(capsys, *argv: str) -> str:
         ("table none", "none holds no finished run"),
         ("table none --format html", "md"),
         ("rn", "run"),
-        ("", "{run,table,presets,fit,score}"),
+        ("", "{run,table,report,presets,fit, ...}"),
     ],
 )
 def test_a_wrong_call_is_refused_in_one_line_with_what_is_allowed(

@@ -26,7 +26,7 @@ needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="there is no chromiu
 RING = ExperimentConfig(
     dataset="ring", preprocessing="none", likelihood="normal", latent_dim=2, encoder_dims=(16,),
     decoder_dims=(16,), dropout=0.0, num_steps=30, num_samples=10, max_rows=200,
-    gaps=GapSettings(rows=4, num_steps=1, draws_per_step=2, num_samples=10), study="<b>ring</b>",
+    gaps=GapSettings(rows=4, num_steps=1, draws_per_step=2, num_samples=10),
 )  # fmt: skip
 
 
