@@ -36,9 +36,9 @@ if TYPE_CHECKING:
     from pyro_vaeflow.programs import Guide as Guide
     from pyro_vaeflow.programs import Model as Model
     from pyro_vaeflow.resume import Checkpoint as Checkpoint
+    from pyro_vaeflow.row_scores import Scores as Scores
     from pyro_vaeflow.scoring import KhatWarning as KhatWarning
     from pyro_vaeflow.scoring import NoScoreWarning as NoScoreWarning
-    from pyro_vaeflow.scoring import Scores as Scores
     from pyro_vaeflow.scoring import score as score
     from pyro_vaeflow.state import CheckpointError as CheckpointError
     from pyro_vaeflow.tracking import TensorBoard as TensorBoard
@@ -70,7 +70,8 @@ _HOME = {
         "priors": "ExemplarPrior",
         "programs": "Guide Model",
         "resume": "Checkpoint",
-        "scoring": "KhatWarning NoScoreWarning Scores score",
+        "row_scores": "Scores",
+        "scoring": "KhatWarning NoScoreWarning score",
         "state": "CheckpointError",
         "tracking": "TensorBoard",
         "training": "History NonFiniteError train",

@@ -31,9 +31,10 @@ from pyro_vaeflow.mixed_table import MixedEncoder
 from pyro_vaeflow.priors import ExemplarPrior
 from pyro_vaeflow.programs import Guide, Model
 from pyro_vaeflow.recipe import build, fit, score_rows
+from pyro_vaeflow.row_scores import Scores
 from pyro_vaeflow.saved_detector import load_detector, save_detector
 from pyro_vaeflow.score_plots import plot_contributions, plot_scores
-from pyro_vaeflow.scoring import KhatWarning, NoScoreWarning, Scores
+from pyro_vaeflow.scoring import KhatWarning, NoScoreWarning
 from pyro_vaeflow.sizes import check_size
 from pyro_vaeflow.state import state_of
 

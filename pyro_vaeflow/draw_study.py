@@ -22,8 +22,10 @@ from pyro_vaeflow.draws import log_weights
 from pyro_vaeflow.importance import log_evidence, log_evidence_stderr
 from pyro_vaeflow.report import as_text
 from pyro_vaeflow.results import FinishedRun, finished_runs
+from pyro_vaeflow.rounds import GROWTH, KHAT_DRAWS, KHAT_LIMIT
+from pyro_vaeflow.row_scores import Scores
 from pyro_vaeflow.runfolder import load_programs
-from pyro_vaeflow.scoring import GROWTH, KHAT_DRAWS, KHAT_LIMIT, KhatWarning, Scores, score
+from pyro_vaeflow.scoring import KhatWarning, score
 from pyro_vaeflow.tasks import load_task
 
 FIXED = (25, 50, 100, 200, 400, 800, 1600, 3200, 6400)  # the first draws of one run

@@ -21,7 +21,8 @@ from pyro_vaeflow.measured_gaps import held_out_rows, measure_gaps
 from pyro_vaeflow.peers import PEERS
 from pyro_vaeflow.programs import Guide, Model
 from pyro_vaeflow.recipe import build, check_registered, fit, score_rows
-from pyro_vaeflow.scoring import KHAT_LIMIT, Scores
+from pyro_vaeflow.rounds import KHAT_LIMIT
+from pyro_vaeflow.row_scores import Scores
 from pyro_vaeflow.state import state_of
 from pyro_vaeflow.tasks import Task, load_task
 from pyro_vaeflow.training import History

@@ -12,7 +12,7 @@ from pyro_vaeflow.diagnostics import inference_gap
 from pyro_vaeflow.gaps import Gaps
 from pyro_vaeflow.isolation import Program
 from pyro_vaeflow.latents import active_units
-from pyro_vaeflow.scoring import KHAT_LIMIT
+from pyro_vaeflow.rounds import KHAT_LIMIT
 from pyro_vaeflow.tasks import Task
 
 PARTS = ["log_evidence", "approximation_gap", "amortization_gap", "elbo"]

@@ -28,7 +28,8 @@ from pyro_vaeflow.mixed import MixedHead
 from pyro_vaeflow.peers import PEERS
 from pyro_vaeflow.priors import ExemplarPrior
 from pyro_vaeflow.programs import ACTIVATIONS, Guide, Model, Row
-from pyro_vaeflow.scoring import Scores, score
+from pyro_vaeflow.row_scores import Scores
+from pyro_vaeflow.scoring import score
 from pyro_vaeflow.tasks import check_task
 from pyro_vaeflow.training import History, train
 

@@ -14,9 +14,9 @@ PACKAGE = Path(pyro_vaeflow.__file__).parent
 SOURCES = sorted(PACKAGE.rglob("*.py"))
 GENERIC = {
     "isolation", "traces", "noise", "draws", "annealing", "svi", "training", "importance", "psis",
-    "scoring", "pooling", "attribution", "sizes", "footprint", "best", "checked", "checkpoint",
-    "fingerprint", "interrupt", "resume", "run_state", "state", "versions", "group", "group_noise",
-    "group_training", "watchers",
+    "scoring", "row_scores", "rounds", "pooling", "attribution", "sizes", "footprint", "best",
+    "checked", "checkpoint", "fingerprint", "interrupt", "resume", "run_state", "state", "versions",
+    "group", "group_noise", "group_training", "watchers",
 }  # fmt: skip
 # Generic too, each once it is there.
 BEYOND_THE_CORE = {"ascent", "calibration", "diagnostics", "gaps", "latents", "local"}

@@ -27,8 +27,9 @@ from pyro_vaeflow.protocol import Split
 from pyro_vaeflow.recipe import annealing, build, check_registered, fit
 from pyro_vaeflow.report import write_tables
 from pyro_vaeflow.results import finished_runs
+from pyro_vaeflow.row_scores import Scores
 from pyro_vaeflow.runfolder import load_programs
-from pyro_vaeflow.scoring import Scores, score
+from pyro_vaeflow.scoring import score
 from pyro_vaeflow.studies import load_study, preset_names
 from pyro_vaeflow.tables import COLUMNS, aggregate, read_summary
 from pyro_vaeflow.tasks import TASKS, Task, load_task
