@@ -264,6 +264,29 @@ def test_any_pair_of_programs_plugs_in() -> None:
     assert "scale" not in pyro.get_param_store()
 
 
+@pytest.mark.parametrize("ours", ["model", "guide"])
+def test_one_of_ours_goes_with_one_of_ones_own(ours: str) -> None:
+    """Of one precision: only a pair of ours is scored in double."""
+
+    def model(x: torch.Tensor) -> None:
+        loc = pyro.param("loc", torch.zeros(3))
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(x.new_zeros(3), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(loc + z, 0.3).to_event(1), obs=x)
+
+    def guide(x: torch.Tensor) -> None:
+        scale = pyro.param("scale", torch.tensor(0.3), constraint=dist.constraints.positive)
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(x, scale).to_event(1))
+
+    pair = {"model": model, "guide": guide}
+    pair[ours] = (
+        Model(3, latent_dim=3, likelihood="normal") if ours == "model" else Guide(3, latent_dim=3)
+    )
+    detector = VAEFlowDetector(**pair, **QUICK).fit(one_factor(60))
+    assert np.isfinite(detector.score_samples(one_factor(9))).all()
+
+
 def test_plain_functions_start_anew_at_each_fit() -> None:
     exact = LinearGaussian()
     settings = QUICK | {"num_samples": 50}
