@@ -246,11 +246,21 @@ class VAEFlowDetector(OutlierMixin, BaseEstimator):
 
         Raises:
             ValueError: both are given, one is out of range, or `fdr` has no calibration rows.
+
+        Warns:
+            UserWarning: `fdr` has too few calibration rows to flag any row, however odd.
         """
         if fdr is not None and ratio is not None:
             raise ValueError(f"give one of fdr and ratio, got fdr={fdr!r} and ratio={ratio!r}")
         if fdr is not None:
             flagged = conformal.discoveries(self.p_values(X), fdr)
+            if (least := 1 / (1 + len(self.calibration_scores_))) > fdr:
+                warnings.warn(
+                    f"fdr={fdr!r} flags no row: with {len(self.calibration_scores_)} rows kept from"
+                    f" training no p-value is below {least:.3g}; fit with a larger "
+                    "calibration_share, or on more rows",
+                    stacklevel=2,
+                )
         elif ratio is not None:
             scores = self.score_samples(X)
             count = number_flagged(len(scores), ratio)

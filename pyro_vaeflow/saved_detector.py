@@ -156,12 +156,17 @@ def _check_size(
     state: dict[str, torch.Tensor],
 ) -> None:
     """Builds the programs without memory, and compares their tensors with those of the file."""
+    if (depth := len(config.encoder_dims)) > len(state):  # modules take memory even so
+        raise CheckpointError(
+            f"hidden_dims of {depth} layers do not fit a file of {len(state)} tensors"
+        )
     with torch.device("meta"):
         try:
             pair = build(config, columns, None if rows is None else rows.to("meta"))
         except (NotImplementedError, RuntimeError):
             # Some masks are made with numbers that only real tensors have: look at all else.
-            plain = ExperimentConfig(**config.to_dict() | {"model": "diagonal", "num_flows": 0})
+            without = {"model": "diagonal", "num_flows": 0, "flow_options": {}}
+            plain = ExperimentConfig(**config.to_dict() | without)
             pair = build(plain, columns, None if rows is None else rows.to("meta"))
             expected = state_of(*(program.double() for program in pair))
             known = {k: v for k, v in state.items() if k in expected}

@@ -159,6 +159,7 @@ def setting(**values):
         (setting(model="os.system"), "unknown key 'model'"),
         (setting(flow="os.system"), "does not hold a detector"),
         (setting(hidden_dims=[10**9, 10**9]), "expected shape"),
+        (setting(hidden_dims=10**6 * [64]), "hidden_dims of 1000000 layers do not fit a file"),
         (setting(latent_dim=10**9), "expected shape"),
         (setting(latent_dim=10**12, flow="spline", num_flows=1), "does not fit a file"),
         (setting(num_flows=10**9, flow="iaf"), "num_flows"),

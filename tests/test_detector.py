@@ -135,6 +135,15 @@ def test_the_false_discovery_rate_is_kept_by_the_detector() -> None:
     assert np.mean(found) > 0.9
 
 
+def test_too_few_calibration_rows_for_a_rate_are_told() -> None:
+    """Else a careless reader takes it that no row is odd."""
+    rows = one_factor(178)  # as many as in the wine of the README: 18 are kept
+    detector = VAEFlowDetector(**QUICK).fit(rows)
+    with pytest.warns(UserWarning, match="fdr=0.05 flags no row: with 18 rows .* below 0.0526"):
+        assert (detector.predict(rows * 100.0, fdr=0.05) == 1).all()
+    assert (detector.predict(rows * 100.0, fdr=0.06) == -1).mean() > 0.9
+
+
 def test_calibration_rows_change_no_parameter() -> None:
     """What is scored for p-values was in no batch, validation, encoding or exemplar."""
     draw = np.random.default_rng(0)
