@@ -120,6 +120,7 @@ class VAEFlowDetector(OutlierMixin, BaseEstimator):
         "random_state": ["random_state"],
         "warm_start": ["boolean"],
         "progress": ["boolean"],
+        "checkpoint_dir": [str, Path, None],
         "model": [callable, None],
         "guide": [callable, None],
     }

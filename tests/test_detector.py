@@ -344,6 +344,7 @@ def test_figures(fitted: VAEFlowDetector) -> None:
         ({"flow": "ifa"}, "flow must be one of .* got 'ifa'"),
         ({"prior": "flat"}, "'prior' parameter .* Got 'flat'"),
         ({"num_samples": 1}, "'num_samples' parameter .* Got 1"),
+        ({"checkpoint_dir": 5}, "'checkpoint_dir' parameter .* Got 5"),
         ({"model": lambda x: None}, "give model and guide together"),
     ],
 )
