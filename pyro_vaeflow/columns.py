@@ -193,13 +193,22 @@ def check_values(values: pd.Series) -> None:
 
 
 def as_text(values: pd.Series) -> pd.Series:
-    """Values as texts; missing ones stay missing. A whole number has one text in every dtype."""
+    """Values as texts; missing ones stay missing. A whole number has one text in every dtype.
+
+    Raises:
+        ValueError: a text is none that Unicode can hold: bytes in another encoding, half a pair.
+    """
     if is_numeric(values):
         numbers = pd.Series(as_numbers(values), dtype="Float64")
         return numbers.map(lambda v: f"{v:.15g}", na_action="ignore").astype("string")
-    if values.dtype == object:  # a number has the text that it has in a column of numbers
-        values = values.map(_text, na_action="ignore")
-    return values.astype("string")
+    try:
+        if values.dtype == object:  # a number has the text that it has in a column of numbers
+            values = values.map(_text, na_action="ignore")
+        return values.astype("string")
+    except UnicodeError as error:
+        raise ValueError(
+            f"column {str(values.name)!r} holds texts that are not UTF-8: {error}; decode them"
+        ) from error
 
 
 def is_numeric(values: pd.Series) -> bool:

@@ -44,6 +44,8 @@ FLOW_OPTIONS = {"iaf": {"stable": True}}
 AUTO = 0.05  # of fresh rows like the training rows are flagged where contamination is "auto"
 ENOUGH = round(1 / AUTO) - 1  # calibration rows to say so
 COOLING = 60.0  # the learning rate at the start over that at the end
+# What programs are made of: a warm start and a saved file know them by these.
+BUILT = ("flow", "num_flows", "latent_dim", "hidden_dims", "prior", "model", "guide")
 
 
 class VAEFlowDetector(OutlierMixin, BaseEstimator):
@@ -119,6 +121,7 @@ class VAEFlowDetector(OutlierMixin, BaseEstimator):
         "random_state": ["random_state"],
         "warm_start": ["boolean"],
         "progress": ["boolean"],
+        "checkpoint_dir": [str, Path, None],
         "model": [callable, None],
         "guide": [callable, None],
     }
@@ -184,6 +187,8 @@ class VAEFlowDetector(OutlierMixin, BaseEstimator):
         """
         self._check()
         goes_on = self.warm_start and hasattr(self, "model_")
+        if goes_on:
+            self._check_built("set it back, or fit anew with warm_start=False")
         frame = self._frame(X, reset=not goes_on)
         weights = None
         if sample_weight is not None:
@@ -213,6 +218,7 @@ class VAEFlowDetector(OutlierMixin, BaseEstimator):
             rows, drawn = self._with_earlier(rows, drawn)
         else:
             self.model_, self.guide_ = self._programs(config, rows)
+            self._built = self._settings_built()
         checkpoint = self._checkpoint(config, rows, drawn, goes_on)
         history = fit(config, self.model_, self.guide_, rows, drawn, self.progress, checkpoint)
         self.history_ = history.frame
@@ -223,8 +229,8 @@ class VAEFlowDetector(OutlierMixin, BaseEstimator):
     def score_samples(self, X: Any) -> np.ndarray:
         """Each row's log evidence, or what `criterion` names, ``(num_data,)``: nats, low = odd.
 
-        It is computed in double precision where the programs are our own, so that a row's score is
-        the same whatever rows are beside it.
+        It is computed in double precision where the programs are a `Model` and a `Guide`, so that a
+        row's score is the same whatever rows are beside it.
         """
         return self._score_encoded(self._encoded(X))
 
@@ -242,11 +248,21 @@ class VAEFlowDetector(OutlierMixin, BaseEstimator):
 
         Raises:
             ValueError: both are given, one is out of range, or `fdr` has no calibration rows.
+
+        Warns:
+            UserWarning: `fdr` has too few calibration rows to flag any row, however odd.
         """
         if fdr is not None and ratio is not None:
             raise ValueError(f"give one of fdr and ratio, got fdr={fdr!r} and ratio={ratio!r}")
         if fdr is not None:
             flagged = conformal.discoveries(self.p_values(X), fdr)
+            if (least := 1 / (1 + len(self.calibration_scores_))) > fdr:
+                warnings.warn(
+                    f"fdr={fdr!r} flags no row: with {len(self.calibration_scores_)} rows kept from"
+                    f" training no p-value is below {least:.3g}; fit with a larger "
+                    "calibration_share, or on more rows",
+                    stacklevel=2,
+                )
         elif ratio is not None:
             scores = self.score_samples(X)
             count = number_flagged(len(scores), ratio)
@@ -340,9 +356,11 @@ class VAEFlowDetector(OutlierMixin, BaseEstimator):
         Programs of one's own are code and are not saved; their parameters are.
 
         Raises:
-            ValueError: a column name or setting has no JSON.
+            ValueError: a column name or setting has no JSON, or a setting is not that of `fit`.
         """
         check_is_fitted(self)
+        self._check()
+        self._check_built("set it back, or fit again; nothing was saved")
         save_detector(self, folder)
 
     @classmethod
@@ -378,6 +396,20 @@ class VAEFlowDetector(OutlierMixin, BaseEstimator):
             raise ValueError(f"hidden_dims must be at least one size, got {self.hidden_dims!r}")
         for place, width in enumerate(self.hidden_dims):
             check_size(f"hidden_dims[{place}]", width)
+
+    def _settings_built(self) -> dict[str, Any]:
+        settings = {name: getattr(self, name) for name in BUILT}
+        return settings | {"hidden_dims": tuple(self.hidden_dims)}
+
+    def _check_built(self, way_out: str) -> None:
+        """Refuses settings that `set_params` has changed and the programs at hand do not have."""
+        now = self._settings_built()
+        for name, value in self._built.items():
+            if now[name] != value:
+                raise ValueError(
+                    f"{name} was {value!r:.60} when the programs were made and is "
+                    f"{now[name]!r:.60}: {way_out}"
+                )
 
     def _config(self) -> ExperimentConfig:
         """The settings as those of an experiment: both train by one recipe."""
@@ -447,10 +479,13 @@ class VAEFlowDetector(OutlierMixin, BaseEstimator):
         numeric = [name for name in frame.columns if is_numeric(frame[name])]
         return dict.fromkeys(numeric, "continuous") | dict(self.kinds or {})
 
+    def _scores_in_double(self) -> bool:
+        return isinstance(self.model_, Model) and isinstance(self.guide_, Guide)
+
     def _convert(self, dtype: torch.dtype) -> None:
-        for program in (self.model_, self.guide_):
-            if isinstance(program, Model | Guide):
-                program.to(dtype)
+        if isinstance(self.model_, Model) and isinstance(self.guide_, Guide):
+            self.model_.to(dtype)
+            self.guide_.to(dtype)
 
     def _set_threshold(
         self, scores: np.ndarray, kept: np.ndarray, weights: np.ndarray | None
@@ -494,7 +529,7 @@ class VAEFlowDetector(OutlierMixin, BaseEstimator):
     def _encoded(self, X: Any) -> torch.Tensor:
         check_is_fitted(self)
         x = self.encoder_.transform(self._frame(X, reset=False))
-        return x.double() if isinstance(self.model_, Model) else x
+        return x.double() if self._scores_in_double() else x
 
     def _scores(self, x: torch.Tensor) -> Scores:
         with warnings.catch_warnings():
@@ -510,7 +545,7 @@ class VAEFlowDetector(OutlierMixin, BaseEstimator):
         return scores
 
     def _score_encoded(self, x: torch.Tensor) -> np.ndarray:
-        x = x.double() if isinstance(self.model_, Model) else x
+        x = x.double() if self._scores_in_double() else x
         values = getattr(self._scores(x), CRITERIA[self.criterion])
         return values.cpu().numpy().astype(np.float64)
 

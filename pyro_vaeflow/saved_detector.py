@@ -13,7 +13,6 @@ from pyro_vaeflow.columns import Column
 from pyro_vaeflow.config import ExperimentConfig
 from pyro_vaeflow.isolation import Program
 from pyro_vaeflow.mixed_table import MixedEncoder
-from pyro_vaeflow.programs import Model
 from pyro_vaeflow.recipe import build
 from pyro_vaeflow.state import CheckpointError, check_fits, make_parameters, restore, state_of
 from pyro_vaeflow.versions import package_versions
@@ -28,6 +27,7 @@ PERMUTATION = "permutation"
 def save_detector(detector: Any, folder: str | Path) -> None:
     """Writes a fitted detector; see `VAEFlowDetector.save`."""
     settings = {k: v for k, v in detector.get_params(False).items() if k not in NOT_SAVED}
+    settings["hidden_dims"] = list(settings["hidden_dims"])
     if not isinstance(settings["random_state"], PLAIN):  # a RandomState has given its seed
         settings["random_state"] = detector.seed_
     if settings["kinds"] is not None:  # JSON would make texts of keys that are numbers
@@ -41,7 +41,7 @@ def save_detector(detector: Any, folder: str | Path) -> None:
         "seed": detector.seed_,
         "offset": detector.offset_,
         "history": list(history),
-        "own": not isinstance(detector.model_, Model),
+        "own": detector.model is not None,
     }
     tensors = {f"state.{k}": v for k, v in state_of(detector.model_, detector.guide_).items()}
     tensors["calibration_scores"] = torch.as_tensor(detector.calibration_scores_)
@@ -80,6 +80,8 @@ def _filled(detector: Any, content: Any, tensors: dict[str, torch.Tensor]) -> An
     _take_tables(detector, content, extra)
     config = detector._config()
     detector.model_, detector.guide_ = _programs(detector, config, state)
+    detector._convert(torch.float64)  # as `fit` leaves a `Model` and a `Guide`
+    detector._built = detector._settings_built()
     if detector.model is None:
         _check_places(detector, state)
     restore(detector.model_, detector.guide_, state)
@@ -154,12 +156,17 @@ def _check_size(
     state: dict[str, torch.Tensor],
 ) -> None:
     """Builds the programs without memory, and compares their tensors with those of the file."""
+    if (depth := len(config.encoder_dims)) > len(state):  # modules take memory even so
+        raise CheckpointError(
+            f"hidden_dims of {depth} layers do not fit a file of {len(state)} tensors"
+        )
     with torch.device("meta"):
         try:
             pair = build(config, columns, None if rows is None else rows.to("meta"))
         except (NotImplementedError, RuntimeError):
             # Some masks are made with numbers that only real tensors have: look at all else.
-            plain = ExperimentConfig(**config.to_dict() | {"model": "diagonal", "num_flows": 0})
+            without = {"model": "diagonal", "num_flows": 0, "flow_options": {}}
+            plain = ExperimentConfig(**config.to_dict() | without)
             pair = build(plain, columns, None if rows is None else rows.to("meta"))
             expected = state_of(*(program.double() for program in pair))
             known = {k: v for k, v in state.items() if k in expected}
@@ -199,10 +206,10 @@ def _typed(content: dict[str, Any], name: str, kind: type) -> Any:
 
 
 def _plain(value: Any, name: str) -> Any:
-    """Values of NumPy as those of Python, tuples as lists; what JSON cannot hold is refused."""
+    """Values of NumPy as those of Python; what JSON cannot hold is refused, tuples of names too."""
     if isinstance(value, dict):
         return {key: _plain(item, f"{name}.{key}") for key, item in value.items()}
-    if isinstance(value, list | tuple):
+    if isinstance(value, list):
         return [_plain(item, f"{name}[{place}]") for place, item in enumerate(value)]
     if isinstance(value, np.generic):
         value = value.item()

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save
 
 import pyro_vaeflow
-from pyro_vaeflow import CheckpointError, VAEFlowDetector, checkpoint
+from pyro_vaeflow import CheckpointError, Guide, Model, VAEFlowDetector, checkpoint
 from tests.programs import LinearGaussian, TutorialVAE
 from tests.test_detector import QUICK, OwnGuide, OwnModel, one_factor, table
 
@@ -89,7 +89,7 @@ def test_arrays_and_warm_starts_survive(tmp_path: Path) -> None:
     np.testing.assert_array_equal(again.score_samples(rows), detector.score_samples(rows))
 
 
-@pytest.mark.parametrize("kind", ["modules", "one_module", "functions"])
+@pytest.mark.parametrize("kind", ["modules", "one_module", "functions", "ours"])
 def test_programs_of_ones_own_get_their_parameters_back(kind: str, tmp_path: Path) -> None:
     def make() -> dict:
         if kind == "modules":
@@ -97,6 +97,8 @@ def test_programs_of_ones_own_get_their_parameters_back(kind: str, tmp_path: Pat
         if kind == "one_module":  # its tensors are those of both roles
             both = TutorialVAE()
             return {"model": both.model, "guide": both.guide}
+        if kind == "ours":  # passed like any other, they are scored in double precision
+            return {"model": Model(3, likelihood="normal"), "guide": Guide(3)}
         return {"model": LinearGaussian().model, "guide": LinearGaussian().diagonal_guide}
 
     rows = one_factor(60)
@@ -157,6 +159,7 @@ def setting(**values):
         (setting(model="os.system"), "unknown key 'model'"),
         (setting(flow="os.system"), "does not hold a detector"),
         (setting(hidden_dims=[10**9, 10**9]), "expected shape"),
+        (setting(hidden_dims=10**6 * [64]), "hidden_dims of 1000000 layers do not fit a file"),
         (setting(latent_dim=10**9), "expected shape"),
         (setting(latent_dim=10**12, flow="spline", num_flows=1), "does not fit a file"),
         (setting(num_flows=10**9, flow="iaf"), "num_flows"),
@@ -252,10 +255,50 @@ def test_a_killed_save_leaves_the_earlier_checkpoint(
     assert not list(saved.glob("*.partial"))
 
 
-def test_what_has_no_json_is_refused_before_anything_is_written(tmp_path: Path) -> None:
-    frame = table().set_axis(pd.date_range("2020-01-01", periods=5), axis=1)
+NO_JSON = {
+    "dates": pd.date_range("2020-01-01", periods=5),
+    "tuples": pd.MultiIndex.from_product([["a"], range(5)]),
+}
+
+
+@pytest.mark.parametrize("names", NO_JSON)
+def test_what_has_no_json_is_refused_before_anything_is_written(names: str, tmp_path: Path) -> None:
+    frame = table().set_axis(NO_JSON[names], axis=1)
     detector = VAEFlowDetector(**QUICK).fit(frame)
     with pytest.raises(ValueError, match="has no JSON"):
+        detector.save(tmp_path / "saved")
+    assert not (tmp_path / "saved").exists()
+
+
+CHANGED = {
+    "flow": "iaf",
+    "num_flows": 2,
+    "latent_dim": 3,
+    "hidden_dims": (8,),
+    "prior": "normal",
+}
+
+
+@pytest.mark.parametrize("name", CHANGED)
+def test_settings_that_the_programs_do_not_have_are_refused(name: str, tmp_path: Path) -> None:
+    """`load` would refuse such a folder, and a warm start would leave them aside unseen."""
+    detector = VAEFlowDetector(**QUICK, warm_start=True).fit(table())
+    was = getattr(detector, name)
+    detector.set_params(**{name: CHANGED[name]})
+    with pytest.raises(
+        ValueError, match=f"{name} was .* when the programs were made.* nothing was"
+    ):
+        detector.save(tmp_path / "saved")
+    assert not (tmp_path / "saved").exists()
+    with pytest.raises(ValueError, match=f"{name} was .* set it back, or fit anew"):
+        detector.fit(table())
+    detector.set_params(**{name: was}).fit(table()).save(tmp_path / "saved")
+    VAEFlowDetector.load(tmp_path / "saved").fit(table())
+
+
+def test_a_setting_out_of_range_is_not_saved(tmp_path: Path) -> None:
+    detector = VAEFlowDetector(**QUICK).fit(table()).set_params(contamination=0.7)
+    with pytest.raises(ValueError, match="'contamination' parameter .* Got 0.7"):
         detector.save(tmp_path / "saved")
     assert not (tmp_path / "saved").exists()
 

@@ -135,6 +135,15 @@ def test_the_false_discovery_rate_is_kept_by_the_detector() -> None:
     assert np.mean(found) > 0.9
 
 
+def test_too_few_calibration_rows_for_a_rate_are_told() -> None:
+    """Else a careless reader takes it that no row is odd."""
+    rows = one_factor(178)  # as many as in the wine of the README: 18 are kept
+    detector = VAEFlowDetector(**QUICK).fit(rows)
+    with pytest.warns(UserWarning, match="fdr=0.05 flags no row: with 18 rows .* below 0.0526"):
+        assert (detector.predict(rows * 100.0, fdr=0.05) == 1).all()
+    assert (detector.predict(rows * 100.0, fdr=0.06) == -1).mean() > 0.9
+
+
 def test_calibration_rows_change_no_parameter() -> None:
     """What is scored for p-values was in no batch, validation, encoding or exemplar."""
     draw = np.random.default_rng(0)
@@ -264,6 +273,29 @@ def test_any_pair_of_programs_plugs_in() -> None:
     assert "scale" not in pyro.get_param_store()
 
 
+@pytest.mark.parametrize("ours", ["model", "guide"])
+def test_one_of_ours_goes_with_one_of_ones_own(ours: str) -> None:
+    """Of one precision: only a pair of ours is scored in double."""
+
+    def model(x: torch.Tensor) -> None:
+        loc = pyro.param("loc", torch.zeros(3))
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(x.new_zeros(3), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(loc + z, 0.3).to_event(1), obs=x)
+
+    def guide(x: torch.Tensor) -> None:
+        scale = pyro.param("scale", torch.tensor(0.3), constraint=dist.constraints.positive)
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(x, scale).to_event(1))
+
+    pair = {"model": model, "guide": guide}
+    pair[ours] = (
+        Model(3, latent_dim=3, likelihood="normal") if ours == "model" else Guide(3, latent_dim=3)
+    )
+    detector = VAEFlowDetector(**pair, **QUICK).fit(one_factor(60))
+    assert np.isfinite(detector.score_samples(one_factor(9))).all()
+
+
 def test_plain_functions_start_anew_at_each_fit() -> None:
     exact = LinearGaussian()
     settings = QUICK | {"num_samples": 50}
@@ -312,6 +344,7 @@ def test_figures(fitted: VAEFlowDetector) -> None:
         ({"flow": "ifa"}, "flow must be one of .* got 'ifa'"),
         ({"prior": "flat"}, "'prior' parameter .* Got 'flat'"),
         ({"num_samples": 1}, "'num_samples' parameter .* Got 1"),
+        ({"checkpoint_dir": 5}, "'checkpoint_dir' parameter .* Got 5"),
         ({"model": lambda x: None}, "give model and guide together"),
     ],
 )

@@ -148,6 +148,8 @@ CASES = {
         with_column("kind", objects(b"big", b"small")),
         with_column("kind", objects("big", "small")),
     ),
+    "bytes_of_another_encoding": Case(with_column("kind", objects("déjà".encode("latin-1"), b"a"))),
+    "half_a_surrogate_pair": Case(with_column("kind", objects("\ud800", "small"))),
     "pandas_sparse": Case(
         lambda: frame().assign(size=pd.arrays.SparseArray(frame()["size"].to_numpy())), frame
     ),
