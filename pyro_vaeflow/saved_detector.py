@@ -22,6 +22,7 @@ FITTED = ("settings", "names", "has_feature_names", "columns", "seed", "offset",
 PLAIN = (bool, int, float, str, type(None))
 ROWS = "model.prior.rows"
 PERMUTATION = "permutation"
+IAF_MASKS = ("mask_in", "mask_out")
 
 
 def save_detector(detector: Any, folder: str | Path) -> None:
@@ -186,8 +187,9 @@ def _check_places(detector: Any, state: dict[str, torch.Tensor]) -> None:
     """Refuses numbers that say where to read, and would read elsewhere."""
     built = state_of(detector.model_, detector.guide_)
     for name, value in state.items():
-        if ".layout." in name and not value.equal(built[name]):
-            raise CheckpointError(f"tensor {name!r} is not that of these columns")
+        given = ".layout." in name or name.endswith(IAF_MASKS)  # columns and settings decide them
+        if given and not value.equal(built[name]):
+            raise CheckpointError(f"tensor {name!r} is not that of these columns and settings")
         if name.endswith(PERMUTATION) and not value.sort().values.equal(torch.arange(len(value))):
             raise CheckpointError(f"tensor {name!r} must be a permutation")
     if (rows := state.get(ROWS)) is not None:

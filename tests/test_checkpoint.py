@@ -74,6 +74,19 @@ def test_permutations_are_read_not_made_again(tmp_path: Path) -> None:
     assert torch.equal(VAEFlowDetector.load(tmp_path).guide_.flow[0].nn.permutation, order)
 
 
+def test_masks_that_let_a_coordinate_see_itself_are_refused(tmp_path: Path) -> None:
+    VAEFlowDetector(**QUICK, flow="iaf", num_flows=2).fit(table()).save(tmp_path)
+
+    def open_all(tensors) -> None:
+        for name in tensors:
+            if "mask" in name:
+                tensors[name] = torch.ones_like(tensors[name])
+
+    edit_tensors(tmp_path, open_all)
+    with pytest.raises(CheckpointError, match="mask_in' is not that of these columns and settings"):
+        VAEFlowDetector.load(tmp_path)
+
+
 def test_arrays_and_warm_starts_survive(tmp_path: Path) -> None:
     rows = np.random.default_rng(0).normal(size=(50, 3))
     detector = VAEFlowDetector(**QUICK, warm_start=True, kinds={0: "continuous"}).fit(rows)
