@@ -58,7 +58,7 @@ def plot_sizes(table: pd.DataFrame, measure: str, label: str) -> Figure:
     sets = list(dict.fromkeys(table["dataset"]))
     columns = min(3, len(sets))
     rows = -(-len(sets) // columns)
-    figure = Figure(figsize=(3.4 * columns, 2.6 * rows + 0.4), layout="constrained")
+    figure = Figure(figsize=(2.8 * columns, 2.2 * rows + 0.6), layout="constrained")
     for place, dataset in enumerate(sets):
         panel = figure.add_subplot(rows, columns, place + 1)
         of_set = table[table["dataset"] == dataset]
@@ -72,7 +72,7 @@ def plot_sizes(table: pd.DataFrame, measure: str, label: str) -> Figure:
         _sizes_axis(panel, sorted(of_set["latent_dim"].unique()))
         panel.set(title=dataset.removeprefix("adbench:"), ylabel=label)
     handles, names = figure.axes[0].get_legend_handles_labels()
-    figure.legend(handles, names, loc="outside lower center", ncols=len(names), frameon=False)
+    figure.legend(handles, names, loc="outside lower center", ncols=4, frameon=False)
     return figure
 
 
