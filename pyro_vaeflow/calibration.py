@@ -6,14 +6,13 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import pyro
 import torch
 from pyro import poutine
 from pyro.poutine.trace_struct import Trace
 from scipy.stats import chi2
 
 from pyro_vaeflow.draws import DRAWS_PER_CHUNK
-from pyro_vaeflow.isolation import Program, module_mode, param_scope, seeded
+from pyro_vaeflow.isolation import Program, evaluating
 from pyro_vaeflow.latents import latent_rows
 from pyro_vaeflow.sizes import check_size
 from pyro_vaeflow.traces import Args, as_args, check_contract, paired_traces, take_rows
@@ -110,13 +109,7 @@ def simulation_based_calibration(
         raise ValueError(f"num_bins must divide num_draws + 1 = {num_draws + 1}, got {num_bins}")
     depth = check_contract(model, guide, args, plate=plate)
     template = take_rows(args, torch.arange(num_simulations, device=args[0].device) % len(args[0]))
-    with (
-        param_scope(model, guide, keep=False),
-        module_mode(model, guide, training=False),
-        seeded(seed),
-        torch.no_grad(),
-        pyro.validation_enabled(False),  # check_contract has validated
-    ):
+    with evaluating(model, guide, seed):
         simulated = poutine.trace(poutine.uncondition(model)).get_trace(*template)
         data = _first_argument(simulated, template, assemble)
         parts: dict[str, list[torch.Tensor]] = {}

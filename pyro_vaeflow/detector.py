@@ -25,7 +25,7 @@ from pyro_vaeflow.config import ExperimentConfig
 from pyro_vaeflow.curves import plot_history
 from pyro_vaeflow.fingerprint import named_digest, structure, tensor_digest
 from pyro_vaeflow.given_table import as_table
-from pyro_vaeflow.isolation import Program
+from pyro_vaeflow.isolation import Program, modules
 from pyro_vaeflow.metrics import number_flagged
 from pyro_vaeflow.mixed_table import MixedEncoder
 from pyro_vaeflow.priors import ExemplarPrior
@@ -483,9 +483,9 @@ class VAEFlowDetector(OutlierMixin, BaseEstimator):
         return isinstance(self.model_, Model) and isinstance(self.guide_, Guide)
 
     def _convert(self, dtype: torch.dtype) -> None:
-        if isinstance(self.model_, Model) and isinstance(self.guide_, Guide):
-            self.model_.to(dtype)
-            self.guide_.to(dtype)
+        if self._scores_in_double():
+            for module in modules(self.model_, self.guide_):
+                module.to(dtype)
 
     def _set_threshold(
         self, scores: np.ndarray, kept: np.ndarray, weights: np.ndarray | None

@@ -4,13 +4,12 @@ import warnings
 from dataclasses import fields
 from typing import Any
 
-import pyro
 import torch
 from tqdm.auto import tqdm
 
 from pyro_vaeflow.ascent import optimise
 from pyro_vaeflow.gaps import Gaps, split_gap
-from pyro_vaeflow.isolation import Program, module_mode, param_scope, seeded
+from pyro_vaeflow.isolation import Program, evaluating
 from pyro_vaeflow.local import RowGuides
 from pyro_vaeflow.noise import row_hash
 from pyro_vaeflow.sizes import check_size
@@ -89,13 +88,7 @@ def inference_gap(
     depth = check_contract(model, guide, args, plate=plate)
     distinct, place = _distinct_rows(args)
     parts = []
-    with (
-        param_scope(model, guide, keep=False),
-        module_mode(model, guide, training=False),
-        seeded(seed),
-        torch.no_grad(),
-        pyro.validation_enabled(False),  # check_contract has validated
-    ):
+    with evaluating(model, guide, seed):
         guides = RowGuides(model, guide, args, depth, plate)
         _check_own(guides)
         if chunk_size is None:

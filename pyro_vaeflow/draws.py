@@ -2,7 +2,6 @@
 
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import pyro
@@ -11,7 +10,7 @@ from pyro.poutine.trace_struct import Trace
 from tqdm.auto import tqdm
 
 from pyro_vaeflow.footprint import hold_memory, peak_bytes
-from pyro_vaeflow.isolation import Program, module_mode, own_parameters, param_scope, seeded
+from pyro_vaeflow.isolation import Program, evaluating, own_parameters
 from pyro_vaeflow.noise import RowNoise
 from pyro_vaeflow.sizes import check_size
 from pyro_vaeflow.traces import (
@@ -61,7 +60,7 @@ def trace_chunks(
     hold_memory()
     for start in tqdm(starts, desc="score", unit="chunk", disable=not progress):
         rows = take_rows(args, slice(start, start + chunk_size))
-        with _as_scored(model, guide, seed):
+        with evaluating(model, guide, seed):
             known = set(pyro.get_param_store().keys())
             traces = paired_traces(
                 model,
@@ -81,18 +80,6 @@ def trace_chunks(
         yield traces
 
 
-@contextmanager
-def _as_scored(model: Program, guide: Program, seed: int) -> Iterator[None]:
-    with (
-        param_scope(model, guide, keep=False),
-        module_mode(model, guide, training=False),
-        seeded(seed),
-        torch.no_grad(),
-        pyro.validation_enabled(False),  # check_contract has validated
-    ):
-        yield
-
-
 def _bytes_of_a_row(
     model: Program, guide: Program, args: Args, num_samples: int, depth: int, plate: str
 ) -> int:
@@ -103,7 +90,7 @@ def _bytes_of_a_row(
     def two_rows() -> None:
         paired_traces(model, guide, few, **options, noise=RowNoise(few[0], 0, plate))
 
-    with _as_scored(model, guide, seed=0), warnings.catch_warnings():
+    with evaluating(model, guide, seed=0), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the chunks will warn
         return peak_bytes(two_rows) // len(few[0])
 

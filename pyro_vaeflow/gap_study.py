@@ -15,6 +15,7 @@ import pandas as pd
 from tqdm.auto import tqdm
 
 from pyro_vaeflow.checked import ConfigError
+from pyro_vaeflow.checkpoint import write_whole
 from pyro_vaeflow.config import GapSettings
 from pyro_vaeflow.datasets import ring_log_density
 from pyro_vaeflow.measured_gaps import PARTS, held_out_rows, mean, measure_gaps
@@ -67,9 +68,7 @@ def study(
     for run in tqdm(runs, desc="gaps", unit="run", disable=not progress):
         kept = run.folder / file_name(settings)
         if not kept.is_file():
-            partial = kept.with_suffix(".partial")
-            partial.write_text(json.dumps(measure_run(run, settings)))
-            partial.rename(kept)
+            write_whole(kept, json.dumps(measure_run(run, settings)).encode())
         rows.append(json.loads(kept.read_text()))
     table = pd.DataFrame(rows)
     table.to_csv(out / "gaps.csv", index=False, float_format="%.6g")

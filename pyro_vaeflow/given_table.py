@@ -50,6 +50,21 @@ def check_frame(frame: Any) -> None:
         )
 
 
+def check_training_frame(frame: Any) -> None:
+    """Refuses what no encoder can learn columns from.
+
+    Raises:
+        TypeError: it is no frame.
+        ValueError: it has no rows, no columns or repeated column names.
+    """
+    check_frame(frame)
+    if frame.empty:
+        raise ValueError(f"frame must have rows and columns, got shape {frame.shape}")
+    if not frame.columns.is_unique:
+        repeated = frame.columns[frame.columns.duplicated()].unique().tolist()
+        raise ValueError(f"frame must have distinct column names, got {repeated} repeatedly")
+
+
 def _checked(frame: pd.DataFrame) -> pd.DataFrame:
     if not len(frame.columns):
         raise ValueError(f"X must have columns, got shape {frame.shape}")

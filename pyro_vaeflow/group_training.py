@@ -9,6 +9,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from pyro_vaeflow.fingerprint import fingerprint
 from pyro_vaeflow.group import Group, GroupError
+from pyro_vaeflow.resume import folder_of
 
 
 def check_group(group: Group, call: Mapping[str, Any], called: Sequence[nn.Module]) -> None:
@@ -56,6 +57,6 @@ def lost_group(checkpoint: Any) -> Iterator[None]:
     except GroupError as error:
         advice = "without a checkpoint, training has to begin anew"
         if checkpoint is not None:
-            folder = getattr(checkpoint, "folder", checkpoint)
+            folder = folder_of(checkpoint)
             advice = f"start all processes again, and they go on from the checkpoint in {folder}"
         raise GroupError(f"{error}; {advice}") from error

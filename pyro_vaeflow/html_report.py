@@ -11,7 +11,7 @@ from pyro_vaeflow.checked import ConfigError
 from pyro_vaeflow.checkpoint import DETECTOR, read
 from pyro_vaeflow.curves import plot_history
 from pyro_vaeflow.html_page import Page
-from pyro_vaeflow.report import settings_of
+from pyro_vaeflow.report import commands_of, settings_of
 from pyro_vaeflow.report_figures import (
     MAX_LINES,
     plot_curves,
@@ -206,7 +206,7 @@ def _pictures(page: Page, folder: Path) -> None:
 
 def _origin(page: Page, runs: Sequence[FinishedRun]) -> None:
     page.heading("Made by")
-    commands = sorted({run.metrics["command"] for run in runs if run.metrics["command"]})
+    commands = commands_of(runs)
     page.code("\n".join(commands), _many(len(commands), "command"))
     settings = yaml.safe_dump(
         settings_of([run.config for run in runs]), sort_keys=False, default_flow_style=None

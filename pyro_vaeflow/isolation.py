@@ -194,6 +194,19 @@ def called_modules() -> Iterator[list[torch.nn.Module]]:
 
 
 @contextmanager
+def evaluating(model: Program, guide: Program, seed: int) -> Iterator[None]:
+    """Runs of a pair that `check_contract` has validated: nothing of them is trained or kept."""
+    with (
+        param_scope(model, guide, keep=False),
+        module_mode(model, guide, training=False),
+        seeded(seed),
+        torch.no_grad(),
+        pyro.validation_enabled(False),
+    ):
+        yield
+
+
+@contextmanager
 def seeded(seed: int) -> Iterator[None]:
     """Seeds every random state that Pyro knows, and puts the caller's states back after.
 

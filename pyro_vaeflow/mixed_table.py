@@ -10,7 +10,7 @@ from sklearn.base import BaseEstimator
 from sklearn.utils.validation import check_is_fitted
 
 from pyro_vaeflow.columns import learn_column
-from pyro_vaeflow.given_table import check_frame
+from pyro_vaeflow.given_table import check_frame, check_training_frame
 
 
 class MixedEncoder(BaseEstimator):
@@ -45,12 +45,7 @@ class MixedEncoder(BaseEstimator):
                 value, or `kinds` names a column or kind that is not known.
             TypeError: a column holds dates, complex numbers or containers.
         """
-        check_frame(frame)
-        if frame.empty:
-            raise ValueError(f"frame must have rows and columns, got shape {frame.shape}")
-        if not frame.columns.is_unique:
-            repeated = frame.columns[frame.columns.duplicated()].unique().tolist()
-            raise ValueError(f"frame must have distinct column names, got {repeated} repeatedly")
+        check_training_frame(frame)
         kinds = self.kinds or {}
         if unknown := sorted(set(kinds) - set(frame.columns), key=str):
             raise ValueError(f"kinds names {unknown}, not columns of {list(frame.columns)}")

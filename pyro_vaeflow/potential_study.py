@@ -17,6 +17,7 @@ import pandas as pd
 import torch
 from tqdm.auto import tqdm
 
+from pyro_vaeflow.checkpoint import write_whole
 from pyro_vaeflow.densities import plot_densities
 from pyro_vaeflow.potential_run import (
     CLIP_NORM,
@@ -87,9 +88,7 @@ def _write_finished(out: Path, runs: list[PotentialRun]) -> None:
 
 def _keep(runs: list[PotentialRun], folder: Path) -> None:
     for run, result in zip(runs, fit_potentials(runs), strict=True):
-        partial = folder / f".{run.name}.partial"
-        partial.write_text(json.dumps(result))
-        partial.rename(folder / f"{run.name}.json")
+        write_whole(folder / f"{run.name}.json", json.dumps(result).encode())
 
 
 def write_results(out: Path, results: list[dict[str, Any]]) -> None:

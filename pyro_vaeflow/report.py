@@ -63,7 +63,7 @@ def _report(title: str, runs: Sequence[FinishedRun], table: pd.DataFrame) -> str
         parts.append("Distinct rows: of test rows equal in all columns and in kind, the first.")
     if PAPER_HEADING in table:
         parts.append(f"Paper's F1: {PAPER_SOURCE}")
-    commands = sorted({run.metrics["command"] for run in runs if run.metrics["command"]})
+    commands = commands_of(runs)
     made_by = sorted({_origin(run) for run in runs})
     parts += ["## Made by", "\n".join(["```", *commands, "```"]), "\n".join(made_by)]
     settings: dict[str, Any] = {"seeds": sorted({run.config.seed for run in runs})}
@@ -73,6 +73,11 @@ def _report(title: str, runs: Sequence[FinishedRun], table: pd.DataFrame) -> str
     text = yaml.safe_dump(settings, sort_keys=False, default_flow_style=None)
     parts += ["## Settings", f"```yaml\n{text}```"]
     return "\n\n".join(parts) + "\n"
+
+
+def commands_of(runs: Sequence[FinishedRun]) -> list[str]:
+    """What made these runs, each command once."""
+    return sorted({run.metrics["command"] for run in runs if run.metrics["command"]})
 
 
 def settings_of(configs: Sequence[ExperimentConfig]) -> dict[str, Any]:

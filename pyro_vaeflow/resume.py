@@ -47,6 +47,11 @@ class Checkpoint:
             check_size("every", self.every)
 
 
+def folder_of(checkpoint: Checkpoint | str | Path) -> str | Path:
+    """The folder, as it was given, of what `train` takes as its checkpoint."""
+    return checkpoint.folder if isinstance(checkpoint, Checkpoint) else checkpoint
+
+
 class Keeper:
     """Writes a run's checkpoints, and goes on from the one that is there; without a folder neither.
 

@@ -12,7 +12,7 @@ from sklearn.preprocessing import FunctionTransformer, MinMaxScaler, OneHotEncod
 from sklearn.utils.validation import check_is_fitted
 
 from pyro_vaeflow.columns import check_values
-from pyro_vaeflow.given_table import check_frame
+from pyro_vaeflow.given_table import check_frame, check_training_frame
 
 SCALERS = {
     # Test rows can lie far outside the inliers' range, where a Bernoulli "likelihood" rewards
@@ -72,12 +72,7 @@ class TableEncoder(BaseEstimator):
         """
         if self.scaling not in SCALERS:
             raise ValueError(f"scaling must be one of {sorted(SCALERS)}, got {self.scaling!r}")
-        check_frame(frame)
-        if frame.empty:
-            raise ValueError(f"frame must have rows and columns, got shape {frame.shape}")
-        if not frame.columns.is_unique:
-            repeated = frame.columns[frame.columns.duplicated()].unique().tolist()
-            raise ValueError(f"frame must have distinct column names, got {repeated} repeatedly")
+        check_training_frame(frame)
         is_numeric = frame.columns.isin(frame.select_dtypes("number").columns)
         self.columns_ = frame.columns
         self.numeric_ = frame.columns[is_numeric].tolist()

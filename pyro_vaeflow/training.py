@@ -30,7 +30,7 @@ from pyro_vaeflow.isolation import (
     param_scope,
     seeded,
 )
-from pyro_vaeflow.resume import Checkpoint, keeping
+from pyro_vaeflow.resume import Checkpoint, folder_of, keeping
 from pyro_vaeflow.run_state import RECORD, Run
 from pyro_vaeflow.scoring import score
 from pyro_vaeflow.sizes import check_size
@@ -267,7 +267,7 @@ def train(
 def _how_to_go_on(done: int, num_steps: int, checkpoint: Checkpoint | str | Path | None) -> str:
     advice = "with a folder for its checkpoint, the same call could go on later"
     if checkpoint is not None:
-        advice = f"the same call goes on from {getattr(checkpoint, 'folder', checkpoint)}"
+        advice = f"the same call goes on from {folder_of(checkpoint)}"
     return (
         f"Ctrl-C ended training after {done} of {num_steps} steps; the programs can be used as "
         f"they are, and {advice}"
