@@ -186,7 +186,7 @@ def _check_size(
 def _check_places(detector: Any, state: dict[str, torch.Tensor]) -> None:
     """Refuses numbers that say where to read, and would read elsewhere."""
     built = state_of(detector.model_, detector.guide_)
-    for name, value in state.items():
+    for name, value in sorted(state.items()):  # files keep no order: which is named must not vary
         given = ".layout." in name or name.endswith(IAF_MASKS)  # columns and settings decide them
         if given and not value.equal(built[name]):
             raise CheckpointError(f"tensor {name!r} is not that of these columns and settings")
