@@ -54,12 +54,22 @@ differences = complete(paired(central(table)))
 effects(differences, ["model", "num_flows"], MEASURES).round(3)
 
 # %%
-figures = study_figures(table)
+figures = study_figures(table, pd.read_csv("../results/flow-study/margins.csv"))
 figures["effects"]
 
 # %% [markdown]
 # Black: means and intervals; light marks: single data sets. AUROC is in points of 0.01.
 #
+# ## What a flow adds, beside what lies between the classes
+#
+# `margins.csv` has a row a flow's run beside its base: what lies between the median inlier and the
+# median outlier, how far the base's bound is from its evidence, and what the flow adds to both
+# classes.
+
+# %%
+figures["margins"]
+
+# %% [markdown]
 # ## Gaps over the latent size
 #
 # The log evidence is ELBO + approximation gap + amortization gap.

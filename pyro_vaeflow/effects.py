@@ -1,14 +1,18 @@
 """What a flow changes: each run beside the base VAE's of the same cell, means and intervals."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 BASE = "diagonal"
+POSTERIOR = ("model", "num_flows")
 # Beside data set and seed, what makes the cell in which posteriors are compared.
 CELL = ("latent_dim", "preprocessing", "likelihood", "annealing.kind")
+OF_BASE: Mapping[str, Any] = MappingProxyType({"model": BASE})
 MEASURES = (
     "elbo log_evidence kl approximation_gap amortization_gap active_units gap_khat_above_0.7 "
     "auroc_reconstruction auroc_importance average_precision_reconstruction "
@@ -35,12 +39,15 @@ class Effect:
         return int(self.low > 0) - int(self.high < 0)
 
 
-def paired(wide: pd.DataFrame, other: str = BASE) -> pd.DataFrame:
-    """Differences from `other` in the same cell and seed, a row a run of another posterior.
+def paired(
+    wide: pd.DataFrame, other: Mapping[str, Any] = OF_BASE, apart: Sequence[str] = POSTERIOR
+) -> pd.DataFrame:
+    """Differences from the run that is as `other` in the same cell and seed, a row a run.
 
     Args:
         wide: as of `pyro_vaeflow.tables.by_run`.
-        other: the posterior that each run is compared with, of one depth in each cell.
+        other: settings of the run that the others are compared with, one in each cell.
+        apart: the settings in which the two may differ; in all others they are alike.
 
     Example:
         >>> wide = pd.DataFrame({"dataset": "a", "seed": 0, "model": ["diagonal", "iaf"],
@@ -48,14 +55,16 @@ def paired(wide: pd.DataFrame, other: str = BASE) -> pd.DataFrame:
         >>> paired(wide)[["model", "num_flows", "elbo"]].to_dict("records")
         [{'model': 'iaf', 'num_flows': 5, 'elbo': 0.5}]
     """
-    cell = ["dataset", "seed", *(name for name in CELL if name in wide)]
+    names = [name for name in ("dataset", "seed", *POSTERIOR, *CELL) if name in wide]
+    cell = [name for name in names if name not in apart]
     measures = [name for name in MEASURES if name in wide]
-    base = wide[wide["model"] == other][[*cell, *measures]]
-    flows = wide[wide["model"] != other][["model", "num_flows", *cell, *measures]]
-    both = flows.merge(base, on=cell, suffixes=("", "_base"), validate="many_to_one")
+    is_other = (wide[[*other]] == pd.Series(other)).all(axis=1)
+    both = wide[~is_other][[*names, *measures]].merge(
+        wide[is_other][[*cell, *measures]], on=cell, suffixes=("", "_other"), validate="many_to_one"
+    )
     for name in measures:
-        both[name] = both[name] - both[f"{name}_base"]
-    return both[[*flows]]
+        both[name] = both[name] - both[f"{name}_other"]
+    return both[[*names, *measures]]
 
 
 def effect(differences: pd.DataFrame, measure: str, seed: int = 0) -> Effect:

@@ -20,6 +20,13 @@ LOOKS = {  # posterior -> line, marker, fill
     ("iaf", 50): (":", "^", "0.6"),
     ("spline", 2): ("-.", "D", "white"),
 }
+MARGINS = {  # column -> label, marker, fill
+    "margin": ("between the classes", "o", "black"),
+    "slack_inliers": ("slack of the base's bound, inliers", "s", "white"),
+    "slack_outliers": ("the same, outliers", "s", "0.6"),
+    "gain_inliers": ("gain by the flow, inliers", "^", "white"),
+    "gain_outliers": ("the same, outliers", "^", "0.6"),
+}
 OTHER = ("-", "x", "0.5")
 FACTORIAL = [("planar", 5), ("planar", 20), ("iaf", 5), ("iaf", 20)]  # at every size
 
@@ -94,6 +101,28 @@ def plot_evidence_and_detection(differences: pd.DataFrame) -> Figure:
     return figure
 
 
+def plot_margins(rows: pd.DataFrame) -> Figure:
+    """Draws what lies between the classes beside slack and gains: a line a data set, log scale.
+
+    Args:
+        rows: as of `pyro_vaeflow.margins.margins`.
+    """
+    means = rows.groupby("dataset")[[*MARGINS]].mean().abs()
+    figure = Figure(figsize=(6.4, 1.4 + 0.34 * len(means)), layout="constrained")
+    axes = figure.subplots()
+    for name, (label, marker, fill) in MARGINS.items():
+        axes.plot(
+            means[name], range(len(means)), marker, color="black", markerfacecolor=fill,
+            markersize=6, linewidth=0, label=label,
+        )  # fmt: skip
+    axes.set_yticks(range(len(means)), labels=[n.removeprefix("adbench:") for n in means.index])
+    axes.invert_yaxis()
+    axes.set(xscale="log", xlabel="nats a row, magnitude")
+    axes.grid(axis="y", color="0.9")
+    figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=8)
+    return figure
+
+
 def central(table: pd.DataFrame) -> pd.DataFrame:
     """The rows of the factorial: neither another schedule nor the paper's likelihood."""
     kept = pd.Series(True, index=table.index)
@@ -115,8 +144,13 @@ def complete(differences: pd.DataFrame) -> pd.DataFrame:
     return kept[cell.transform("size") == len(FACTORIAL)]
 
 
-def study_figures(table: pd.DataFrame) -> dict[str, Figure]:
-    """The study's figures by file name; those of the factorial block, but for the scatter."""
+def study_figures(table: pd.DataFrame, rows: pd.DataFrame) -> dict[str, Figure]:
+    """The study's figures by file name; those of the factorial block, but for the scatter.
+
+    Args:
+        table: the study's summary, a row a run.
+        rows: as of `pyro_vaeflow.margins.margins`.
+    """
     factorial = central(table)
     differences = complete(paired(factorial))
     return {
@@ -132,6 +166,7 @@ def study_figures(table: pd.DataFrame) -> dict[str, Figure]:
                 "auroc_reconstruction": "AUROC, reconstruction, points",
             },
         ),
+        "margins": plot_margins(central(rows)),
         "approximation": plot_sizes(factorial, "approximation_gap", "approximation gap, nats"),
         "amortization": plot_sizes(factorial, "amortization_gap", "amortization gap, nats"),
         "evidence": plot_sizes(factorial, "log_evidence", "log evidence, nats a row"),

@@ -1,21 +1,22 @@
 """The page of the study of flow posteriors: ``python -m pyro_vaeflow.flow_study DIR``.
 
-Rebuilds summary.csv from the finished runs in DIR, if they are there, and writes README.md and its
-figures from it. Every number on the page, and every word that says which way an effect goes, is
-computed.
+Rebuilds summary.csv and margins.csv from the finished runs in DIR, if they are there, and writes
+README.md and its figures from them. Every number on the page, and every word that says which way an
+effect goes, is computed.
 """
 
 from argparse import ArgumentParser
 from collections.abc import Sequence
 from pathlib import Path
-from textwrap import fill
 
-import numpy as np
 import pandas as pd
 
 from pyro_vaeflow.effects import BASE, FEWEST, Effect, effect, effects, paired
 from pyro_vaeflow.flow_figures import central, complete, of_posterior, posteriors, study_figures
 from pyro_vaeflow.flow_page import PAGE
+from pyro_vaeflow.flow_why import moves, why_table, why_text
+from pyro_vaeflow.flow_words import VERDICTS, over_sets, said, verb, verdict, wrapped
+from pyro_vaeflow.margins import margins
 from pyro_vaeflow.report import write_tables
 from pyro_vaeflow.results import method_name
 from pyro_vaeflow.studies import load_study
@@ -35,30 +36,32 @@ SHOWN = {  # measure -> heading, factor, digits
 }
 BRIEF = ["elbo", "log_evidence", "auroc_importance", "auroc_reconstruction"]
 CENTRE = 8  # latents
-VERBS = {1: "raises", 0: "does not measurably change", -1: "lowers"}
-VERDICTS = {1: "supported", 0: "not shown", -1: "contradicted"}
 
 
 def write_page(out: Path) -> Path:
     """Writes README.md, effects.csv and the figures of the study in `out`; returns the page.
 
     Raises:
-        FileNotFoundError: there are neither runs nor a summary.csv.
+        FileNotFoundError: there are neither runs nor a summary.csv and a margins.csv.
     """
     write_tables(out)
     table = pd.read_csv(out / "summary.csv")
+    apart = margins(out)
+    if len(apart):
+        apart.to_csv(out / "margins.csv", index=False, float_format="%.6g")
+    rows = pd.read_csv(out / "margins.csv")
     differences = complete(paired(central(table)))
     by_posterior = effects(differences, ["model", "num_flows"], [*SHOWN])
     by_posterior.to_csv(out / "effects.csv", index=False, float_format="%.6g")
     (out / "figures").mkdir(exist_ok=True)
-    for name, figure in study_figures(table).items():
+    for name, figure in study_figures(table, rows).items():
         figure.savefig(out / "figures" / f"{name}.png", dpi=80)
     path = out / "README.md"
-    path.write_text(wrapped(PAGE.format(**findings(table))))
+    path.write_text(wrapped(PAGE.format(**findings(table, rows))))
     return path
 
 
-def findings(table: pd.DataFrame) -> dict[str, object]:
+def findings(table: pd.DataFrame, rows: pd.DataFrame) -> dict[str, object]:
     """What the page says, by the names of its gaps."""
     factorial = central(table)
     differences = complete(paired(factorial))
@@ -73,6 +76,9 @@ def findings(table: pd.DataFrame) -> dict[str, object]:
         "pairs": len(differences),
         "seeds": _seeds(table),
         "effects": _table(effects(differences, ["model", "num_flows"], [*SHOWN]), [*SHOWN]),
+        "why": why_text(rows, table),
+        "margins": as_text(why_table(rows, table), "md"),
+        "moves": as_text(moves(table), "md"),
         "gaps": as_text(_gap_table(compared), "md"),
         "planar_verdict": planar_is_limited(factorial),
         "planar": _by_size(differences, "planar"),
@@ -134,7 +140,7 @@ def advice(differences: pd.DataFrame) -> str:
 def planar_is_limited(table: pd.DataFrame) -> str:
     """The first hypothesis: planar layers fall behind IAF layers as the latent size rises."""
     same = table[(table["num_flows"] == 20) & table["model"].isin(["planar", "iaf"])]
-    apart = paired(same, other="iaf")
+    apart = paired(same, other={"model": "iaf"})
     small, large = (
         apart[apart["latent_dim"] == size].set_index(["dataset", "seed"])["approximation_gap"]
         for size in (apart["latent_dim"].min(), apart["latent_dim"].max())
@@ -205,46 +211,6 @@ def progress(table: pd.DataFrame) -> str:
         f"**{done.sum()} of the {of_plan.sum()} runs are finished, {missing} are missing**: what "
         f"follows is of these runs, and the same command goes on.\n\n{text}"
     )
-
-
-def verb(found: Effect) -> str:
-    """What a flow does to a measure, in words that the interval allows."""
-    if np.isnan(found.low):
-        return "changes (on too few data sets and seeds to say which way)"
-    return VERBS[found.sign]
-
-
-def verdict(found: Effect) -> str:
-    """What becomes of a hypothesis that expects a rise."""
-    return "too early to say" if np.isnan(found.low) else VERDICTS[found.sign]
-
-
-def wrapped(text: str) -> str:
-    """Paragraphs in lines of at most 100 characters; tables, headings and code as they are."""
-    blocks = [
-        block
-        if block.startswith(("|", "#", "!", "`", "-"))
-        else fill(" ".join(block.split()), 100, break_long_words=False, break_on_hyphens=False)
-        for block in text.strip().split("\n\n")
-    ]
-    return "\n\n".join(blocks) + "\n"
-
-
-def over_sets(table: pd.DataFrame, measure: str) -> float:
-    """The mean over data sets of the mean over their runs."""
-    return float(table.groupby("dataset")[measure].mean().mean())
-
-
-def said(found: Effect, factor: float = 1.0, digits: int = 2) -> str:
-    """An effect as text, with its interval if it has one.
-
-    Example:
-        >>> said(Effect(0.012, -0.001, 0.02), factor=100, digits=1)
-        '+1.2 (-0.1 to 2.0)'
-    """
-    mean, low, high = (factor * value for value in (found.mean, found.low, found.high))
-    interval = f" ({low:.{digits}f} to {high:.{digits}f})" if np.isfinite(low) else ""
-    return f"{mean:+.{digits}f}{interval}"
 
 
 def _table(found: pd.DataFrame, measures: Sequence[str], first: Sequence[str] = ()) -> str:

@@ -6,10 +6,14 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from pytest import approx
 
 from pyro_vaeflow.effects import FEWEST, Effect, effect, effects, paired
 from pyro_vaeflow.flow_figures import FACTORIAL, complete, study_figures
-from pyro_vaeflow.flow_study import findings, iaf_helps, planar_is_limited, wrapped, write_page
+from pyro_vaeflow.flow_study import findings, iaf_helps, planar_is_limited, write_page
+from pyro_vaeflow.flow_why import moves
+from pyro_vaeflow.flow_words import wrapped
+from pyro_vaeflow.margins import margin, margins
 
 SETS = ["kddcup99", "ring", "adbench:cardio", "adbench:letter", "adbench:campaign"]
 
@@ -37,6 +41,17 @@ def summary(gains: dict[str, float], seeds: int = 3, noise: float = 0.01) -> pd.
     return pd.DataFrame(rows)
 
 
+def rows_of(table: pd.DataFrame) -> pd.DataFrame:
+    """Margins of the table's flows: 40 nats between the classes, less than one added."""
+    rows = table.loc[table["model"] != "diagonal", ["dataset", "seed", "latent_dim", "model"]]
+    rows = rows.assign(num_flows=table["num_flows"], preprocessing="mixed", likelihood="mixed")
+    nats = {"margin": 40.0, "slack_inliers": 0.2, "slack_outliers": 1.0, "gain_inliers": 0.5}
+    nats |= {"gain_outliers": 0.1, "rank_correlation": 0.95}
+    rows = rows.assign(**{"annealing.kind": "constant"}, **nats)
+    noise = np.random.default_rng(0).normal(scale=1e-3, size=len(rows))
+    return rows.assign(gain_inliers=0.5 + noise - noise.mean())
+
+
 def test_a_pair_shares_all_but_the_posterior() -> None:
     table = summary({"elbo": 0.5}, noise=0.0)
     differences = paired(table)
@@ -44,6 +59,8 @@ def test_a_pair_shares_all_but_the_posterior() -> None:
     np.testing.assert_allclose(differences["elbo"], 0.5)  # the cells' levels are gone
     alone = table[(table["model"] != "diagonal") | (table["seed"] == 0)]
     assert set(paired(alone)["seed"]) == {0}
+    sizes = paired(table, {"latent_dim": 2}, ("latent_dim",))
+    assert set(sizes["latent_dim"]) == {8, 32} and len(sizes) == 2 / 3 * len(table)
     schedules = [table.assign(**{"annealing.kind": kind}) for kind in ("constant", "cyclical")]
     both = pd.concat(schedules, ignore_index=True)
     both.loc[both["annealing.kind"] == "cyclical", "elbo"] += 100.0
@@ -78,7 +95,8 @@ def test_a_mean_weighs_data_sets_alike_and_few_have_no_interval() -> None:
 
 @pytest.mark.parametrize(("gain", "verb"), [(0.5, "raises"), (-0.5, "lowers"), (0.0, "does not")])
 def test_the_words_follow_the_numbers(gain: float, verb: str) -> None:
-    said = findings(summary({"elbo": gain}, noise=0.02))["answer"]
+    table = summary({"elbo": gain}, noise=0.02)
+    said = findings(table, rows_of(table))["answer"]
     assert said.startswith(f"A more flexible posterior {verb}")
     number = re.search(r"the test bound, by ([+-]\d\.\d\d)", said)
     assert float(number[1]) == pytest.approx(gain, abs=0.015)
@@ -107,12 +125,15 @@ def test_only_cells_with_all_flows_are_compared() -> None:
 
 
 def test_the_page_is_written_from_the_csv_alone(tmp_path: Path) -> None:
-    summary({"elbo": 0.5}).to_csv(tmp_path / "summary.csv", index=False)
+    table = summary({"elbo": 0.5})
+    table.to_csv(tmp_path / "summary.csv", index=False)
+    rows_of(table).to_csv(tmp_path / "margins.csv", index=False)
     page = write_page(tmp_path).read_text()
     assert "{" not in page and "nan" not in page
     assert {path.stem for path in (tmp_path / "figures").iterdir()} == {
-        *study_figures(pd.read_csv(tmp_path / "summary.csv"))
+        *study_figures(table, rows_of(table))
     }
+    assert "by 1.0% of what already lies between them" in page  # 0.4 of 40 nats
     for name in ("Threats", "hypotheses", "of the 429 runs", "figures/effects.png"):
         assert name in page
     kept = pd.read_csv(tmp_path / "effects.csv")
@@ -124,3 +145,25 @@ def test_paragraphs_are_wrapped_and_tables_are_not() -> None:
     text = wrapped("word " * 50 + "\n\n| " + "cell | " * 50 + "\n\n# Title")
     lines = text.splitlines()
     assert max(map(len, lines[:3])) <= 100 and max(map(len, lines)) > 300
+
+
+def test_margins_are_of_the_flow_beside_the_base_of_its_cell(tmp_path: Path) -> None:
+    draw = np.random.default_rng(0)
+    base = {"is_anomaly": np.repeat([0, 1], [80, 20]), "log_evidence": draw.normal(size=100)}
+    base["elbo"] = base["log_evidence"] - np.repeat([0.5, 2.0], [80, 20])
+    flow = {**base, "log_evidence": base["log_evidence"] + np.repeat([3.0, 1.0], [80, 20])}
+    found = margin(base, flow)
+    assert [found[name] for name in ("slack_inliers", "slack_outliers")] == approx([0.5, 2.0])
+    assert [found[name] for name in ("gain_inliers", "gain_outliers")] == approx([3.0, 1.0])
+    widened = margin(flow, flow)["margin"] - found["margin"]
+    assert widened == approx(2.0) and margin(flow, flow)["rank_correlation"] == approx(1.0)
+    assert margins(tmp_path).empty
+
+
+def test_what_moves_detection_is_told_apart() -> None:
+    table = summary({}, noise=0.0)
+    table["auroc_importance"] += 0.02 * (table["latent_dim"] == 8)
+    found = moves(table).set_index("choice")["by importance"]
+    assert found["8 latents for 2"].startswith("+2.00")
+    assert found["32 latents for 8"].startswith("-2.00")
+    assert found["a flow for the base VAE"].startswith("+0.00")
