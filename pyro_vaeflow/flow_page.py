@@ -2,7 +2,9 @@
 
 PAGE = """# Do flow posteriors help, and what?
 
-{answer} {seeds}.
+{answer}
+
+{seeds}.
 
 ## What has run
 
