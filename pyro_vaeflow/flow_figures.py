@@ -22,10 +22,10 @@ LOOKS = {  # posterior -> line, marker, fill
 }
 MARGINS = {  # column -> label, marker, fill
     "margin": ("between the classes", "o", "black"),
-    "slack_inliers": ("slack of the base's bound, inliers", "s", "white"),
-    "slack_outliers": ("the same, outliers", "s", "0.6"),
-    "gain_inliers": ("gain by the flow, inliers", "^", "white"),
-    "gain_outliers": ("the same, outliers", "^", "0.6"),
+    "slack_inliers": ("slack, inliers", "s", "white"),
+    "slack_outliers": ("slack, outliers", "s", "0.6"),
+    "gain_inliers": ("gain, inliers", "^", "white"),
+    "gain_outliers": ("gain, outliers", "^", "0.6"),
 }
 OTHER = ("-", "x", "0.5")
 FACTORIAL = [("planar", 5), ("planar", 20), ("iaf", 5), ("iaf", 20)]  # at every size

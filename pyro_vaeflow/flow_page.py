@@ -43,7 +43,7 @@ Means (dots) and intervals of the table; light marks are single data sets.
 ![what lies between the classes, and what a flow adds](figures/margins.png)
 
 Nats, medians over test rows, means over runs of flows beside their base: the margin is what lies
-between the classes, the slack is log evidence less ELBO, the gain is the flow's evidence less the
+between the classes, the slack is the base's log evidence less its ELBO, the gain is the flow's evidence less the
 base's; the rank correlation is of the two models' evidence of the same test rows.
 
 What other choices do to AUROC, in points, all else alike (the size is the mean over data sets of
