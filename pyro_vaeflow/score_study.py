@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from scipy.stats import spearmanr
+from scipy.stats import iqr, spearmanr
 
 from pyro_vaeflow.checked import ConfigError
 from pyro_vaeflow.metrics import auroc
@@ -17,13 +17,14 @@ from pyro_vaeflow.report import as_text
 from pyro_vaeflow.results import FinishedRun, finished_runs
 from pyro_vaeflow.tables import IDENTITY, by_run, mean_std, settings_apart, summary
 
-HEADINGS = {
+HEADINGS = {  # AUROC, shown in %
     "auroc_reconstruction": "reconstruction",
     "auroc_kl": "KL alone",
     "auroc_bound": "both, -ELBO",
     "auroc_importance": "importance",
     "gain": "importance - reconstruction",
 }
+SPREADS = {"spread_reconstruction": "spread, reconstruction", "spread_kl": "spread, KL"}
 FEWEST = 5  # data sets: of fewer, a rank correlation says nothing
 
 
@@ -46,14 +47,14 @@ def study(out: Path) -> pd.DataFrame:
     scores = ["auroc_reconstruction", "auroc_importance"]
     table = by_run(known)[[*keys, *scores]].join(pd.DataFrame(map(parts, runs)))
     table["gain"] = table["auroc_importance"] - table["auroc_reconstruction"]
-    table = table[[*keys, *HEADINGS]]
+    table = table[[*keys, *HEADINGS, *SPREADS]]
     table.to_csv(out / "parts.csv", index=False, float_format="%.6g")
     (out / "parts.md").write_text(_report(out, table))
     return table
 
 
 def parts(run: FinishedRun) -> dict[str, float]:
-    """AUROC of the KL term alone, and of the negative ELBO, among the run's test rows.
+    """AUROC of the KL term and of the negative ELBO; spreads of inliers, interquartile, in nats.
 
     Raises:
         ConfigError: the run's folder has no scores.
@@ -63,31 +64,38 @@ def parts(run: FinishedRun) -> dict[str, float]:
         raise ConfigError(f"{run.folder} has no scores.npz: remove the folder and run again")
     with np.load(path, allow_pickle=False) as kept:
         is_anomaly, elbo = kept["is_anomaly"], kept["elbo"].astype(float)
-        kl = kept["expected_log_likelihood"] - elbo
-    return {"auroc_kl": auroc(is_anomaly, kl), "auroc_bound": auroc(is_anomaly, -elbo)}
+        reconstruction = -kept["expected_log_likelihood"].astype(float)
+    kl, inlier = -elbo - reconstruction, is_anomaly == 0
+    return {
+        "auroc_kl": auroc(is_anomaly, kl),
+        "auroc_bound": auroc(is_anomaly, -elbo),
+        "spread_reconstruction": float(iqr(reconstruction[inlier])),
+        "spread_kl": float(iqr(kl[inlier])),
+    }
 
 
 def _report(out: Path, table: pd.DataFrame) -> str:
-    keys = [name for name in table if name not in [*HEADINGS, "seed"]]
+    keys = [name for name in table if name not in [*HEADINGS, *SPREADS, "seed"]]
     groups = table.groupby(keys, sort=False, dropna=False)
     lines = []
     for key, group in groups:
         line = dict(zip(keys, key, strict=True)) | {"seeds": len(group)}
-        lines.append(line | {h: mean_std(100 * group[n], 2) for n, h in HEADINGS.items()})
+        line |= {heading: mean_std(100 * group[n], 2) for n, heading in HEADINGS.items()}
+        lines.append(line | {heading: mean_std(group[n], 2) for n, heading in SPREADS.items()})
     pages = [
         f"# {out.resolve().name}: what the importance score is made of",
         as_text(pd.DataFrame(lines), "md"),
         f"Made by `python -m pyro_vaeflow.score_study {out}` from the finished runs. AUROC, %, "
         "mean ± standard deviation over seeds. Importance = reconstruction + KL - gap: the row's "
         "-log p(x) is what the decoder pays for it, and what the prior pays for its latents, less "
-        "the distance of q from the exact posterior. The last column is what the KL term and the "
-        "gap together change.",
+        "the distance of q from the exact posterior. So their difference is what the KL term and "
+        "the gap change together. Spreads are interquartile ranges over the inliers, nats.",
     ]
     of_sets = table.groupby("dataset")[["auroc_kl", "gain"]].mean()
     if len(of_sets) >= FEWEST:
         found = spearmanr(of_sets["auroc_kl"], of_sets["gain"])
         pages.append(
-            f"Over the means of {len(of_sets)} data sets the last column has a rank correlation of "
+            f"Over the means of {len(of_sets)} data sets the difference has a rank correlation of "
             f"{found.statistic:.2f} with the AUROC of the KL term alone (p = {found.pvalue:.2g})."
         )
     return "\n\n".join(pages) + "\n"

@@ -40,7 +40,8 @@ def test_each_run_has_a_row_with_the_scores_that_it_measured(out: Path) -> None:
         for score in ("reconstruction", "importance"):
             assert row[f"auroc_{score}"] == run.metrics["scores"][score]["auroc"]
         assert row["gain"] == row["auroc_importance"] - row["auroc_reconstruction"]
-        assert {name: row[name] for name in ("auroc_kl", "auroc_bound")} == parts(run)
+        found = parts(run)
+        assert {name: row[name] for name in found} == found
     page = (out / "parts.md").read_text()
     assert f"python -m pyro_vaeflow.score_study {out}" in page and "knn1" not in page
     assert page.count("| ring ") == 2
@@ -50,13 +51,14 @@ def test_the_parts_are_those_of_the_bound(out: Path, tmp_path: Path) -> None:
     """A KL term that finds all anomalies beside a reconstruction that ranks them upside down."""
     shutil.copytree(out, tmp_path / "copy")
     run = next(r for r in finished_runs(tmp_path / "copy") if not r.config.is_peer)
-    is_anomaly = np.array([0, 0, 1, 1])
-    kl = np.array([1.0, 2.0, 3.0, 4.0])
+    is_anomaly = np.array([0, 0, 0, 1, 1])
+    kl = np.array([1.0, 2.0, 3.0, 4.0, 5.0])
     for weight, expected in ((0.5, 1.0), (2.0, 0.0)):
         likelihood = weight * kl
         arrays = {"expected_log_likelihood": likelihood, "elbo": likelihood - kl}
         np.savez(run.folder / "scores.npz", is_anomaly=is_anomaly, **arrays)
-        assert parts(run) == {"auroc_kl": 1.0, "auroc_bound": expected}
+        spreads = {"spread_reconstruction": weight, "spread_kl": 1.0}
+        assert parts(run) == {"auroc_kl": 1.0, "auroc_bound": expected, **spreads}
 
 
 def test_folders_without_runs_or_scores_are_refused(out: Path, tmp_path: Path) -> None:
