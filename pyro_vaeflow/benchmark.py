@@ -1,10 +1,13 @@
 """The page of a study over many data sets: each method on each set, means, ranks and seconds."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from pyro_vaeflow.checked import ConfigError
+from pyro_vaeflow.effects import Effect, effect
 from pyro_vaeflow.rank_plot import plot_ranks
 from pyro_vaeflow.ranks import critical_difference, friedman_p, ranks
 from pyro_vaeflow.results import method_name, read_csv
@@ -45,7 +48,7 @@ def write_benchmark(table: pd.DataFrame, out: Path, published: Path | None = Non
         f"# {out.resolve().name}: {len(auroc)} data sets",
         f"AUROC, %, mean over {seeds}; settings and versions are in table.md.",
         as_text(_with_means(auroc, 100, 2), "md"),
-        _ranking(average, difference, complete, len(auroc)),
+        _ranking(table, average, difference, complete, len(auroc)),
         "![average ranks](figures/ranks.png)",
         "## Average precision, %",
         as_text(_with_means(per_set(table, "average_precision"), 100, 2), "md"),
@@ -98,17 +101,45 @@ def _with_means(values: pd.DataFrame, unit: float, digits: int) -> pd.DataFrame:
     return text.reset_index()
 
 
-def _ranking(average: pd.Series, difference: float, complete: pd.DataFrame, num_sets: int) -> str:
+def less_first(table: pd.DataFrame, ordered: Sequence[str]) -> dict[str, Effect]:
+    """AUROC of each method less that of the first, on the same data sets and seeds."""
+    named = table.assign(method=_methods(table, with_score=True))
+    wide = named.pivot(index=["dataset", "seed"], columns="method", values="auroc")
+    return {
+        name: effect((wide[name] - wide[ordered[0]]).to_frame("auroc"), "auroc")
+        for name in ordered[1:]
+    }
+
+
+def _ranking(
+    table: pd.DataFrame,
+    average: pd.Series,
+    difference: float,
+    complete: pd.DataFrame,
+    num_sets: int,
+) -> str:
     ordered = average.sort_values()
+    known = table["dataset"].str.removeprefix(PREFIX).isin(complete.index)
+    less = less_first(table[known], [str(name) for name in ordered.index])
     frame = pd.DataFrame(
-        {"method": ordered.index, "average rank": [f"{rank:.2f}" for rank in ordered]}
+        {
+            "method": ordered.index,
+            "average rank": [f"{rank:.2f}" for rank in ordered],
+            "AUROC less the first's, %": ["", *map(_points, less.values())],
+        }
     )
     return (
         f"Average rank by AUROC over {len(complete)} of {num_sets} data sets, 1 = best. Two "
         f"methods differ at level 0.05 when their ranks lie {difference:.2f} apart (Nemenyi); "
-        f"that all are alike has p = {friedman_p(complete):.2g} (Friedman).\n\n"
-        + as_text(frame, "md")
+        f"that all are alike has p = {friedman_p(complete):.2g} (Friedman). Differences are of the "
+        "same data sets and seeds, in points, with 95% intervals: bootstrap over data sets and the "
+        "seeds of each.\n\n" + as_text(frame, "md")
     )
+
+
+def _points(found: Effect) -> str:
+    mean, low, high = (100 * value for value in (found.mean, found.low, found.high))
+    return f"{mean:+.2f}" + ("" if np.isnan(low) else f" ({low:+.2f} to {high:+.2f})")
 
 
 def _published(theirs: pd.DataFrame, auroc: pd.DataFrame, source: str) -> list[str]:

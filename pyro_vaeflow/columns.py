@@ -8,7 +8,7 @@ import math
 import warnings
 from dataclasses import dataclass
 from decimal import Decimal
-from numbers import Real
+from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
@@ -16,10 +16,12 @@ import pandas as pd
 
 from pyro_vaeflow.checked import Checked, ConfigError, setting
 
-KINDS = ("categorical", "discrete", "continuous")
+KINDS = ("categorical", "discrete", "continuous", "positive")
 POINT_MASS = 0.5  # a share of the rows in one value: above it a numeric column is discrete ...
 NEW_MASS = 0.01  # ... if so few fresh rows at most have a value that no training row shows
 MAX_LEVELS = 512
+ONE_OFF = 0.5  # a share of the rows with a text of their own: above it new rows have new ones
+FEWEST_NAMES = 20  # such rows, or they are chance
 GROUP_MASS = 1 / 32  # of a group of neighbouring numbers, unless one number alone has more
 FAR = 1e6  # beyond it standardised numbers are all alike: their squares stay finite in float32
 # What pandas says that a column holds.
@@ -34,10 +36,12 @@ class Column(Checked):
     Args:
         name: of the user's column.
         kind: ``categorical``: `levels` are texts; ``discrete``: numbers, level j is the interval
-            ``[lows[j], highs[j]]``, often one value; ``continuous``: a number, standardised.
+            ``[lows[j], highs[j]]``, often one value; ``continuous``: a number, standardised;
+            ``positive``: a number above 0, whose logarithm is standardised, for heavy tails. Under
+            a normal head it is log-normal, in nats of log x.
         levels: of a categorical column, code 1 first.
         lows, highs: of a discrete column, ascending.
-        loc, scale: of a continuous column.
+        loc, scale: of a continuous column, or of a positive one's logarithms.
     """
 
     name: str
@@ -56,7 +60,7 @@ class Column(Checked):
         if shown != needed or sizes[1] != sizes[2]:
             raise ConfigError(
                 f"column {self.name!r}: a categorical column has levels, a discrete one as many "
-                f"lows as highs, a continuous one none; got {self.kind} with {sizes} of the three"
+                f"lows as highs, any other none; got {self.kind} with {sizes} of the three"
             )
         bounds = [
             bound for pair in zip(self.lows or (), self.highs or (), strict=True) for bound in pair
@@ -68,8 +72,9 @@ class Column(Checked):
 
     @property
     def num_levels(self) -> int:
-        """Codes from 0, the novel value, to ``num_levels - 1``; 0 of a continuous column."""
-        return 0 if self.kind == "continuous" else 1 + len(self.levels or self.lows or ())
+        """Codes from 0, the novel value, to ``num_levels - 1``; 0 of a column without levels."""
+        levels = self.levels or self.lows
+        return 1 + len(levels) if levels else 0
 
     def encode(self, values: pd.Series) -> np.ndarray:
         """Codes or standardised numbers of the values, float64 ``(num_data,)``; NaN is missing.
@@ -88,7 +93,10 @@ class Column(Checked):
             codes = pd.Index(self.levels or (), dtype="string").get_indexer(pd.Index(text)) + 1.0
             return np.where(text.isna(), np.nan, codes)
         numbers = as_numbers(values)
-        if self.kind == "continuous":
+        if self.kind == "positive":  # 0 and below are as far away as a number can be
+            with np.errstate(divide="ignore"):
+                numbers = np.log(np.maximum(numbers, 0.0))
+        if not self.num_levels:
             with np.errstate(over="ignore"):  # to infinity, and so to FAR
                 return np.clip((numbers - self.loc) / self.scale, -FAR, FAR)
         place = np.searchsorted(np.array(self.lows), numbers, side="right")
@@ -113,7 +121,7 @@ def learn_column(values: pd.Series, kind: str | None = None) -> Column:
     A numeric column is discrete if more than half of its entries are one value and a fresh entry is
     new with a probability of at most 0.01, by Good and Turing's estimate: the share of entries
     whose value occurs once. Constant and binary columns are, too. Other numbers are continuous,
-    what is not a number is categorical.
+    what is not a number is categorical. No column is positive unless it is said to be.
 
     References:
         I. J. Good, The population frequencies of species and the estimation of population
@@ -136,7 +144,8 @@ def learn_column(values: pd.Series, kind: str | None = None) -> Column:
     if kind == "categorical" or (kind is None and not is_numeric(values)):
         text = as_text(values).dropna()
         _check_any(name, len(text))
-        levels = sorted(text.unique())
+        counts = text.value_counts()
+        levels = sorted(counts.index)
         chosen = kind is not None or isinstance(values.dtype, pd.CategoricalDtype)
         if len(levels) > 2 and not chosen and all(map(_spells, levels)):
             warnings.warn(
@@ -144,11 +153,24 @@ def learn_column(values: pd.Series, kind: str | None = None) -> Column:
                 " convert it with pd.to_numeric, or say what it is with kinds",
                 stacklevel=2,
             )
+        num_single = int((counts == 1).sum())
+        if num_single > max(ONE_OFF * len(text), FEWEST_NAMES) and not chosen:
+            warnings.warn(
+                f"column {name!r} holds a text of its own in {num_single} of {len(text)} rows: in "
+                "fresh rows most are never seen, and so odd; leave ids out, give dates as numbers",
+                stacklevel=2,
+            )
         return Column(name, "categorical", levels=tuple(levels))
     numbers = as_numbers(values)
     numbers = numbers[np.isfinite(numbers)]
     _check_any(name, len(numbers))
     found, counts = np.unique(numbers, return_counts=True)
+    if pd.api.types.is_integer_dtype(values) and len(found) < values.nunique():
+        warnings.warn(
+            f"column {name!r} holds whole numbers that float64 does not tell apart, such as "
+            f"{values.max()}; subtract a constant, or say kinds={{{name!r}: 'categorical'}} of ids",
+            stacklevel=2,
+        )
     if kind is None:
         num_single = (counts == 1).sum()
         closed = counts.max() > POINT_MASS * len(numbers) and num_single <= NEW_MASS * len(numbers)
@@ -157,13 +179,20 @@ def learn_column(values: pd.Series, kind: str | None = None) -> Column:
     if kind == "discrete":
         lows, highs = _groups(found, counts)
         return Column(name, "discrete", lows=tuple(lows), highs=tuple(highs))
+    if kind == "positive":
+        if (least := numbers.min()) <= 0.0:
+            raise ValueError(
+                f"column {name!r} is to be positive and holds {least:g}; choose continuous, or add "
+                "a constant to it"
+            )
+        numbers = np.log(numbers)
     # By a power of two, which rounds nothing: sums of squares of any finite numbers stay finite.
     power = math.frexp(np.abs(numbers).max())[1]
     near_one = np.ldexp(numbers, -power)
     loc, scale = (math.ldexp(float(v), power) for v in (near_one.mean(), near_one.std()))
     if scale <= 1e-12 * abs(loc):  # what rounding leaves of a constant
         scale = 1.0
-    return Column(name, "continuous", loc=loc, scale=scale)
+    return Column(name, kind, loc=loc, scale=scale)
 
 
 def check_values(values: pd.Series) -> None:
@@ -183,7 +212,7 @@ def check_values(values: pd.Series) -> None:
         )
     if what == "complex":
         raise TypeError(f"column {name!r} holds complex numbers; give real and imaginary columns")
-    if what.startswith("mixed"):
+    if what.startswith(("mixed", "unknown")):
         for value in values:
             if not pd.api.types.is_scalar(value):
                 raise TypeError(
@@ -195,12 +224,16 @@ def check_values(values: pd.Series) -> None:
 def as_text(values: pd.Series) -> pd.Series:
     """Values as texts; missing ones stay missing. A whole number has one text in every dtype.
 
+    All its digits, in a dtype of integers: ids of 16 digits are no float64.
+
     Raises:
         ValueError: a text is none that Unicode can hold: bytes in another encoding, half a pair.
     """
-    if is_numeric(values):
-        numbers = pd.Series(as_numbers(values), dtype="Float64")
-        return numbers.map(lambda v: f"{v:.15g}", na_action="ignore").astype("string")
+    if isinstance(values.dtype, pd.CategoricalDtype):
+        levels = as_text(pd.Series(values.cat.categories.astype(object), name=values.name))
+        return pd.Series(levels.array.take(values.cat.codes.to_numpy(), allow_fill=True))
+    if _is_number_dtype(values) and not pd.api.types.is_integer_dtype(values):
+        values = pd.Series(as_numbers(values), dtype="Float64").astype(object)
     try:
         if values.dtype == object:  # a number has the text that it has in a column of numbers
             values = values.map(_text, na_action="ignore")
@@ -228,7 +261,8 @@ def as_numbers(values: pd.Series) -> np.ndarray:
         return values.to_numpy(dtype=np.float64, na_value=np.nan)
     except (OverflowError, TypeError, ValueError) as error:
         raise ValueError(
-            f"column {str(values.name)!r} holds values that are no numbers: {error}"
+            f"column {str(values.name)!r} holds values that are no numbers: {error}; "
+            "pd.to_numeric(values, errors='coerce') makes them missing"
         ) from error
 
 
@@ -237,8 +271,11 @@ def _is_number_dtype(values: pd.Series) -> bool:
 
 
 def _text(value: Any) -> Any:
-    is_number = isinstance(value, Real | Decimal) and not isinstance(value, bool | np.bool_)
-    return f"{float(value):.15g}" if is_number else value
+    if isinstance(value, bool | np.bool_) or not isinstance(value, Real | Decimal):
+        return value
+    if isinstance(value, Integral) or float(value).is_integer():
+        return str(int(value))
+    return f"{float(value):.15g}"
 
 
 def _spells(level: str) -> bool:

@@ -68,8 +68,8 @@ class VAEFlowDetector(OutlierMixin, BaseEstimator):
             paper's A(x). (An argument named score would hide the method `score`.)
         contamination: the share of the training rows to flag, in (0, 0.5]; ``"auto"`` flags one in
             20 of fresh rows that are like the training rows.
-        kinds: column name -> ``categorical``, ``discrete`` or ``continuous``, where the training
-            rows should not decide.
+        kinds: column name -> ``categorical``, ``discrete``, ``continuous`` or ``positive``, where
+            the training rows should not decide.
         prior: ``exemplar``, a mixture around training rows, or ``normal``.
         calibration_share: of the training rows, kept from training for conformal p-values.
         validation_share: of the others, at most 500, whose ELBO chooses the step to keep.

@@ -16,6 +16,7 @@ from torch import nn
 from pyro_vaeflow.bernoulli import BernoulliRow
 from pyro_vaeflow.mixed import MixedHead
 from pyro_vaeflow.sizes import check_positive
+from pyro_vaeflow.student_t import degrees_of_freedom, with_tails
 
 
 class BernoulliHead(nn.Module):
@@ -62,8 +63,28 @@ class NormalHead(nn.Module):
         return dist.Normal(self.loc(h), scale).to_event(1)
 
 
+class StudentTHead(NormalHead):
+    r"""As `NormalHead`, with tails of their own: Student's t, degrees of freedom learned a column.
+
+    An entry far out costs the logarithm of its distance and not the square, so that a few of them
+    in the training rows do not widen the scale for all.
+
+    Example:
+        >>> StudentTHead(8, 3)(torch.zeros(5, 8)).log_prob(torch.rand(5, 3)).shape
+        torch.Size([5])
+    """
+
+    def __init__(self, hidden_dim: int, num_features: int, **options: float) -> None:
+        super().__init__(hidden_dim, num_features, **options)
+        self.log_df = degrees_of_freedom(num_features)
+
+    def forward(self, h: torch.Tensor) -> TorchDistribution:
+        return with_tails(super().forward(h).base_dist, self.log_df).to_event(1)
+
+
 LIKELIHOODS: dict[str, Callable[..., nn.Module]] = {
     "bernoulli": BernoulliHead,
     "normal": NormalHead,
+    "student_t": StudentTHead,
     "mixed": MixedHead,
 }

@@ -11,6 +11,7 @@ from torch.distributions import constraints
 
 from pyro_vaeflow.columns import Column
 from pyro_vaeflow.sizes import check_positive
+from pyro_vaeflow.student_t import degrees_of_freedom, with_tails
 
 LARGE = 2**24  # entries of a matrix
 MAX_LOGIT = 25.0  # a value that no training row shows costs at most about twice as many nats
@@ -54,7 +55,7 @@ class MixedLayout(nn.Module):
 
 
 class MixedRow(TorchDistribution):
-    r"""Independent columns: categorical over levels, or normal; NaN entries count for nothing.
+    r"""Independent columns: categorical over levels, or numbers; NaN entries count for nothing.
 
     .. math:: \log p(x) = \sum_{j \text{ observed}} \log p_j(x_j)
 
@@ -63,26 +64,24 @@ class MixedRow(TorchDistribution):
     Args:
         layout: of the columns.
         logits: ``batch_shape + (num_logits,)``, the columns' levels one after another.
-        loc: ``batch_shape + (num_continuous,)``.
-        scale: likewise, positive.
+        numbers: of the continuous columns, ``batch_shape + (num_continuous,)``, each by itself.
     """
 
     arg_constraints: dict[str, constraints.Constraint] = {}
     support = constraints.real_vector
 
     def __init__(
-        self, layout: MixedLayout, logits: torch.Tensor, loc: torch.Tensor, scale: torch.Tensor
+        self, layout: MixedLayout, logits: torch.Tensor, numbers: TorchDistribution
     ) -> None:
-        self.layout = layout
+        self.layout, self.numbers = layout, numbers
         self.logits = logits.clamp(-MAX_LOGIT, MAX_LOGIT)
-        self.normal = dist.Normal(loc, scale, validate_args=False)
         event_shape = torch.Size([layout.num_columns])
         super().__init__(logits.shape[:-1], event_shape, validate_args=False)
 
     def expand(self, batch_shape: torch.Size, _instance: None = None) -> "MixedRow":
-        parts = (self.logits, self.normal.loc, self.normal.scale)
-        logits, loc, scale = (p.expand(*batch_shape, p.shape[-1]) for p in parts)
-        return MixedRow(self.layout, logits, loc, scale)
+        logits = self.logits.expand(*batch_shape, self.logits.shape[-1])
+        numbers = self.numbers.expand((*batch_shape, self.numbers.batch_shape[-1]))
+        return MixedRow(self.layout, logits, numbers)
 
     def feature_log_prob(self, value: torch.Tensor) -> torch.Tensor:
         """log p_j(x_j) of each column, shape ``(..., num_columns)``, nats; 0 where missing."""
@@ -95,7 +94,7 @@ class MixedRow(TorchDistribution):
             picked = self.logits.expand(*shape, -1).gather(-1, codes.expand(*shape, -1))
             parts.append(picked - layout.level_sums(self.logits.exp()).log())
         if len(layout.continuous):
-            parts.append(self.normal.log_prob(value[..., layout.continuous]))
+            parts.append(self.numbers.log_prob(value[..., layout.continuous]))
         features = parts[0] if len(parts) == 1 else torch.cat(parts, -1)[..., layout.order]
         return features.masked_fill(missing, 0.0)
 
@@ -107,7 +106,7 @@ class MixedRow(TorchDistribution):
             dist.Categorical(logits=logits, validate_args=False).sample(sample_shape)
             for logits in self.logits.split(self.layout.sizes, -1)
         ]
-        numbers = self.normal.sample(sample_shape)
+        numbers = self.numbers.sample(sample_shape)
         columns = [level.to(numbers.dtype) for level in levels] + list(numbers.unbind(-1))
         return torch.stack(columns, -1)[..., self.layout.order]
 
@@ -120,6 +119,7 @@ class MixedHead(nn.Module):
         columns: what the columns hold.
         min_scale: the least scale of the continuous columns, in their standard deviations.
         start_scale: what their scales have above it in an untrained head.
+        student_t: whether they are Student-t and not normal: tails that are learned a column.
 
     Example:
         >>> columns = [Column("kind", "categorical", levels=("a", "b")), Column("x", "continuous")]
@@ -134,6 +134,7 @@ class MixedHead(nn.Module):
         columns: Sequence[Column],
         min_scale: float = 1e-3,
         start_scale: float = 1.0,
+        student_t: bool = False,
     ) -> None:
         super().__init__()
         check_positive("start_scale", start_scale)
@@ -142,13 +143,18 @@ class MixedHead(nn.Module):
         num_continuous = len(self.layout.continuous)
         self.out = nn.Linear(hidden_dim, self.layout.num_logits + num_continuous)
         self.log_scale = nn.Parameter(torch.full((num_continuous,), math.log(start_scale)))
+        self.log_df = degrees_of_freedom(num_continuous) if student_t else None
 
     def forward(self, h: torch.Tensor) -> MixedRow:
         out = self.out(h)
         logits, loc = out.split(
             [self.layout.num_logits, out.shape[-1] - self.layout.num_logits], -1
         )
-        return MixedRow(self.layout, logits, loc, self.log_scale.exp() + self.min_scale)
+        scale = self.log_scale.exp() + self.min_scale
+        numbers = dist.Normal(loc, scale, validate_args=False)
+        if self.log_df is not None:
+            numbers = with_tails(numbers, self.log_df)
+        return MixedRow(self.layout, logits, numbers)
 
 
 class MixedInput(nn.Module):

@@ -20,7 +20,7 @@ class MixedEncoder(BaseEstimator):
     or discrete column shows has the code 0, and ``None``, ``NaN`` and ``NA`` are missing.
 
     Args:
-        kinds: column name -> ``categorical``, ``discrete`` or ``continuous``, where
+        kinds: column name -> ``categorical``, ``discrete``, ``continuous`` or ``positive``, where
             `learn_column` should not choose.
 
     Attributes:

@@ -131,26 +131,17 @@ class Estimator:
 
     Args:
         estimator: with ``fit`` and ``score_samples``.
-        only_distinct: whether it learns from distinct rows.
         max_train_rows: of more rows, so many are drawn, with `seed`.
     """
 
-    def __init__(
-        self,
-        estimator: Any,
-        *,
-        only_distinct: bool = False,
-        max_train_rows: int | None = None,
-        seed: int = 0,
-    ) -> None:
+    def __init__(self, estimator: Any, *, max_train_rows: int | None = None, seed: int = 0) -> None:
         self.estimator = estimator
-        self.only_distinct = only_distinct
         self.max_train_rows = max_train_rows
         self.seed = seed
 
     def fit(self, x: np.ndarray) -> Self:
         """Fits the estimator."""
-        rows = drawn(distinct(x)[0] if self.only_distinct else x, self.max_train_rows, self.seed)
+        rows = drawn(x, self.max_train_rows, self.seed)
         self.num_train_ = len(rows)
         self.estimator.fit(rows)
         return self

@@ -44,20 +44,16 @@ def knn5(seed: int) -> Detector:
     return Neighbour(5)
 
 
-def lof(seed: int, only_distinct: bool = False, max_train_rows: int = 20_000) -> Detector:
+def lof(seed: int, max_train_rows: int = 20_000) -> Detector:
     """scikit-learn's local outlier factor, 20 neighbours, on at most 20,000 training rows.
 
+    Copies of a row count: where one has more than 20, the density around it is infinite.
+
     Args:
-        only_distinct: whether it learns from distinct rows. Where rows have more than 20 copies,
-            the density around them is infinite; where they have few, these say what is dense.
         max_train_rows: of more rows, so many are drawn with the seed.
     """
-    return Estimator(
-        LocalOutlierFactor(n_neighbors=20, novelty=True),
-        only_distinct=only_distinct,
-        max_train_rows=max_train_rows,
-        seed=seed,
-    )
+    factor = LocalOutlierFactor(n_neighbors=20, novelty=True)
+    return Estimator(factor, max_train_rows=max_train_rows, seed=seed)
 
 
 def isolation_forest(seed: int) -> Detector:

@@ -1,11 +1,13 @@
 """Ranks over data sets against Demsar's own example; the page of a study over many data sets."""
 
+import re
+
 import numpy as np
 import pandas as pd
 import pytest
 from scipy.stats import rankdata
 
-from pyro_vaeflow.benchmark import per_set, seconds, write_benchmark
+from pyro_vaeflow.benchmark import less_first, per_set, seconds, write_benchmark
 from pyro_vaeflow.checked import ConfigError
 from pyro_vaeflow.cli import main
 from pyro_vaeflow.rank_plot import plot_ranks
@@ -109,6 +111,17 @@ def test_a_set_has_one_mean_over_seeds_a_method_and_score(table) -> None:
     assert (spent == 2.5).all(axis=None)
 
 
+def test_differences_from_the_first_are_paired(table) -> None:
+    """What a seed or a data set gives to all methods alike cancels: here all that varies."""
+    first, *others = ["knn1", "planar 5, importance", "lof"]
+    found = less_first(table, [first, *others])
+    assert list(found) == others
+    for name, expected in zip(others, (-0.05, -0.20), strict=True):
+        assert [found[name].mean, found[name].low, found[name].high] == pytest.approx(
+            3 * [expected]
+        )
+
+
 def test_the_page_ranks_complete_sets_and_keeps_published_figures_apart(table, tmp_path) -> None:
     table = table[~((table["dataset"] == "ring") & (table["model"] == "lof"))]  # not yet run
     published = tmp_path / "theirs.csv"
@@ -118,6 +131,7 @@ def test_the_page_ranks_complete_sets_and_keeps_published_figures_apart(table, t
     assert paths[2].read_bytes()[:4] == b"\x89PNG"
     page, theirs = paths[0].read_text().split("## Published AUROC, %, as in theirs.csv")
     assert "over 3 of 4 data sets" in page
+    assert re.search(r"\| planar 5, importance +\| 2.00 +\| -5.00 \(-5.00 to -5.00\)", page)
     ranked = [
         line.split("|")[1].strip() for line in page.split("average rank |")[1].split("\n")[2:6]
     ]

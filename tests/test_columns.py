@@ -96,6 +96,61 @@ def test_a_categorical_number_has_one_level_whatever_its_dtype() -> None:
         np.testing.assert_array_equal(ports.encode(pd.Series([443, 80], dtype=dtype)), [1, 2])
 
 
+def test_a_positive_column_is_log_normal_and_what_is_not_positive_is_far_away() -> None:
+    size = pd.Series(np.random.default_rng(0).lognormal(3.0, 2.0, 1000), name="c")
+    learned = learn_column(size, "positive")
+    assert learned.num_levels == 0
+    coded, plain = (
+        learned.encode(size),
+        learn_column(np.log(size), "continuous").encode(np.log(size)),
+    )
+    np.testing.assert_allclose(coded, plain, rtol=1e-9)
+    tenfold = learned.encode(10.0 * size)
+    np.testing.assert_allclose(tenfold - coded, np.log(10.0) / learned.scale, rtol=1e-9)
+    odd = learned.encode(pd.Series([0.0, -3.0, np.inf, None]))
+    np.testing.assert_array_equal(odd, [-1e6, -1e6, 1e6, np.nan])
+    with pytest.raises(ValueError, match="column 'c' is to be positive and holds -1"):
+        column([1.0, -1.0, 2.0], kind="positive")
+
+
+def test_ids_keep_all_their_digits_as_categories_and_warn_as_numbers() -> None:
+    ids = pd.Series([2**62, 2**62 + 1, None], dtype="Int64", name="c")
+    for values in (ids, ids.astype(object)):
+        np.testing.assert_array_equal(
+            column(ids, kind="categorical").encode(values), [1, 2, np.nan]
+        )
+    assert column([4111111111111111, 4111111111111112], kind="categorical").num_levels == 3
+    with pytest.warns(UserWarning, match="column 'c' holds whole numbers that float64 does not"):
+        column(ids)
+
+
+@pytest.mark.parametrize("values", [[1.0, 2.5, 2.5], [1, 2, 2], [True, False, True]])
+def test_a_value_has_one_text_within_a_categorical_and_without(values: list) -> None:
+    plain = pd.Series(values, name="c")
+    known = column(plain.astype("category"))
+    expected = known.encode(plain.astype("category"))
+    assert (expected > 0).all()
+    np.testing.assert_array_equal(known.encode(plain.astype(object)), expected)
+    missing = pd.Series([*values[:2], None], dtype="category")
+    np.testing.assert_array_equal(known.encode(missing), [*expected[:2], np.nan])
+
+
+def test_a_column_of_names_warns_and_one_of_categories_does_not() -> None:
+    names = [f"order {j}" for j in range(30)]
+    with pytest.warns(UserWarning, match="column 'c' holds a text of its own in 30 of 30 rows"):
+        column(names)
+    column(names, kind="categorical")
+    column(names[:10])
+    column(names + 40 * ["usual"])
+
+
+def test_lists_of_arrow_are_refused_like_any() -> None:
+    arrow = pytest.importorskip("pyarrow")
+    lists = pd.Series([[1, 2], [3]], dtype=pd.ArrowDtype(arrow.list_(arrow.int64())))
+    with pytest.raises(TypeError, match="column 'c' holds a value of type"):
+        column(lists)
+
+
 @pytest.mark.parametrize(
     "missing",
     [

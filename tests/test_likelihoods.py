@@ -5,6 +5,9 @@ import pytest
 import torch
 
 from pyro_vaeflow.bernoulli import GROUP, BernoulliRow
+from pyro_vaeflow.columns import Column
+from pyro_vaeflow.likelihoods import NormalHead, StudentTHead
+from pyro_vaeflow.mixed import MixedHead
 
 
 @pytest.mark.usefixtures("float64")
@@ -38,3 +41,34 @@ def test_bernoulli_rows_expand_and_sample() -> None:
     row = BernoulliRow(dist.Bernoulli(logits=torch.zeros(5, 3)), 1).expand((2, 5))
     assert isinstance(row, BernoulliRow) and row.sample().shape == (2, 5, 3)
     assert row.log_prob(torch.ones(3)).shape == (2, 5)
+
+
+def test_student_t_columns_are_torchs_in_a_table_of_numbers_and_in_a_mixed_one() -> None:
+    columns = [Column("a", "continuous"), Column("b", "positive")]
+    for head in (StudentTHead(4, 2, min_scale=0.1), MixedHead(4, columns, 0.1, student_t=True)):
+        torch.nn.init.normal_(head.log_df)
+        row, x = head(torch.randn(3, 4)), 5.0 * torch.randn(3, 2)
+        loc = row.base_dist.loc if isinstance(head, StudentTHead) else row.numbers.loc
+        torchs = dist.StudentT(1.0 + head.log_df.exp(), loc, head.log_scale.exp() + 0.1)
+        torch.testing.assert_close(row.log_prob(x), torchs.log_prob(x).sum(-1))
+        assert row.expand((2, 3)).log_prob(x).shape == (2, 3)
+        assert row.sample().shape == (3, 2)
+
+
+def test_student_t_fits_heavy_tails_better_and_learns_how_heavy_they_are() -> None:
+    """On fresh draws of a Student t with 2 degrees of freedom, and on normal ones."""
+    torch.manual_seed(0)
+
+    def fitted(head: NormalHead, x: torch.Tensor) -> float:
+        adam, h = torch.optim.Adam(head.parameters(), 0.05), torch.zeros(1, 1)
+        for _ in range(300):
+            adam.zero_grad()
+            (-head(h).log_prob(x[:2000]).mean()).backward()
+            adam.step()
+        return head(h).log_prob(x[2000:]).mean().item()
+
+    heavy, light = dist.StudentT(2.0).sample((4000, 1)), torch.randn(4000, 1)
+    student = StudentTHead(1, 1)
+    assert fitted(student, heavy) > fitted(NormalHead(1, 1), heavy) + 0.1
+    assert 1.5 < 1.0 + student.log_df.exp().item() < 3.0
+    assert abs(fitted(StudentTHead(1, 1), light) - fitted(NormalHead(1, 1), light)) < 0.02

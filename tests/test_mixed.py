@@ -23,7 +23,7 @@ def row(float64: None) -> MixedRow:
 
 def parts(row: MixedRow) -> tuple[list[torch.Tensor], torch.Tensor, torch.Tensor]:
     logits = row.logits.split(row.layout.sizes, -1)
-    return list(logits), row.normal.loc, row.normal.scale
+    return list(logits), row.numbers.loc, row.numbers.scale
 
 
 def test_columns_are_pyros_own_categoricals_and_normals(row: MixedRow) -> None:
@@ -89,7 +89,7 @@ def test_masking_a_column_equals_marginalising_it(float64: None, observed: list[
             z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
             loc = z @ exact.weight.T + exact.offset
             none = loc.new_zeros(*loc.shape[:-1], 0)
-            pyro.sample("x", MixedRow(layout, none, loc, torch.full((3,), exact.scale)), obs=x)
+            pyro.sample("x", MixedRow(layout, none, dist.Normal(loc, exact.scale)), obs=x)
 
     def guide(x: torch.Tensor) -> None:
         loc = (x[:, observed] - offset) @ weight @ covariance / exact.scale**2
