@@ -85,7 +85,8 @@ def _fit(values: dict[str, Any], group: "Group") -> int:
 
     row_id = values.pop("id", None)
     data, out, seed = values.pop("data"), Path(values.pop("out")), values.pop("seed", 0)
-    _check_out(out)  # not only once it is trained
+    if group.first:
+        _check_out(out)  # not only once it is trained
     rows = read_rows(
         data,
         drop=[*values.pop("drop", []), *([] if row_id is None else [row_id])],
