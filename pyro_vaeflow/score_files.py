@@ -102,7 +102,7 @@ def score_files(
     open_folder(out, job.digest, files, settings)
     chunks = list(chunks_of(files, chunk_rows))
     todo = {number: c for number, c in enumerate(chunks) if not part(out, number).exists()}
-    total, left = (sum(c.num_rows for c in of) for of in (chunks, todo.values()))
+    total, left = sum(c.num_rows for c in chunks), sum(c.num_rows for c in todo.values())
     bar = tqdm(
         desc="score",
         total=total,
