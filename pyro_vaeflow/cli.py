@@ -53,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ConfigError, ImportError) as error:
         parser.error(str(error))
     except KeyboardInterrupt:
-        said = "stopped; finished runs are kept, and the same command takes up what was stopped"
+        said = "stopped; what is finished is kept, and the same command takes up what was stopped"
         print(f"\n{said}", file=sys.stderr)
         return 130
     except BrokenPipeError:  # `vaeflow table DIR | head`
@@ -61,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     except OSError as error:  # a full disk, say, once runs are done
         print(
-            f"vaeflow: {error}; finished runs are kept, the same command goes on", file=sys.stderr
+            f"vaeflow: {error}; what is finished is kept, the same command goes on", file=sys.stderr
         )
         return 1
 

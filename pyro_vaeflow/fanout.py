@@ -5,9 +5,9 @@ import shutil
 import socket
 import threading
 import traceback
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future, wait
+from concurrent.futures import Executor, Future
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -20,12 +20,12 @@ from pyro_vaeflow.claims import claim
 from pyro_vaeflow.config import ExperimentConfig
 from pyro_vaeflow.experiment import Result, run
 from pyro_vaeflow.recipe import check_registered
+from pyro_vaeflow.retries import DEATHS, as_ended, died
 from pyro_vaeflow.runfolder import claim_of, is_finished, sweep, write
 from pyro_vaeflow.tracking import TensorBoard, check_installed
 from pyro_vaeflow.training import NonFiniteError
-from pyro_vaeflow.workers import Here, Processes, workers
+from pyro_vaeflow.workers import Here, workers
 
-DEATHS = 3  # of processes under one run, after which it is called failed
 PATIENCE = 1.0  # seconds that a worker waits for a run another one is at, before it looks further
 State = Literal["finished", "skipped", "busy", "failed"]
 
@@ -108,34 +108,26 @@ def _results(
     tensorboard: bool,
 ) -> Iterator[tuple[str, State, str]]:
     """Name, state and message of each run as it ends; a run is tried until it has ended."""
-    here = isinstance(executor, Here)
-    at_once = 1 if here else len(executor.pools) if isinstance(executor, Processes) else len(todo)
-    waiting, running = deque(todo), dict[Future, ExperimentConfig]()
-    deaths: Counter[str] = Counter()
-    while waiting or running:
-        while waiting and len(running) < at_once:
-            config = waiting.popleft()
-            args = config, out, call, command, progress and here, tensorboard
-            running[executor.submit(attempt, *args)] = config
-        for future in wait(running, return_when=FIRST_COMPLETED).done:
-            config = running.pop(future)
-            name = config.run_name
-            try:
-                state, message = future.result()
-            except BrokenExecutor:
-                deaths[name] += 1
-                state, message = "busy", ""
-                if deaths[name] == DEATHS:
-                    error = RuntimeError(
-                        f"its worker process died {DEATHS} times: killed, or out of memory"
-                    )
-                    state, message = _failed(config, out, error)
-            except Exception as error:  # of the cluster: a run's own are messages
-                state, message = _failed(config, out, error)
-            if state == "busy":
-                waiting.append(config)
-            else:
-                yield name, state, message
+    args = out, call, command, progress and isinstance(executor, Here), tensorboard
+
+    def submit(number: int) -> Future:
+        return executor.submit(attempt, todo[number], *args)
+
+    numbers = deque(range(len(todo)))
+    for number, future in as_ended(numbers, submit):
+        config = todo[number]
+        try:
+            state, message = future.result()
+        except Exception as error:  # of the processes: a run's own are messages
+            if died(error):
+                error = RuntimeError(
+                    f"worker processes died at it {DEATHS} times or more: killed, or out of memory"
+                )
+            state, message = _failed(config, out, error)
+        if state == "busy":
+            numbers.append(number)
+        else:
+            yield config.run_name, state, message
 
 
 def attempt(

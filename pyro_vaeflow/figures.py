@@ -7,7 +7,7 @@ import numpy as np
 
 from pyro_vaeflow.datasets import ring_log_density
 from pyro_vaeflow.plotting import plot_points, plot_score_maps
-from pyro_vaeflow.results import FinishedRun, finished_runs, method_name
+from pyro_vaeflow.results import FinishedRun, finished_runs, method_name, read_arrays
 from pyro_vaeflow.tasks import load_task
 
 
@@ -32,8 +32,7 @@ def draw_figures(out: Path) -> list[Path]:
     paths = [path]
     for number, run in enumerate(shown, start=2):
         config = run.config
-        with np.load(run.folder / "map.npz") as kept:
-            maps = dict(kept)
+        maps = read_arrays(run.folder / "map.npz")
         name = method_name(config.model, config.num_flows)
         path = out / "figures" / f"figure{number}_{config.model}{config.num_flows}.png"
         _beside_truth(maps, name, path)

@@ -1,5 +1,6 @@
 """``vaeflow fit`` and ``vaeflow score``: their arguments, and what they print."""
 
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -46,8 +47,8 @@ def add_file_commands(commands: Any, parser: type[ArgumentParser], with_detector
 
     score = parser(
         description="Scores the rows of files; the same command goes on after a stop. Exit status: "
-        f"0 if all rows have a score, {SOME_REJECTED} if some were rejected, 1 if a file could not "
-        "be read or written, 2 if the call was refused."
+        f"0 if all rows have a score, {SOME_REJECTED} if some were rejected, 1 if files or "
+        "processes failed, 2 if the call was refused."
     )
     score.add_argument("model", help="a folder that fit wrote")
     score.add_argument("input", help="a csv or Parquet file, a folder of them, or a glob in quotes")
@@ -84,6 +85,8 @@ def _fit(values: dict[str, Any], group: "Group") -> int:
 
     row_id = values.pop("id", None)
     data, out, seed = values.pop("data"), Path(values.pop("out")), values.pop("seed", 0)
+    if group.first:
+        _check_out(out)  # not only once it is trained
     rows = read_rows(
         data,
         drop=[*values.pop("drop", []), *([] if row_id is None else [row_id])],
@@ -112,6 +115,12 @@ def _fit(values: dict[str, Any], group: "Group") -> int:
     )
     print(f"model: {out} (held-out ELBO {best:.3f} nats; flags above {-detector.offset_:.3f} nats)")
     return 0
+
+
+def _check_out(out: Path) -> None:
+    there = next(path for path in (out, *out.absolute().parents) if path.exists())
+    if not (there.is_dir() and os.access(there, os.W_OK)):
+        raise ConfigError(f"--out: {there} is no folder that can be written to; choose another")
 
 
 def run_score(values: dict[str, Any]) -> int:

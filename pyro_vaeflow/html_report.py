@@ -3,7 +3,6 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import yaml
 
@@ -20,8 +19,15 @@ from pyro_vaeflow.report_figures import (
     plot_histograms,
     plot_khats,
 )
-from pyro_vaeflow.results import FinishedRun, finished_runs, method_name
+from pyro_vaeflow.results import (
+    FinishedRun,
+    finished_runs,
+    method_name,
+    read_arrays,
+    read_csv,
+)
 from pyro_vaeflow.score_plots import plot_scores
+from pyro_vaeflow.state import CheckpointError
 from pyro_vaeflow.tables import IDENTITY, aggregate, read_summary, settings_apart, summary
 
 MAX_SETS = 6  # data sets that have figures of their own
@@ -39,8 +45,8 @@ def write_report(folder: Path, path: Path | None = None) -> Path:
         path: of the page, ``folder/report.html`` by default.
 
     Raises:
-        ConfigError: no such folder, or it holds neither runs, nor a summary.csv, nor a detector.
-        CheckpointError: the detector's files are damaged.
+        ConfigError: no such folder, or it holds neither runs, nor a summary.csv, nor a detector; or
+            what it holds is damaged.
     """
     if not folder.is_dir():
         raise ConfigError(f"DIR: no folder {str(folder)!r}")
@@ -81,7 +87,7 @@ def study_page(folder: Path) -> Page:
     page.table(aggregate(table))
     for path in sorted(folder.glob("*.csv")):
         if path.name not in MADE_BEFORE:
-            page.table(pd.read_csv(path), folded=path.name)
+            page.table(read_csv(path), folded=path.name)
     if runs:
         _origin(page, runs)
     return page
@@ -89,7 +95,10 @@ def study_page(folder: Path) -> Page:
 
 def detector_page(folder: Path) -> Page:
     """A saved detector's settings, columns, training and scores of rows kept from training."""
-    content, tensors = read(folder)
+    try:
+        content, tensors = read(folder)
+    except (CheckpointError, FileNotFoundError) as error:
+        raise ConfigError(f"no detector to report on: {error}") from error
     page = Page(f"Detector {folder.resolve().name}")
     columns = pd.DataFrame(content["columns"])
     calibration = tensors["calibration_scores"].numpy()
@@ -158,13 +167,13 @@ def _training(page: Page, runs: Sequence[FinishedRun]) -> None:
     page.heading("Training")
     if len(runs) == 1:
         (run,) = runs
-        page.figure(plot_history(pd.read_csv(run.folder / "history.csv")), "Each step in grey.")
+        page.figure(plot_history(read_csv(run.folder / "history.csv")), "Each step in grey.")
         return
     panels: dict[str, dict[str, pd.DataFrame]] = {}
     for run, label in zip(runs, _labelled(runs), strict=True):
         panel = panels.setdefault(run.config.dataset, {})
         if len(panel) < MAX_LINES:
-            panel[label] = pd.read_csv(run.folder / "history.csv")
+            panel[label] = read_csv(run.folder / "history.csv")
     more = f"; at most {MAX_LINES} configurations a panel" if len(runs) > MAX_LINES else ""
     page.figure(
         plot_curves(panels, column="elbo", label="ELBO, nats a row"),
@@ -179,9 +188,9 @@ def _scores(page: Page, runs: Sequence[FinishedRun]) -> None:
     histograms, khats = {}, {}
     for run, label in zip(runs, _labelled(runs), strict=True):
         name = f"{run.config.dataset}: {label}" if several else label
-        with np.load(run.folder / "scores.npz") as kept:
-            histograms[name] = -kept["log_evidence"], kept["is_anomaly"]
-            khats[name] = kept["khat"]
+        kept = read_arrays(run.folder / "scores.npz")
+        histograms[name] = -kept["log_evidence"], kept["is_anomaly"]
+        khats[name] = kept["khat"]
     shown = dict(list(histograms.items())[:MAX_PANELS])
     page.figure(
         plot_histograms(shown, label="-log p(x), nats"),

@@ -9,7 +9,7 @@ import pandas as pd
 from scipy.stats import spearmanr
 
 from pyro_vaeflow.effects import BASE, CELL
-from pyro_vaeflow.results import finished_runs, flat_settings, identity
+from pyro_vaeflow.results import finished_runs, flat_settings, identity, read_arrays
 
 Arrays = Mapping[str, np.ndarray]
 
@@ -25,9 +25,8 @@ def margins(out: Path) -> pd.DataFrame:
             continue
         settings = flat_settings(run.config)
         cell = run.config.dataset, run.config.seed, *(settings.get(name) for name in CELL)
-        with np.load(run.folder / "scores.npz") as arrays:
-            named = identity(run.config)
-            of_cells.setdefault(cell, {})[named["model"], named["num_flows"]] = dict(arrays)
+        named, arrays = identity(run.config), read_arrays(run.folder / "scores.npz")
+        of_cells.setdefault(cell, {})[named["model"], named["num_flows"]] = arrays
     return pd.DataFrame(
         [
             dict(zip(("dataset", "seed", *CELL), cell, strict=True))

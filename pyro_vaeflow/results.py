@@ -4,7 +4,9 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
+import numpy as np
 import pandas as pd
 
 from pyro_vaeflow.checked import ConfigError
@@ -59,6 +61,19 @@ def read_csv(path: Path) -> pd.DataFrame:
         return pd.read_csv(path)
     except (OSError, ValueError) as error:
         raise ConfigError(f"{path} is no csv table that can be read: {error}") from error
+
+
+def read_arrays(path: Path) -> dict[str, np.ndarray]:
+    """The arrays of a run's npz file, by name.
+
+    Raises:
+        ConfigError: it cannot be read, or holds no arrays.
+    """
+    try:
+        with np.load(path) as kept:
+            return dict(kept)
+    except (OSError, ValueError, TypeError, EOFError, BadZipFile) as error:
+        raise ConfigError(f"{path} is no npz file that can be read: {error}") from error
 
 
 def _order(run: FinishedRun) -> tuple[Any, ...]:

@@ -1,9 +1,9 @@
 """Files of rows -> a folder of scores, chunk after chunk, in bounded memory."""
 
 import hashlib
-from collections import Counter, deque
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Future, wait
+from collections import deque
+from collections.abc import Iterator, Mapping
+from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -18,6 +18,7 @@ from pyro_vaeflow.checked import ConfigError
 from pyro_vaeflow.checkpoint import DETECTOR
 from pyro_vaeflow.chunks import Chunk
 from pyro_vaeflow.detector import CRITERIA, VAEFlowDetector
+from pyro_vaeflow.retries import DEATHS, as_ended, died
 from pyro_vaeflow.row_values import check_types, to_frame
 from pyro_vaeflow.scores_folder import Summary, finish, open_folder, part, write_part
 from pyro_vaeflow.sizes import check_size
@@ -25,7 +26,6 @@ from pyro_vaeflow.state import CheckpointError
 from pyro_vaeflow.tablefiles import FORMATS, chunks_of, find_files, read_chunk, read_schemas
 from pyro_vaeflow.workers import workers
 
-DEATHS = 3  # of processes, until a chunk is given up
 TOP = 3  # contributing columns that are named
 NUMBERS = ("anomaly_score", "stderr", "ess", "khat")
 COLUMNS = {
@@ -83,6 +83,8 @@ def score_files(
         ConfigError: a file or its columns do not suit, or `out` holds the scores of another model,
             input or setting.
         ValueError: a size or `explain` is out of range.
+        OSError: a file cannot be read or written, processes die again and again at one chunk, or a
+            Dask scheduler has gone; the same call goes on.
     """
     # Absolute: workers may be in another folder.
     model, out = Path(model).resolve(), Path(out).resolve()
@@ -99,8 +101,8 @@ def score_files(
     settings = {"id": row_id, "explain": explain, "chunk_rows": chunk_rows}
     open_folder(out, job.digest, files, settings)
     chunks = list(chunks_of(files, chunk_rows))
-    todo = [(number, c) for number, c in enumerate(chunks) if not part(out, number).exists()]
-    total, left = sum(c.num_rows for c in chunks), sum(c.num_rows for _, c in todo)
+    todo = {number: c for number, c in enumerate(chunks) if not part(out, number).exists()}
+    total, left = sum(c.num_rows for c in chunks), sum(c.num_rows for c in todo.values())
     bar = tqdm(
         desc="score",
         total=total,
@@ -213,36 +215,25 @@ def _top_columns(
     return found | {f"nats_{rank + 1}": values[rank] for rank in range(TOP)}
 
 
-def _each(
-    job: Job, todo: Sequence[tuple[int, Chunk]], jobs: int, dask: str | None
-) -> Iterator[int]:
-    """Scores chunks in this process, in others or on a cluster; yields the rows of each.
-
-    A chunk whose process died is scored again by another, unless it was to blame every time.
-    """
-    waiting, deaths = deque(todo), Counter[int]()
-    running: dict[Future, tuple[int, Chunk]] = {}
+def _each(job: Job, todo: Mapping[int, Chunk], jobs: int, dask: str | None) -> Iterator[int]:
+    """Scores chunks in this process, in others or on a cluster; yields the rows of each."""
     with workers(jobs, dask) as executor:
-        while waiting or running:
-            if waiting:  # processes make it wait until one is free
-                number, chunk = waiting.popleft()
-                running[executor.submit(score_chunk, job, number, chunk)] = number, chunk
-                done = [future for future in running if future.done()]
-            else:
-                done = list(wait(running, return_when=FIRST_COMPLETED).done)
-            for future in done:
-                number, chunk = running.pop(future)
-                try:
-                    yield future.result()
-                except BrokenExecutor as error:
-                    deaths[number] += 1
-                    if deaths[number] == DEATHS:
-                        raise ConfigError(
-                            f"its process died {DEATHS} times at the {chunk.num_rows} rows of "
-                            f"{chunk.name} from row {chunk.row}: killed, or out of memory; try "
-                            "fewer jobs or chunk_rows"
-                        ) from error
-                    waiting.append((number, chunk))
+
+        def submit(number: int) -> Future:
+            return executor.submit(score_chunk, job, number, todo[number])
+
+        for number, future in as_ended(deque(todo), submit):
+            try:
+                yield future.result()
+            except Exception as error:
+                if not died(error):
+                    raise
+                chunk = todo[number]
+                raise ChildProcessError(
+                    f"worker processes died {DEATHS} times or more at the {chunk.num_rows} rows of "
+                    f"{chunk.name} from row {chunk.row}: killed, or out of memory; try fewer jobs "
+                    "or chunk_rows"
+                ) from error
 
 
 def _columns(numeric: Mapping[str, bool], row_id: str | None) -> list[str]:

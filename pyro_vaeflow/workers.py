@@ -34,7 +34,7 @@ def workers(jobs: int = 1, dask: str | None = None) -> Iterator[Executor]:
         ConfigError: there is no Dask, or no scheduler at the address.
 
     Warns:
-        UserWarning: Dask workers have threads that will be idle.
+        UserWarning: a Dask cluster has no workers, or they have threads that will be idle.
     """
     backend, _ = joblib.parallel.get_active_backend()
     with ExitStack() as stack:
@@ -128,7 +128,14 @@ def _connect(address: str) -> Any:
 
 def _on_dask(client: Any) -> Executor:
     """Dask itself gives what a dead worker was at to another, three times, then `KilledWorker`."""
-    if crowded := {name: count for name, count in client.nthreads().items() if count > 1}:
+    threads = client.nthreads()
+    if not threads:
+        warnings.warn(
+            "the Dask cluster has no workers yet, and the work waits for them: start some with "
+            "`dask worker ADDRESS --nthreads 1`",
+            stacklevel=3,
+        )
+    if crowded := {name: count for name, count in threads.items() if count > 1}:
         warnings.warn(
             f"Dask workers {sorted(crowded)[:3]} have more than one thread, and a process makes "
             "one run at a time: start them with --nthreads 1, one for each core",

@@ -187,7 +187,7 @@ def test_an_interruption_keeps_finished_runs_and_leaves_no_worker(file, jobs, tm
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does
     said = process.communicate(timeout=60)[1]
     assert process.returncode == 130
-    assert "stopped; finished runs are kept" in said
+    assert "stopped; what is finished is kept" in said
     assert "Traceback" not in said
     assert 0 < len(finished_runs(out)) < 40
     assert not list(out.glob("runs/.*.partial"))

@@ -22,7 +22,9 @@ from pyro_vaeflow.html_report import labels, study_page, write_report
 from pyro_vaeflow.report import write_tables
 
 CHROMIUM = shutil.which("chromium")
-needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium to open pages in")
+needs_browser = pytest.mark.skipif(
+    CHROMIUM is None, reason="no chromium to open pages in: apt-get install chromium"
+)
 RING = ExperimentConfig(
     dataset="ring", preprocessing="none", likelihood="normal", latent_dim=2, encoder_dims=(16,),
     decoder_dims=(16,), dropout=0.0, num_steps=30, num_samples=10, max_rows=200,
@@ -123,6 +125,31 @@ def test_a_folder_without_results_is_refused(tmp_path: Path, capsys) -> None:
     with pytest.raises(SystemExit):
         main(["report", str(tmp_path)])
     assert "holds no finished run" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["history.csv", "scores.npz", "metrics.json"])
+def test_a_damaged_run_is_named(name: str, out: Path, tmp_path: Path) -> None:
+    shutil.copytree(out, tmp_path / "study")
+    damaged = min((tmp_path / "study" / "runs").glob(f"[!.]*/{name}"))
+    damaged.write_bytes(b"")
+    with pytest.raises(ConfigError, match=f"{damaged.parent.name}/{name} is no"):
+        study_page(tmp_path / "study")
+
+
+def test_a_damaged_detector_is_refused_in_one_line(tmp_path: Path, capsys) -> None:
+    VAEFlowDetector(num_steps=2, random_state=0).fit(np.eye(20, 3)).save(tmp_path)
+    (tensors,) = tmp_path.glob("tensors-*")
+    content = tmp_path / "detector.json"
+    for damage, said in [
+        (lambda: tensors.write_bytes(b""), f"{tensors} was changed after it was saved"),
+        (tensors.unlink, f"{tensors} is not there"),
+        (lambda: content.write_text("{"), f"{content} is not JSON"),
+    ]:
+        damage()
+        with pytest.raises(SystemExit) as stopped:
+            main(["report", str(tmp_path)])
+        assert stopped.value.code == 2
+        assert f"no detector to report on: {said}" in capsys.readouterr().err
 
 
 def scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:

@@ -537,7 +537,7 @@ def test_a_stopped_study_takes_up_its_training(in_step, tmp_path: Path, capsys) 
     assert main(["run", str(file), "--out", str(tmp_path / "straight")]) == 0
     in_step(12 + 7, ctrl_c)  # in the second run
     assert main(["run", str(file), "--out", str(out)]) == 130
-    assert "finished runs are kept, and the same command takes up" in capsys.readouterr().err
+    assert "what is finished is kept, and the same command takes up" in capsys.readouterr().err
     assert len(list((out / "runs").iterdir())) == len(list((out / "unfinished").iterdir())) == 1
     assert main(["run", str(file), "--out", str(out)]) == 0
     assert "1 run, 1 already finished" in capsys.readouterr().out

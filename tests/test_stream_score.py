@@ -18,7 +18,7 @@ import pytest
 from pyro_vaeflow import VAEFlowDetector, checkpoint
 from pyro_vaeflow.checked import ConfigError
 from pyro_vaeflow.cli import main
-from pyro_vaeflow.score_files import score_files
+from pyro_vaeflow.score_files import score_chunk, score_files
 from pyro_vaeflow.workers import Here
 
 QUICK = {
@@ -336,6 +336,8 @@ def test_fit_writes_a_model_that_scores(data: Path, tmp_path: Path, capsys) -> N
             "'contamination' parameter of VAEFlowDetector must be a float",
         ),
         (["--latent", "2"], "allowed: --help"),
+        (["--out", __file__], "test_stream_score.py is no folder that can be written to"),
+        (["--out", f"{__file__}/model"], "test_stream_score.py is no folder that can be written"),
     ],
 )
 def test_a_wrong_fit_is_refused_in_one_line(data, tmp_path, capsys, extra, said) -> None:
@@ -372,8 +374,27 @@ def test_a_chunk_whose_worker_died_is_scored_again(
         assert score_files(model, str(data), out, chunk_rows=30).num_parts == 4
         same(whole, out)
     else:
-        with pytest.raises(ConfigError, match="died 3 times at the 30 rows of a.csv from row 1"):
+        with pytest.raises(ChildProcessError, match="at the 30 rows of a.csv from row 1:"):
             score_files(model, str(data), out, chunk_rows=30)
+
+
+def score_that_dies_once(job, number, chunk) -> int:
+    mark = Path(job.out).parent / "died"
+    if number == 1 and not mark.exists():
+        mark.touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return score_chunk(job, number, chunk)
+
+
+@pytest.mark.slow
+def test_the_chunk_of_a_killed_process_goes_to_another(model, data, tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    score_files(model, str(data), tmp_path / "one", chunk_rows=9)
+    monkeypatch.setattr("pyro_vaeflow.score_files.score_chunk", score_that_dies_once)
+    done = score_files(model, str(data), tmp_path / "two", chunk_rows=9, jobs=2)
+    assert (tmp_path / "died").exists()
+    assert (done.num_scored, done.num_parts, done.num_found) == (88, 11, 0)
+    same(tmp_path / "one", tmp_path / "two")
 
 
 @pytest.mark.slow

@@ -1,0 +1,59 @@
+"""Work that ends although processes die: each piece once, tried again, given up in the end."""
+
+from collections import Counter, deque
+from concurrent.futures import BrokenExecutor, Future
+from threading import Timer
+
+import pytest
+from distributed.scheduler import KilledWorker
+
+from pyro_vaeflow.retries import DEATHS, as_ended, died
+
+
+def test_work_is_tried_again_where_a_process_died_until_it_is_given_up() -> None:
+    deaths = {"none": 0, "some": DEATHS - 1, "all": DEATHS, "more": DEATHS + 1}
+    tried: Counter[str] = Counter()
+
+    def submit(work: str) -> Future:
+        tried[work] += 1
+        future: Future = Future()
+        if tried[work] <= deaths[work]:
+            future.set_exception(BrokenExecutor())
+        else:
+            future.set_result(work.upper())
+        return future
+
+    ended = list(as_ended(deque(deaths), submit))
+    assert sorted(work for work, _ in ended) == sorted(deaths)
+    found = dict(ended)
+    assert (found["none"].result(), found["some"].result()) == ("NONE", "SOME")
+    assert all(died(found[work].exception()) for work in ("all", "more"))
+    assert tried == {"none": 1, "some": DEATHS, "all": DEATHS, "more": DEATHS}
+
+
+def test_what_ends_first_comes_first_and_may_be_put_back() -> None:
+    futures: list[Future] = []
+
+    def submit(work: str) -> Future:
+        futures.append(Future())
+        if work == "c":
+            futures[1].set_result(None)
+        return futures[-1]
+
+    todo = deque("abc")
+    ended = as_ended(todo, submit)
+    assert next(ended) == ("b", futures[1])
+    todo.append("b")
+    futures[0].set_result(None)
+    assert next(ended) == ("a", futures[0])
+    futures[2].set_result(None)
+    assert next(ended) == ("c", futures[2])
+    with pytest.raises(ConnectionError, match="Dask scheduler has ended"):
+        Timer(0.05, lambda: futures[3].cancel()).start()
+        next(ended)
+    assert len(futures) == 4 and not todo
+
+
+def test_an_error_of_the_work_is_no_death() -> None:
+    assert died(BrokenExecutor()) and died(KilledWorker("task", None, 3))
+    assert not died(ValueError("of the work"))
