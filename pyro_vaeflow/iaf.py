@@ -151,7 +151,7 @@ class IAFStack(Transform):
         for number, layer in reversed(list(enumerate(layers))):
             x = torch.zeros_like(z)
             for index in layer_order(len(z), number).tolist():
-                shift, scale, _ = affine(x, *layer, self.clip)
+                shift, scale, _ = affine(x, *layer, clip=self.clip)
                 column = (z[index] - shift[index]) / scale[index]
                 x = x.index_copy(0, torch.tensor([index], device=y.device), column.unsqueeze(0))
             z = x

@@ -160,9 +160,10 @@ def without_names(program: Program) -> Program:
     its parameters: a sixth of what a step takes beside its arithmetic. A module that has a
     ``PyroParam`` or ``PyroSample`` needs it and is left alone.
     """
-    parts = program.modules() if isinstance(program, PyroModule) else ()
-    of_pyro = any(isinstance(p, PyroModule) and (p._pyro_params or p._pyro_samples) for p in parts)
-    if of_pyro or getattr(type(program), "__call__", None) is not PyroModule.__call__:
+    if not isinstance(program, PyroModule) or type(program).__call__ is not PyroModule.__call__:
+        return program
+    parts = [part for part in program.modules() if isinstance(part, PyroModule)]
+    if any(part._pyro_params or part._pyro_samples for part in parts):
         return program
     return partial(torch.nn.Module.__call__, program)
 
