@@ -147,11 +147,11 @@ class IAFStack(Transform):
 
     def _inverse(self, y: torch.Tensor) -> torch.Tensor:
         z = y.movedim(-1, 0)
-        layers: list[Any] = list(zip(*self.layers, strict=True))
-        for number, layer in reversed(list(enumerate(layers))):
+        layers = list(zip(*self.layers, strict=True))
+        for number, (hidden, v, w, bias) in reversed(list(enumerate(layers))):
             x = torch.zeros_like(z)
             for index in layer_order(len(z), number).tolist():
-                shift, scale, _ = affine(x, *layer, clip=self.clip)
+                shift, scale, _ = affine(x, hidden, v, w, bias, self.clip)
                 column = (z[index] - shift[index]) / scale[index]
                 x = x.index_copy(0, torch.tensor([index], device=y.device), column.unsqueeze(0))
             z = x
