@@ -15,7 +15,7 @@ def items(quick: bool, out: Path) -> dict[str, Callable[[], Iterable[Line]]]:
             "train_step": lambda: steps.measure(num_steps=2, num_rounds=1),
             "score": lambda: score.measure(num_rows=20, num_rounds=1),
             "gemm": lambda: score.gemm_rate(num_rounds=1),
-            "memory": lambda: memory.measure((200, 400), num_samples=5),
+            "memory": lambda: memory.measure((200, 400), num_samples=5, num_rounds=1),
             "import": lambda: startup.measure(num_rounds=1),
             "growth": lambda: growth.measure(num_steps=1, num_sizes=2, out=out),
             "peer": lambda: pyod_vae.measure(num_rows=1000, num_epochs=1),
@@ -25,7 +25,7 @@ def items(quick: bool, out: Path) -> dict[str, Callable[[], Iterable[Line]]]:
         "score": lambda: score.measure(num_rows=1000, num_rounds=5),
         "gemm": lambda: score.gemm_rate(num_rounds=10),
         # 100k and 1M rows; few draws, since a chunk has as many rows as make 20,000 draws
-        "memory": lambda: memory.measure((100_000, 1_000_000), num_samples=2),
+        "memory": lambda: memory.measure((100_000, 1_000_000), num_samples=2, num_rounds=3),
         "import": lambda: startup.measure(num_rounds=3),
         "growth": lambda: growth.measure(num_steps=6, num_sizes=5, out=out),
         "peer": lambda: pyod_vae.measure(num_rows=10_000, num_epochs=4),

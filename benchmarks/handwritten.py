@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from pyro_vaeflow.iaf import ConditionalIAFStack, gate_bias
+from pyro_vaeflow.iaf_steps import IAFSteps
 from pyro_vaeflow.planar import ConditionalPlanarStack
 from pyro_vaeflow.planar_steps import PlanarSteps
 from pyro_vaeflow.programs import MIN_SCALE, Guide, Model
@@ -69,27 +70,23 @@ class LayerwisePlanar(nn.Module):
 
 
 class FusedIAF(nn.Module):
-    """The context enters all layers through one product; masks are applied once."""
+    """One matrix product of the context for all layers, masks once, the gradient by hand."""
 
     def __init__(self, stack: ConditionalIAFStack) -> None:
         super().__init__()
         self.stack = stack
-        self.gate_bias = gate_bias(len(stack.weight_in))
+        gates = torch.full((stack.bias_out.shape[1],), gate_bias(len(stack.weight_in)))
+        gates[: len(gates) // 2] = 0.0
+        self.gates = gates
 
     def forward(self, z: torch.Tensor, context: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        stack = self.stack
-        hidden = stack.context_map(context).unflatten(-1, (len(stack.weight_in), -1))
+        stack, linear = self.stack, self.stack.context_map
+        flat = torch.addmm(linear.bias.unsqueeze(-1), linear.weight, context.T)
+        hidden = flat.view(*stack.weight_in.shape[:2], len(context))
         weight_in, weight_out = stack.weight_in * stack.mask_in, stack.weight_out * stack.mask_out
-        layers = (hidden.unbind(1), weight_in, weight_out, stack.bias_out)
-        log_det: Any = 0.0
-        for hidden_k, in_k, out_k, bias_k in zip(*layers, strict=True):
-            act = F.linear(z, in_k).add(hidden_k).relu_()
-            shift, raw = F.linear(act, out_k, bias_k).chunk(2, dim=-1)
-            gate = raw + self.gate_bias
-            scale = gate.sigmoid()
-            z = scale * z + (1.0 - scale) * shift
-            log_det = log_det + F.logsigmoid(gate)
-        return z, log_det.sum(-1)
+        layers = (hidden, weight_in, weight_out, stack.bias_out + self.gates)
+        z, log_scale = IAFSteps.apply(z.T, *layers, None)
+        return z.T, log_scale
 
 
 class LayerwiseIAF(nn.Module):

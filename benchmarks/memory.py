@@ -5,20 +5,23 @@ import resource
 import subprocess
 import sys
 from collections.abc import Iterator
+from statistics import median
 
 from benchmarks.record import Line
 
 MIB = 2**20
 
 
-def measure(sizes: tuple[int, int], num_samples: int) -> Iterator[Line]:
-    """MiB above the rows themselves and the start, for the larger number of rows and the smaller.
+def measure(sizes: tuple[int, int], num_samples: int, num_rounds: int) -> Iterator[Line]:
+    """MiB above rows, scores and the start, for the larger number of rows and the smaller.
 
-    `num_samples` draws a row; the rows of a chunk, and so its memory, follow from it.
+    `num_samples` draws a row; the rows of a chunk, and so its memory, follow from it. Medians of
+    `num_rounds` processes: how much of the memory that is kept for the next chunk was there at the
+    start differs from one to the next.
     """
-    small, large = (_peak(size, num_samples) for size in sizes)
+    small, large = (median(_peak(size, num_samples) for _ in range(num_rounds)) for size in sizes)
     case = f"{sizes[1]:,} rows beside {sizes[0]:,}, {num_samples} draws"
-    yield Line("memory", case, large, small, "MiB above the rows and the start")
+    yield Line("memory", case, large, small, "MiB above the rows, their scores and the start")
 
 
 def _peak(num_rows: int, num_samples: int) -> float:

@@ -8,6 +8,12 @@ import torch
 GROUP = 120  # factors of at least 1/2 that are multiplied before their logarithm is taken
 
 
+def log_of_product(factors: torch.Tensor, dim: int) -> torch.Tensor:
+    """The sum of the logarithms of factors in [1/2, 1] along `dim`, of which few are taken."""
+    logs = [part.prod(dim).log() for part in factors.split(GROUP, dim)]
+    return sum(logs[1:], start=logs[0])
+
+
 class BernoulliRow(dist.Independent):
     r"""``Bernoulli(logits=l).to_event(1)``, the same numbers in less time.
 
@@ -35,10 +41,9 @@ class _LogProb(torch.autograd.Function):
     def forward(logits: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
         size = logits.abs()
         # column by column: sums of large numbers would leave their rounding errors
-        total = (logits * (value - 0.5)).sub_(size, alpha=0.5).sum(-1)
-        for factors in size.sigmoid_().split(GROUP, -1):
-            total = total + factors.prod(-1).log()
-        return total
+        return (logits * (value - 0.5)).sub_(size, alpha=0.5).sum(-1) + log_of_product(
+            size.sigmoid_(), -1
+        )
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[torch.Tensor, torch.Tensor], output: Any) -> None:

@@ -10,13 +10,13 @@ import math
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from pyro.distributions.conditional import ConditionalTransformModule
 from pyro.nn.auto_reg_nn import create_mask
 from torch import nn
 from torch.distributions import Transform, constraints
 
 from pyro_vaeflow.fused import FusedLayers
+from pyro_vaeflow.iaf_steps import IAFSteps, affine, iaf_steps
 
 
 def layer_order(input_dim: int, layer: int) -> torch.Tensor:
@@ -95,20 +95,25 @@ class ConditionalIAFStack(ConditionalTransformModule):
         self.register_buffer("mask_out", torch.stack([mask[1] for mask in masks]))
 
     def condition(self, context: torch.Tensor) -> "IAFStack":
-        hidden = self.context_map(context).unflatten(-1, (len(self.weight_in), -1))
+        # Layers first and rows last: then each coordinate's numbers lie side by side.
+        rows, linear = context.reshape(-1, context.shape[-1]), self.context_map
+        hidden = torch.addmm(linear.bias.unsqueeze(-1), linear.weight, rows.T)
         return IAFStack(
-            hidden,
+            hidden.view(*self.weight_in.shape[:2], *context.shape[:-1]),
             self.weight_in * self.mask_in,
             self.weight_out * self.mask_out,
             self.bias_out,
-            self.stable,
+            gate_bias(len(self.weight_in)) if self.stable else None,
             self.log_scale_clip,
-            gate_bias(len(self.weight_in)),
         )
 
 
 class IAFStack(Transform):
-    """IAF layers with given weights and the context's part ``(..., K, hidden_dim)``."""
+    """IAF layers with given weights and the context's part ``(K, hidden_dim, ...)``, rows last.
+
+    Args:
+        gate_bias: added to the gates; None for scales, clipped at `log_scale_clip`.
+    """
 
     domain = constraints.real_vector
     codomain = constraints.real_vector
@@ -120,50 +125,39 @@ class IAFStack(Transform):
         weight_in: torch.Tensor,
         weight_out: torch.Tensor,
         bias_out: torch.Tensor,
-        stable: bool,
+        gate_bias: float | None,
         log_scale_clip: float,
-        gate_bias: float,
     ) -> None:
         super().__init__(cache_size=1)
-        layers = (hidden.unbind(-2), weight_in, weight_out, bias_out)
-        self.layers = list(zip(*layers, strict=True))
-        self.stable, self.log_scale_clip = stable, log_scale_clip
-        self.gate_bias = gate_bias
-
-    def _affine(
-        self, layer: tuple[torch.Tensor, ...], x: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Shift, scale and log-scale of one layer at its input."""
-        hidden, weight_in, weight_out, bias_out = layer
-        activation = F.linear(x, weight_in).add(hidden).relu_()
-        shift, raw = F.linear(activation, weight_out, bias_out).chunk(2, dim=-1)
-        if self.stable:
-            gate = raw + self.gate_bias
-            scale = gate.sigmoid()
-            return (1.0 - scale) * shift, scale, F.logsigmoid(gate)
-        # Pyro passes gradients through its clip, and a log-scale past it then runs away.
-        log_scale = raw.clamp(-self.log_scale_clip, self.log_scale_clip)
-        return shift, log_scale.exp(), log_scale
+        if gate_bias is not None:
+            shift, raw = bias_out.chunk(2, -1)
+            bias_out = torch.cat([shift, raw + gate_bias], -1)
+        self.layers = (hidden, weight_in, weight_out, bias_out)
+        self.clip = log_scale_clip if gate_bias is None else None
 
     def _call(self, x: torch.Tensor) -> torch.Tensor:
-        total = torch.zeros_like(x)
-        for layer in self.layers:
-            shift, scale, log_scale = self._affine(layer, x)
-            x = torch.addcmul(shift, scale, x)
-            total = total + log_scale
-        self._cached_log_scale = total
-        return x
+        rows = self.layers[0].shape[2:]
+        batch = torch.broadcast_shapes(x.shape[:-1], rows)
+        z = x.expand(*batch, x.shape[-1]).movedim(-1, 0)
+        by_hand = torch.is_grad_enabled() and z.dim() == 2 and z.shape[1:] == rows
+        steps = IAFSteps.apply if by_hand else iaf_steps
+        z, log_scale = steps(z, *self.layers, self.clip)
+        self._cached_log_scale = log_scale.movedim(0, -1)
+        return z.movedim(0, -1)
 
     def _inverse(self, y: torch.Tensor) -> torch.Tensor:
-        for number, layer in reversed(list(enumerate(self.layers))):
-            x = torch.zeros_like(y)
-            for index in layer_order(y.shape[-1], number).tolist():
-                shift, scale, _ = self._affine(layer, x)
-                column = (y[..., index] - shift[..., index]) / scale[..., index]
-                x = x.index_copy(-1, torch.tensor([index], device=y.device), column.unsqueeze(-1))
-            y = x
-        self._call(y)  # for its log-scales
-        return y
+        z = y.movedim(-1, 0)
+        layers = list(zip(*self.layers, strict=True))
+        for number, (hidden, v, w, bias) in reversed(list(enumerate(layers))):
+            x = torch.zeros_like(z)
+            for index in layer_order(len(z), number).tolist():
+                shift, scale, _ = affine(x, hidden, v, w, bias, self.clip)
+                column = (z[index] - shift[index]) / scale[index]
+                x = x.index_copy(0, torch.tensor([index], device=y.device), column.unsqueeze(0))
+            z = x
+        x = z.movedim(0, -1)
+        self._call(x)  # for its log-scales
+        return x
 
     def log_abs_det_jacobian(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         x_old, y_old = self._cached_x_y
@@ -186,7 +180,6 @@ class AutoregressiveLayers(FusedLayers):
             torch.stack([first.weight * first.mask for first, _ in ends]),
             torch.stack([last.weight * last.mask for _, last in ends]),
             torch.stack([last.bias for _, last in ends]),
-            layers[0].stable,
+            layers[0].sigmoid_bias if layers[0].stable else None,
             layers[0].log_scale_max_clip,
-            layers[0].sigmoid_bias,
         )

@@ -16,6 +16,7 @@ from weakref import WeakKeyDictionary
 import numpy as np
 import pyro
 import torch
+from pyro.nn import PyroModule
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.runtime import Message
 from pyro.util import get_rng_state, set_rng_state
@@ -150,6 +151,21 @@ class UnseenParams(Messenger):
 
     def _postprocess_message(self, msg: Message) -> None:
         pass
+
+
+def without_names(program: Program) -> Program:
+    """The program without Pyro's context of a module, where that would only name its parameters.
+
+    In that context each part that a ``PyroModule`` reaches for makes a param statement for each of
+    its parameters: a sixth of what a step takes beside its arithmetic. A module that has a
+    ``PyroParam`` or ``PyroSample`` needs it and is left alone.
+    """
+    if not isinstance(program, PyroModule) or type(program).__call__ is not PyroModule.__call__:
+        return program
+    parts = [part for part in program.modules() if isinstance(part, PyroModule)]
+    if any(part._pyro_params or part._pyro_samples for part in parts):
+        return program
+    return partial(torch.nn.Module.__call__, program)
 
 
 @contextmanager

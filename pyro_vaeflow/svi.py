@@ -15,7 +15,7 @@ from pyro.poutine.runtime import Message
 from pyro.poutine.trace_struct import Trace
 
 from pyro_vaeflow.group import ALONE, Group
-from pyro_vaeflow.isolation import Program, UnseenParams
+from pyro_vaeflow.isolation import Program, UnseenParams, without_names
 from pyro_vaeflow.noise import stream
 
 
@@ -25,10 +25,8 @@ def make_svi(model: Program, guide: Program, optim: "OneOptimizer", loss: ELBO) 
     SVI looks parameters up in the global store by name. Parameters of modules are not in it here
     (see `pyro_vaeflow.isolation`), hence the block; `OneOptimizer` knows them all.
     """
-    quiet = UnseenParams()
-    return SVI(
-        quiet(model), quiet(guide), optim, loss=loss.loss, loss_and_grads=loss.loss_and_grads
-    )
+    model, guide = (UnseenParams()(without_names(program)) for program in (model, guide))
+    return SVI(model, guide, optim, loss=loss.loss, loss_and_grads=loss.loss_and_grads)
 
 
 class OneOptimizer(PyroOptim):

@@ -29,6 +29,7 @@ from pyro_vaeflow.isolation import (
     own_parameters,
     param_scope,
     seeded,
+    without_names,
 )
 
 Args = tuple[Any, ...]
@@ -110,6 +111,8 @@ def paired_traces(
     quiet = UnseenParams()
 
     def with_draws(program: Program) -> Program:
+        program = without_names(program)
+
         def program_with_draws(*args: Any) -> None:
             with pyro.plate("num_samples", num_samples, dim=-max_plate_nesting - 1), quiet:
                 program(*args)

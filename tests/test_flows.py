@@ -14,6 +14,7 @@ from torch import nn
 from pyro_vaeflow import FLOWS, Guide, Model, score, train
 from pyro_vaeflow.flows import MAX_FLOWS, planar
 from pyro_vaeflow.iaf import ConditionalIAFStack, gate_bias, layer_order
+from pyro_vaeflow.iaf_steps import IAFSteps, iaf_steps
 from pyro_vaeflow.planar import ConditionalPlanarStack
 from pyro_vaeflow.planar_steps import PlanarSteps, planar_steps
 from tests.programs import ZOO, rows
@@ -160,6 +161,44 @@ def test_the_planar_gradient_by_hand_is_autograds(num_flows: int) -> None:
     ]
     for one, other in zip((*by_hand, *gradients[0]), (*plain, *gradients[1]), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize("clip", [None, 0.8])
+@pytest.mark.parametrize("num_flows", [1, 7, 130])  # gates share a logarithm for 120 layers
+def test_the_iaf_gradient_by_hand_is_autograds(num_flows: int, clip: float | None) -> None:
+    spread = num_flows**-0.5
+    shapes = ((4, 9), (num_flows, 7, 9), (num_flows, 7, 4), (num_flows, 8, 7), (num_flows, 8))
+    scales = (1.0, 1.0, spread, spread, spread)
+    inputs = [(s * torch.randn(n)).requires_grad_() for s, n in zip(scales, shapes, strict=True)]
+    by_hand, plain = IAFSteps.apply(*inputs, clip), iaf_steps(*inputs, clip)
+    weights = [torch.randn_like(value) for value in plain]
+    gradients = [
+        torch.autograd.grad([(v * w).sum() for v, w in zip(values, weights, strict=True)], inputs)
+        for values in (by_hand, plain)
+    ]
+    for one, other in zip((*by_hand, *gradients[0]), (*plain, *gradients[1]), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-10)
+    if num_flows == 1:
+        assert torch.autograd.gradcheck(lambda *values: IAFSteps.apply(*values, clip), inputs)
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize("kind", ["planar", "iaf", "iaf_gated"])
+def test_a_draw_a_row_has_the_gradient_of_a_plate_of_draws(kind: str) -> None:
+    """One draw takes the gradient by hand, a plate of draws autograd's."""
+    name, options = KINDS[kind]
+    (stack,) = FLOWS[name](4, 3, CONTEXT, **options)
+    z, context = torch.randn(9, 4), torch.randn(9, CONTEXT)
+    inputs = [z.requires_grad_(), context.requires_grad_(), *stack.parameters()]
+    gradients = []
+    for draws in (z, z.unsqueeze(0)):
+        y, log_det = push([stack.condition(context)], draws)
+        total = y.pow(3).sum() + log_det.square().sum()
+        gradients.append(torch.autograd.grad(total, inputs))
+    for one, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-10)
+        assert other.abs().max() > 0.0
 
 
 @pytest.mark.usefixtures("float64")

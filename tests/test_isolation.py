@@ -8,12 +8,18 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from pyro.nn import PyroModule, PyroParam
+from pyro.nn import PyroModule, PyroParam, PyroSample
 from pyro.util import get_rng_state
 from torch import nn
 
 from pyro_vaeflow import Guide, Model, param_scope, score, train
-from pyro_vaeflow.isolation import module_mode, modules, named_parameters, seeded
+from pyro_vaeflow.isolation import (
+    module_mode,
+    modules,
+    named_parameters,
+    seeded,
+    without_names,
+)
 from tests.programs import ZOO, Pair, rows
 
 pytestmark = pytest.mark.filterwarnings("ignore::pyro_vaeflow.scoring.KhatWarning")
@@ -183,6 +189,24 @@ def test_modes_are_set_and_each_part_gets_its_own_back() -> None:
         assert all(m.training for m in model.modules())
     assert [m.training for m in guide.modules()] == before
     assert all(m.training for m in model.modules())
+
+
+def test_parameters_are_named_in_a_run_only_where_pyro_needs_it() -> None:
+    guide, x = Guide(3, latent_dim=2, flow="planar", num_flows=2), torch.rand(4, 3)
+
+    def trace(program) -> tuple[torch.Tensor, list[str]]:
+        with seeded(0):
+            nodes = pyro.poutine.trace(program).get_trace(x).nodes
+        return nodes["z"]["value"], [n for n, s in nodes.items() if s["type"] == "param"]
+
+    (one, named), (other, unnamed) = trace(guide), trace(without_names(guide))
+    assert torch.equal(one, other) and named and not unnamed
+    assert without_names(guide.forward) == guide.forward
+    for of_pyro in (PyroParam(torch.ones(())), PyroSample(dist.Normal(0.0, 1.0))):
+        guide = Guide(3)
+        guide.part = PyroModule()
+        guide.part.own = of_pyro
+        assert without_names(guide) is guide
 
 
 def test_modules_are_found_behind_bound_methods_once() -> None:
