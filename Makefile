@@ -35,7 +35,7 @@ ring: $(INSTALLED)
 	$(BIN)/vaeflow run ring --out results/ring
 
 potentials: $(INSTALLED)
-	$(BIN)/python -m pyro_vaeflow.potential_study --out results/potentials
+	OMP_NUM_THREADS=1 $(BIN)/python -m pyro_vaeflow.potential_study --out results/potentials
 
 # Speed and memory beside hand-written torch; one thread, for networks this small. Ten minutes.
 bench: $(INSTALLED)

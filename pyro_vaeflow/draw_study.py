@@ -63,7 +63,8 @@ def study(
     if posteriors is not None:
         check_names(posteriors, first, "posterior")
         first = {name: first[name] for name in posteriors}
-    table = pd.concat([_measure(run, num_rows, reference, tol, distinct) for run in first.values()])
+    parts = [_measure(run, num_rows, reference, tol, distinct) for run in first.values()]
+    table = pd.concat(parts, ignore_index=True)
     name = "draws-distinct" if distinct else "draws"
     table.to_csv(out / f"{name}.csv", index=False, float_format="%.6g")
     named = "" if posteriors is None else " --posteriors " + " ".join(posteriors)
@@ -121,6 +122,7 @@ def _measure(
             "share_off": off[usable].mean().item(),
             "share_off_all_rows": off.mean().item(),
             "share_above_tol": (stderr > tol).double().mean().item(),
+            "share_off_within_tol": (off * (stderr <= tol))[usable].mean().item(),
             "rmse": error[usable].square().mean().sqrt().item(),
             "rmse_all_rows": error.square().mean().sqrt().item(),
             "khat_above_0.7": (~usable).double().mean().item(),
@@ -154,48 +156,68 @@ def _report(
     title: str, table: pd.DataFrame, command: str, rows: str, reference: int, tol: float
 ) -> str:
     off, above = f"off by > {2 * tol:g}", f"stderr > {tol:g}"
-    shown = pd.DataFrame(
+    table = table.assign(posterior=table["model"] + " " + table["num_flows"].astype(str))
+    every = pd.DataFrame(
         {
-            "posterior": table["model"] + " " + table["num_flows"].astype(str),
+            "posterior": table["posterior"],
             "draws": table["draws"],
             "draws spent a row": table["mean_draws"].round(1),
-            off: table["share_off"].map("{:.3f}".format),
-            f"{off}, all rows": table["share_off_all_rows"].map("{:.3f}".format),
             above: table["share_above_tol"].map("{:.3f}".format),
+            off: table["share_off"].map("{:.3f}".format),
+            f"{off} with stderr <= {tol:g}": table["share_off_within_tol"].map("{:.3f}".format),
+            f"{off}, all rows": table["share_off_all_rows"].map("{:.3f}".format),
             "RMSE": table["rmse"].map("{:.4f}".format),
-            "fixed K with as few off": table["fixed_by_share_off"].map(_count),
-            "draws / that K": table["ratio_by_share_off"].round(2),
-            f"fixed K with as few {above}": table["fixed_by_share_above_tol"].map(_count),
-            "draws / this K": table["ratio_by_share_above_tol"].round(2),
             "seconds": table["seconds"].round(1),
         }
     )
-    distrusted = dict.fromkeys(zip(shown["posterior"], table["khat_above_0.7"], strict=True))
+    adaptive = table[table["fixed_by_share_off"].notna()]
+    compared = pd.DataFrame(
+        {
+            "posterior": adaptive["posterior"],
+            "draws": adaptive["draws"],
+            "draws spent a row": adaptive["mean_draws"].round(1),
+            f"fixed K with as few {above}": adaptive["fixed_by_share_above_tol"].map(_count),
+            "draws / that K": adaptive["ratio_by_share_above_tol"].map(_ratio),
+            f"fixed K with as few {off}": adaptive["fixed_by_share_off"].map(_count),
+            "draws / this K": adaptive["ratio_by_share_off"].map(_ratio),
+        }
+    )
+    distrusted = dict.fromkeys(zip(table["posterior"], table["khat_above_0.7"], strict=True))
     shares = ", ".join(f"{share:.3f} of {posterior}" for posterior, share in distrusted)
     parts = [
         f"# {title}: draws that adapt against a fixed number",
-        as_text(shown, "md"),
+        as_text(compared, "md"),
+        "Which fixed K is as good has two answers. By the rows' own standard errors, it is the K "
+        f"that leaves as few rows above the tolerance of {tol:g} nats: this is what `tol` bounds. "
+        f"By their errors, the K that leaves as few rows more than {2 * tol:g} nats off a long "
+        "run. The second is the harder, because weights with a heavy tail can deceive the rule in "
+        "two ways: a row whose largest weights have not come yet has a small standard error, and "
+        f"stops too early; and a row whose k-hat is above {KHAT_LIMIT} after {KHAT_DRAWS:,} draws "
+        "is left, although its error may still fall. Rows that no draws bring within the tolerance "
+        f"are left by their k-hat or cost all {FIXED[-1]:,} draws.",
+        "## Every number of draws",
+        as_text(every, "md"),
         f"Made by `{command}` from the lowest seed of each posterior, on {rows} drawn at "
-        "random, anomalies among them.",
-        f"Errors are against the log evidence of {reference:,} other draws. A row is off where its "
-        f"error is more than {2 * tol:g} nats, twice the tolerance. Rows whose k-hat is above "
-        f"{KHAT_LIMIT} there have no evidence to be compared with (shares: {shares}): they count "
-        "in the draws spent, and in the shares of all rows and of standard errors alone.",
+        "random, anomalies among them. Rows that are alike have the same draws: where a table "
+        "repeats its rows, a few decide, and `--distinct` is the fairer judge.",
+        f"Errors are against the log evidence of {reference:,} other draws. Rows whose k-hat is "
+        f"above {KHAT_LIMIT} there have no evidence to be compared with (shares: {shares}): they "
+        "count in the draws spent, and in the shares of all rows and of standard errors alone.",
         f"With tol={tol:g}, rows above that standard error are drawn on to {GROWTH} times their "
-        f"draws, again and again, up to {FIXED[-1]:,}; those with a k-hat above "
-        f"{KHAT_LIMIT} after {KHAT_DRAWS:,} draws are left. The fixed K of equal accuracy is read "
-        "off the fixed lines, once by the share of rows that are off, once by that of rows whose "
-        "own standard error is above the tolerance. A tolerance evens out the rows' errors: it "
-        "saves draws where all rows have to be good, and none in the mean square, to which a draw "
-        "of a good row and one of a bad row count alike.",
+        f"draws, again and again, up to {FIXED[-1]:,}. The fixed K is read off the fixed lines. "
+        "A tolerance evens out the rows' errors: it saves draws where all rows have to be good, "
+        "and none in the mean square, to which a draw of a good row and one of a bad row count "
+        "alike.",
     ]
     return "\n\n".join(parts) + "\n"
 
 
 def _count(draws: float) -> str:
-    if math.isnan(draws):
-        return ""
     return f"{draws:.0f}" if draws < math.inf else f"more than {FIXED[-1]}"
+
+
+def _ratio(value: float) -> str:
+    return "" if math.isnan(value) else f"{value:.2f}"
 
 
 def main() -> None:

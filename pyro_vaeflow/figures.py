@@ -50,6 +50,7 @@ def _beside_truth(maps: Mapping[str, np.ndarray], name: str, path: Path) -> None
     figure = plot_score_maps(
         panels,
         reference=(xx, yy, truth),
+        label="score, nats",
         limits=(float(truth.min()), float(truth.max())),
         linear_width=10.0,
     )

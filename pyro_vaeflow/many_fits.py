@@ -46,8 +46,8 @@ class ManyPotentials(PyroModule):
 class ManyGuides(nn.Module):
     """Guides of one architecture as one: row i is drawn from guide i; x holds the rows' i.
 
-    The parameters are stacked copies of the guides' own; buffers too, for masks differ with the
-    random order of a spline's coordinates.
+    The parameters are stacked copies of the guides' own. Masks are those of the first: they say in
+    which order layers take the coordinates, which the architecture decides.
 
     Example:
         >>> many = ManyGuides([FlowGuide("planar", 2) for _ in range(3)])
@@ -58,14 +58,13 @@ class ManyGuides(nn.Module):
     def __init__(self, guides: Sequence[FlowGuide]) -> None:
         super().__init__()
         self.first = (guides[0],)  # in a tuple, for its own parameters are not trained
-        parameters, self.masks = torch.func.stack_module_state(list(guides))
+        parameters, _ = torch.func.stack_module_state(list(guides))
         self.names = list(parameters)
         self.stacked = nn.ParameterList(parameters.values())
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         rows = x.squeeze(-1).long()
-        state = self.masks | dict(zip(self.names, self.stacked, strict=True))
-        values = {name: value[rows] for name, value in state.items()}
+        values = {n: p[rows] for n, p in zip(self.names, self.stacked, strict=True)}
         base = dist.Normal(values.pop("loc"), values.pop("log_scale").exp()).to_event(1)
         transforms = _transforms(self.first[0].flow, values)
         with pyro.plate("data", len(x)):

@@ -18,7 +18,7 @@ from pyro_vaeflow.datasets import ring_log_density
 from pyro_vaeflow.draw_study import fixed_as_good
 from pyro_vaeflow.fanout import run_all
 from pyro_vaeflow.gap_study import GapSettings, file_name
-from pyro_vaeflow.importance import log_evidence
+from pyro_vaeflow.importance import log_evidence, log_evidence_stderr
 from pyro_vaeflow.measured_gaps import held_out_rows
 from pyro_vaeflow.prior_gap import prior_gap
 from pyro_vaeflow.report import write_tables
@@ -119,6 +119,10 @@ def test_the_draws_table_has_each_number_and_the_errors_of_its_scores(out: Path)
     assert found["mean_draws"] == 400
     believed = error[long.khat <= 0.7].abs()
     assert found["share_off"] == pytest.approx((believed > 0.4).double().mean().item())
+    trusted = log_evidence_stderr(weights)[long.khat <= 0.7] <= 0.2
+    hidden = (believed > 0.4) & trusted
+    assert found["share_off_within_tol"] == pytest.approx(hidden.double().mean().item())
+    assert 0.0 < found["share_above_tol"] < 1.0
     adaptive = table[table["draws"] == "25, tol=0.2"]
     assert (adaptive["mean_draws"] >= 25).all()
     assert "15 distinct test rows" in (out / "draws-distinct.md").read_text()
