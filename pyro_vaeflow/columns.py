@@ -144,8 +144,8 @@ def learn_column(values: pd.Series, kind: str | None = None) -> Column:
     if kind == "categorical" or (kind is None and not is_numeric(values)):
         text = as_text(values).dropna()
         _check_any(name, len(text))
-        counts = text.value_counts()
-        levels = sorted(counts.index)
+        rows_of = text.value_counts()
+        levels = sorted(rows_of.index)
         chosen = kind is not None or isinstance(values.dtype, pd.CategoricalDtype)
         if len(levels) > 2 and not chosen and all(map(_spells, levels)):
             warnings.warn(
@@ -153,7 +153,7 @@ def learn_column(values: pd.Series, kind: str | None = None) -> Column:
                 " convert it with pd.to_numeric, or say what it is with kinds",
                 stacklevel=2,
             )
-        num_single = int((counts == 1).sum())
+        num_single = int((rows_of == 1).sum())
         if num_single > max(ONE_OFF * len(text), FEWEST_NAMES) and not chosen:
             warnings.warn(
                 f"column {name!r} holds a text of its own in {num_single} of {len(text)} rows: in "
@@ -274,7 +274,7 @@ def _text(value: Any) -> Any:
     if isinstance(value, bool | np.bool_) or not isinstance(value, Real | Decimal):
         return value
     if isinstance(value, Integral) or float(value).is_integer():
-        return str(int(value))
+        return str(int(value))  # type: ignore[arg-type]  # Real has no __int__, its kinds do
     return f"{float(value):.15g}"
 
 

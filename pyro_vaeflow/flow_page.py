@@ -43,8 +43,8 @@ Means (dots) and intervals of the table; light marks are single data sets.
 ![what lies between the classes, and what a flow adds](figures/margins.png)
 
 Nats, medians over test rows, means over runs of flows beside their base: the margin is what lies
-between the classes, the slack is the base's log evidence less its ELBO, the gain is the flow's evidence less the
-base's; the rank correlation is of the two models' evidence of the same test rows.
+between the classes, the slack is the base's log evidence less its ELBO, the gain is the flow's
+evidence less the base's; the rank correlation is of the two models' evidence of the same rows.
 
 What other choices do to AUROC, in points, all else alike (the size is the mean over data sets of
 the effect's magnitude):

@@ -1,5 +1,8 @@
 """Why detection hardly moves: what a flow adds beside what lies between the classes."""
 
+from collections.abc import Mapping
+from typing import Any
+
 import pandas as pd
 from scipy.stats import spearmanr
 
@@ -23,8 +26,9 @@ def why_text(rows: pd.DataFrame, table: pd.DataFrame) -> str:
     share = both["widened"] / both["margin"]
     rank = spearmanr(share, both[AUROC[0]]).statistic
     of_sets = both.groupby("dataset")[[*MARGINS, "widened", AUROC[0]]].mean()
-    kdd, most = of_sets.loc[KDD], str(of_sets[AUROC[0]].abs().idxmax())
-    name, other = most.removeprefix("adbench:"), of_sets.loc[most]
+    means = of_sets.to_dict("index")
+    most = str(of_sets[AUROC[0]].abs().idxmax())
+    kdd, name, other = means[KDD], most.removeprefix("adbench:"), means[most]
     return (
         f"On KDD {kdd['margin']:.0f} nats of the base's evidence lie between the median inlier and "
         f"the median outlier. Its bound is short of the evidence by {kdd['slack_inliers']:.2f} "
@@ -73,7 +77,7 @@ def moves(table: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(found)
 
 
-def _percent(means: pd.Series) -> str:
+def _percent(means: Mapping[Any, float]) -> str:
     return f"{100 * means['widened'] / means['margin']:.1f}%"
 
 
