@@ -105,6 +105,8 @@ By the evidence of inliers {best} gains most over the base, {best_gain} nats a r
 ## Threats to validity
 
 - Few seeds and data sets: percentile intervals of so few are too narrow rather than too wide.
+- Each interval is of one comparison, and the page has dozens: one in twenty leaves out the truth by
+  chance.
 - One learning rate and number of steps for all: a posterior that learns more slowly is at a
   disadvantage.
 - At most 10,000 rows of each part: KDD's figures are not those of the paper's protocol.

@@ -11,6 +11,7 @@ from pyro_vaeflow.flow_figures import MARGINS, central, complete
 from pyro_vaeflow.flow_words import said
 
 KDD = "kddcup99"
+LIKELIHOOD = "mixed likelihood for Bernoulli"
 AUROC = ("auroc_importance", "auroc_reconstruction")
 
 
@@ -66,7 +67,7 @@ def moves(table: pd.DataFrame) -> pd.DataFrame:
     The size is the mean over data sets of the effect's magnitude, whatever its sign in each.
     """
     found = []
-    for name, rows in _choices(table).items():
+    for name, rows in choices(table).items():
         row: dict[str, object] = {"choice": name, "pairs": len(rows)}
         for measure in AUROC if len(rows) else ():
             by = measure.removeprefix("auroc_")
@@ -81,7 +82,7 @@ def _percent(means: Mapping[Any, float]) -> str:
     return f"{100 * means['widened'] / means['margin']:.1f}%"
 
 
-def _choices(table: pd.DataFrame) -> dict[str, pd.DataFrame]:
+def choices(table: pd.DataFrame) -> dict[str, pd.DataFrame]:
     """Differences that each choice makes, all else alike, where the table has both sides."""
     inner = central(table)
     found = {"a flow for the base VAE": complete(paired(inner))}
@@ -94,7 +95,7 @@ def _choices(table: pd.DataFrame) -> dict[str, pd.DataFrame]:
             found[f"{kind} schedule for none"] = rows[rows["annealing.kind"] == kind]
     if "preprocessing" in table:
         apart = ("preprocessing", "likelihood")
-        found["mixed likelihood for Bernoulli"] = paired(table, {"preprocessing": "minmax"}, apart)
+        found[LIKELIHOOD] = paired(table, {"preprocessing": "minmax"}, apart)
     return found
 
 

@@ -98,6 +98,12 @@ def test_the_words_follow_the_numbers(gain: float, verb: str) -> None:
     table = summary({"elbo": gain}, noise=0.02)
     said = findings(table, rows_of(table))["answer"]
     assert said.startswith(f"A more flexible posterior {verb}")
+    assert "likelihood" not in said
+    other = table.assign(preprocessing="minmax", likelihood="bernoulli")
+    other["auroc_importance"] -= 0.1
+    both = pd.concat([table.assign(preprocessing="mixed", likelihood="mixed"), other])
+    again = findings(both.reset_index(drop=True), rows_of(table))["answer"]
+    assert "Bernoulli moves the former by +10.00" in again
     number = re.search(r"the test bound, by ([+-]\d\.\d\d)", said)
     assert float(number[1]) == pytest.approx(gain, abs=0.015)
 
