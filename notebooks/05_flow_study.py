@@ -28,7 +28,7 @@ import pandas as pd
 from pyro_vaeflow.effects import effects, paired
 from pyro_vaeflow.flow_figures import central, complete, study_figures
 
-matplotlib.rcParams["figure.dpi"] = 56  # six panels at once
+matplotlib.rcParams["figure.dpi"] = 50  # six panels at once
 
 # %% [markdown]
 # `VAEFLOW_QUICK` leaves out the bootstrap's table; nothing is trained here.
