@@ -13,7 +13,7 @@ MIB = 2**20
 
 
 def measure(sizes: tuple[int, int], num_samples: int, num_rounds: int) -> Iterator[Line]:
-    """MiB above rows, scores and the start, for the larger number of rows and the smaller.
+    """Peak MiB of the process above rows and scores, for the larger number of rows and the smaller.
 
     `num_samples` draws a row; the rows of a chunk, and so its memory, follow from it. Medians of
     `num_rounds` processes: how much of the memory that is kept for the next chunk was there at the
@@ -21,7 +21,7 @@ def measure(sizes: tuple[int, int], num_samples: int, num_rounds: int) -> Iterat
     """
     small, large = (median(_peak(size, num_samples) for _ in range(num_rounds)) for size in sizes)
     case = f"{sizes[1]:,} rows beside {sizes[0]:,}, {num_samples} draws"
-    yield Line("memory", case, large, small, "MiB above the rows, their scores and the start")
+    yield Line("memory", case, large, small, "MiB of the process above the rows and their scores")
 
 
 def _peak(num_rows: int, num_samples: int) -> float:
@@ -47,10 +47,9 @@ def _main(num_rows: int, num_samples: int) -> None:
     x = torch.empty(num_rows, NUM_FEATURES).uniform_()
     model, guide = programs(cases()["base VAE"])
     train(model, guide, x, num_steps=1, progress=False)
-    before = _resident()
     scores = score(model, guide, x, num_samples=num_samples)
-    own = sum(getattr(scores, name).nbytes for name in scores.__dataclass_fields__) / MIB
-    print(json.dumps(_resident() - before - own))
+    data = [x, *(getattr(scores, name) for name in scores.__dataclass_fields__)]
+    print(json.dumps(_resident() - sum(tensor.nbytes for tensor in data) / MIB))
 
 
 if __name__ == "__main__":

@@ -92,7 +92,8 @@ def score(
     else:
         scores = adaptive(of_round, args, num_samples, tol, max_samples, seed)
     warn_of_tails(scores.khat)
-    if lost := scores.log_evidence.isnan().nonzero().squeeze(-1).tolist():
+    lost = scores.log_evidence.isnan().nonzero().squeeze(-1)
+    if len(lost):
         warnings.warn(
             f"{len(lost)} of {len(args[0])} rows have no score, row {lost[0]} first: their log "
             "weights are NaN. Are there entries of x that are NaN, infinite or huge?",
@@ -104,9 +105,9 @@ def score(
 
 def warn_of_tails(khat: torch.Tensor) -> None:
     """Warns the caller's caller of rows ``(num_data,)`` whose k-hat is above `KHAT_LIMIT`."""
-    rows = (khat > KHAT_LIMIT).nonzero().squeeze(-1).tolist()
-    if rows:
-        shown = ", ".join(map(str, rows[:5])) + (", ..." if len(rows) > 5 else "")
+    rows = (khat > KHAT_LIMIT).nonzero().squeeze(-1)  # no list: a million ints take 40 MiB
+    if len(rows):
+        shown = ", ".join(map(str, rows[:5].tolist())) + (", ..." if len(rows) > 5 else "")
         warnings.warn(
             f"{len(rows)} of {len(khat)} rows have k-hat above {KHAT_LIMIT} (rows {shown}): a few "
             "draws have all the weight, and the log evidence is probably too low. Try more flows, "
