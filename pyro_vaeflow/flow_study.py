@@ -14,7 +14,7 @@ import pandas as pd
 from pyro_vaeflow.effects import BASE, FEWEST, Effect, effect, effects, paired
 from pyro_vaeflow.flow_figures import central, complete, of_posterior, posteriors, study_figures
 from pyro_vaeflow.flow_page import PAGE
-from pyro_vaeflow.flow_why import LIKELIHOOD, choices, moves, why_table, why_text
+from pyro_vaeflow.flow_why import LIKELIHOOD, choices, moves, why_table, why_text, with_auroc
 from pyro_vaeflow.flow_words import VERDICTS, over_sets, said, verb, verdict, wrapped
 from pyro_vaeflow.margins import margins
 from pyro_vaeflow.report import write_tables
@@ -68,16 +68,17 @@ def findings(table: pd.DataFrame, rows: pd.DataFrame) -> dict[str, object]:
     cells = differences[["dataset", "seed", "latent_dim"]].drop_duplicates()
     compared = factorial.merge(cells)  # the base where it is compared with flows
     base, flows = (compared[(compared["model"] == BASE) == is_base] for is_base in (True, False))
+    of_choices, known = choices(table), with_auroc(rows, table)
     best = max(posteriors(differences), key=lambda p: _gain(differences, p))
     return {
         "progress": progress(table),
-        "answer": answer(differences, base, flows, choices(table).get(LIKELIHOOD)),
+        "answer": answer(differences, base, flows, of_choices.get(LIKELIHOOD)),
         "pairs": len(differences),
         "seeds": _seeds(table),
         "effects": _table(effects(differences, ["model", "num_flows"], [*SHOWN]), [*SHOWN]),
-        "why": why_text(rows, table),
-        "margins": as_text(why_table(rows, table), "md"),
-        "moves": as_text(moves(table), "md"),
+        "why": why_text(known),
+        "margins": as_text(why_table(known), "md"),
+        "moves": as_text(moves(of_choices), "md"),
         "gaps": as_text(_gap_table(compared), "md"),
         "planar_verdict": planar_is_limited(factorial),
         "planar": _by_size(differences, "planar"),

@@ -15,15 +15,22 @@ LIKELIHOOD = "mixed likelihood for Bernoulli"
 AUROC = ("auroc_importance", "auroc_reconstruction")
 
 
-def why_text(rows: pd.DataFrame, table: pd.DataFrame) -> str:
-    """What the margins say of KDD, and whether they say where detection moves.
+def with_auroc(rows: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:
+    """The rows beside what their flow changed of AUROC.
 
     Args:
         rows: as of `pyro_vaeflow.margins.margins`.
         table: the study's summary, a row a run.
     """
-    both = _with_auroc(central(rows), table)
-    both["widened"] = both["gain_inliers"] - both["gain_outliers"]
+    changed = paired(table)
+    cell = [name for name in ("dataset", "seed", *POSTERIOR, *CELL) if name in changed]
+    return rows.merge(changed[[*cell, AUROC[0]]], on=cell, validate="one_to_one")
+
+
+def why_text(rows: pd.DataFrame) -> str:
+    """What margins with AUROC say of KDD, and whether they say where detection moves."""
+    both = central(rows)
+    both = both.assign(widened=both["gain_inliers"] - both["gain_outliers"])
     share = both["widened"] / both["margin"]
     rank = spearmanr(share, both[AUROC[0]]).statistic
     of_sets = both.groupby("dataset")[[*MARGINS, "widened", AUROC[0]]].mean()
@@ -45,7 +52,7 @@ def why_text(rows: pd.DataFrame, table: pd.DataFrame) -> str:
     )
 
 
-def why_table(rows: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:
+def why_table(rows: pd.DataFrame) -> pd.DataFrame:
     """Means over the flows' runs: a row a data set, and one of KDD under the paper's likelihood."""
     paper = rows[(rows["dataset"] == KDD) & (rows["preprocessing"] == "minmax")]
     groups = {str(name): group for name, group in central(rows).groupby("dataset")}
@@ -53,21 +60,20 @@ def why_table(rows: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:
         groups[f"{KDD}, Bernoulli"] = paper
     found = []
     for name, group in groups.items():
-        both = _with_auroc(group, table)
-        means = {n.replace("_", ", "): f"{both[n].mean():.2f}" for n in MARGINS}
-        means["rank correlation"] = f"{both['rank_correlation'].mean():.3f}"
-        means["AUROC, points"] = f"{100 * both['auroc_importance'].mean():+.2f}"
-        found.append({"data set": name, "pairs": len(both)} | means)
+        means = {n.replace("_", ", "): f"{group[n].mean():.2f}" for n in MARGINS}
+        means["rank correlation"] = f"{group['rank_correlation'].mean():.3f}"
+        means["AUROC, points"] = f"{100 * group[AUROC[0]].mean():+.2f}"
+        found.append({"data set": name, "pairs": len(group)} | means)
     return pd.DataFrame(found)
 
 
-def moves(table: pd.DataFrame) -> pd.DataFrame:
-    """What each choice does to detection: effects on AUROC, in points.
+def moves(of_choices: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
+    """What each of the `choices` does to detection: effects on AUROC, in points.
 
     The size is the mean over data sets of the effect's magnitude, whatever its sign in each.
     """
     found = []
-    for name, rows in choices(table).items():
+    for name, rows in of_choices.items():
         row: dict[str, object] = {"choice": name, "pairs": len(rows)}
         for measure in AUROC if len(rows) else ():
             by = measure.removeprefix("auroc_")
@@ -97,10 +103,3 @@ def choices(table: pd.DataFrame) -> dict[str, pd.DataFrame]:
         apart = ("preprocessing", "likelihood")
         found[LIKELIHOOD] = paired(table, {"preprocessing": "minmax"}, apart)
     return found
-
-
-def _with_auroc(rows: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:
-    """The rows beside what their flow changed of AUROC."""
-    changed = paired(table)
-    cell = [name for name in ("dataset", "seed", *POSTERIOR, *CELL) if name in changed]
-    return rows.merge(changed[[*cell, AUROC[0]]], on=cell, validate="one_to_one")

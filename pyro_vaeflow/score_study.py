@@ -7,15 +7,14 @@ and parts.md. Nothing is trained or scored anew.
 from argparse import ArgumentParser
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 from scipy.stats import iqr, spearmanr
 
 from pyro_vaeflow.checked import ConfigError
 from pyro_vaeflow.metrics import auroc
-from pyro_vaeflow.report import as_text
-from pyro_vaeflow.results import FinishedRun, finished_runs
+from pyro_vaeflow.results import FinishedRun, finished_runs, read_arrays
 from pyro_vaeflow.tables import IDENTITY, by_run, mean_std, settings_apart, summary
+from pyro_vaeflow.text_tables import as_text
 
 HEADINGS = {  # AUROC, shown in %
     "auroc_reconstruction": "reconstruction",
@@ -57,14 +56,14 @@ def parts(run: FinishedRun) -> dict[str, float]:
     """AUROC of the KL term and of the negative ELBO; spreads of inliers, interquartile, in nats.
 
     Raises:
-        ConfigError: the run's folder has no scores.
+        ConfigError: the run's folder has no scores, or none that can be read.
     """
     path = run.folder / "scores.npz"
     if not path.is_file():
         raise ConfigError(f"{run.folder} has no scores.npz: remove the folder and run again")
-    with np.load(path, allow_pickle=False) as kept:
-        is_anomaly, elbo = kept["is_anomaly"], kept["elbo"].astype(float)
-        reconstruction = -kept["expected_log_likelihood"].astype(float)
+    kept = read_arrays(path)
+    is_anomaly, elbo = kept["is_anomaly"], kept["elbo"].astype(float)
+    reconstruction = -kept["expected_log_likelihood"].astype(float)
     kl, inlier = -elbo - reconstruction, is_anomaly == 0
     return {
         "auroc_kl": auroc(is_anomaly, kl),

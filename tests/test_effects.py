@@ -176,7 +176,7 @@ def test_margins_are_of_the_flow_beside_the_base_of_its_cell(tmp_path: Path) -> 
 def test_what_moves_detection_is_told_apart() -> None:
     table = summary({}, noise=0.0)
     table["auroc_importance"] += 0.02 * (table["latent_dim"] == 8)
-    found = moves(table).set_index("choice")["by importance"]
+    found = moves(choices(table)).set_index("choice")["by importance"]
     assert found["8 latents for 2"].startswith("+2.00")
     assert found["32 latents for 8"].startswith("-2.00")
     assert found["a flow for the base VAE"].startswith("+0.00")
