@@ -29,7 +29,7 @@ RING = ExperimentConfig(
 # hash of each preset's digests in order, and how many there are.
 DIGESTS = {
     "adbench": (209, "3a62eb2e"),
-    "kdd": (11, "781c23c0"),
+    "kdd": (11, "85da4440"),
     "kdd-paper": (5, "d85551f8"),
     "kdd-width": (6, "d901a9d0"),
     "quickstart": (6, "894bd2a8"),
