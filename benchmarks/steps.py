@@ -14,6 +14,9 @@ from pyro_vaeflow import train
 from pyro_vaeflow.config import ExperimentConfig
 from pyro_vaeflow.isolation import module_mode, seeded
 from pyro_vaeflow.recipe import annealing
+from pyro_vaeflow.replay import CHECKED
+
+FIRST = 1 + CHECKED  # steps of `train` that are recorded and checked: not like the later ones
 
 
 @dataclass(frozen=True)
@@ -41,13 +44,15 @@ class Steps:
             model,
             guide,
             self.x,
-            num_steps=self.num_steps + 1,
+            num_steps=FIRST + self.num_steps,
             batch_size=self.config.batch_size,
             learning_rate=rate,
             schedule=self._beta,
             progress=False,
+            replay=True,
         )
-        return history.frame["loss"].tolist()[:-1], _between(list(starts.values()))
+        losses = history.frame["loss"].tolist()[: self.num_steps]
+        return losses, _between(list(starts.values())[FIRST:])
 
     def fused(self) -> tuple[list[float], list[float]]:
         return self._by_hand(FUSED)

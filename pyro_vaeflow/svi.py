@@ -1,7 +1,8 @@
 """One SVI step as `train` takes it: ``pyro.infer.SVI``, one torch optimizer, per-row units."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from copy import copy
 from numbers import Real
 from typing import Any
@@ -14,9 +15,60 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.runtime import Message
 from pyro.poutine.trace_struct import Trace
 
+from pyro_vaeflow.annealing import CapacityELBO, anneal
 from pyro_vaeflow.group import ALONE, Group
+from pyro_vaeflow.group_noise import part_of_noise
 from pyro_vaeflow.isolation import Program, UnseenParams, without_names
 from pyro_vaeflow.noise import stream
+from pyro_vaeflow.traces import Args, row_terms
+
+Report = tuple[float, float, float]  # of a step, nats a row: loss, log-likelihood, KL
+
+
+class SVIStep:
+    """A step of training: draws, the loss and its gradients, and the parameters' move.
+
+    Args:
+        optim: of all parameters of the programs.
+        loss: of ``pyro.infer``; a copy of it is used.
+        batch_size: rows a step, those of all processes of the group.
+        num_data: rows in all.
+    """
+
+    def __init__(
+        self,
+        model: Program,
+        guide: Program,
+        optim: "OneOptimizer",
+        loss: ELBO,
+        *,
+        plate: str,
+        batch_size: int,
+        num_data: int,
+        group: Group = ALONE,
+    ) -> None:
+        self.optim, self.plate, self.group = optim, plate, group
+        self.batch_size = batch_size
+        self.last = LastTraces()
+        self.loss = self.last.watch(loss)
+        self.svi = make_svi(model, guide, optim, self.loss)
+        self.per_row = PerRow(plate, batch_size, num_data, group)
+
+    def __call__(self, batch: Args, level: float) -> Report:
+        """Takes the step with these rows of this process, at this beta or capacity."""
+        noise = part_of_noise(self.group, self.batch_size, batch[0].device, self.plate)
+        with self.at(level), noise:
+            value = self.svi.step(*batch)
+        with torch.no_grad():
+            terms = row_terms(self.last.model, self.last.guide, plate=self.plate)
+        return value, terms.log_likelihood.mean().item(), terms.kl.mean().item()
+
+    @contextmanager
+    def at(self, level: float) -> Iterator[None]:
+        """Runs of the programs inside are in nats a row, and annealed."""
+        annealed = self.loss.at if isinstance(self.loss, CapacityELBO) else anneal
+        with pyro.validation_enabled(False), self.per_row, annealed(level):
+            yield
 
 
 def make_svi(model: Program, guide: Program, optim: "OneOptimizer", loss: ELBO) -> SVI:
@@ -70,7 +122,7 @@ class OneOptimizer(PyroOptim):
             self.add_late(dict(store.named_parameters()))
         values = list(self.parameters.values())
         self.group.add_gradients(values, stream(values[0].device))
-        norm = torch.nn.utils.get_total_norm([p.grad for p in values if p.grad is not None])
+        norm = self.norm()
         self.grad_norm = norm.item()
         if math.isfinite(self.grad_norm):  # else keep the last good parameters: train stops
             if self.clip_norm is not None:
@@ -83,6 +135,11 @@ class OneOptimizer(PyroOptim):
                 if p.grad is not None and not p.grad.isfinite().all()
             ]
         self.torch_optimizer.zero_grad()
+
+    def norm(self) -> torch.Tensor:
+        """Of the joint gradient."""
+        found = [p.grad for p in self.parameters.values() if p.grad is not None]
+        return torch.nn.utils.get_total_norm(found)
 
     def add_late(self, stored: dict[str, torch.Tensor]) -> None:
         """Takes on each ``pyro.param`` behind a branch that no step had reached before."""

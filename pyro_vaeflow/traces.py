@@ -138,12 +138,12 @@ def row_terms(model_trace: Trace, guide_trace: Trace, plate: str = "data") -> Ro
     """
     zero = torch.zeros(())
     log_likelihood, log_prior, log_guide = zero, zero, zero
-    for site in _sample_sites(model_trace):
+    for site in sample_sites(model_trace):
         if site["is_observed"]:
             log_likelihood = log_likelihood + _per_row(site, plate)
         else:
             log_prior = log_prior + _per_row(site, plate)
-    for site in _sample_sites(guide_trace):
+    for site in sample_sites(guide_trace):
         log_guide = log_guide + _per_row(site, plate)
     return RowTerms(*torch.broadcast_tensors(log_likelihood, log_prior, log_guide))
 
@@ -184,7 +184,7 @@ def check_contract(
             _check_names(model_trace, guide_trace)
             _check_plate("model", model_trace, plate, len(few[0]), shared_latents)
             _check_parameters(model, guide, few, known)
-            sites = [*_sample_sites(model_trace), *_sample_sites(guide_trace)]
+            sites = [*sample_sites(model_trace), *sample_sites(guide_trace)]
             frames = {frame for site in sites for frame in site["cond_indep_stack"]}
             depth = max(-frame.dim for frame in frames if frame.vectorized)
             if not shared_latents:
@@ -192,7 +192,8 @@ def check_contract(
     return depth
 
 
-def _sample_sites(trace: Trace) -> Iterable[Any]:
+def sample_sites(trace: Trace) -> Iterable[Any]:
+    """The random sites of a trace, in order."""
     return (
         site
         for site in trace.nodes.values()
@@ -251,8 +252,8 @@ def _check_parameters(model: Program, guide: Program, args: Args, known: set[str
 
 
 def _check_names(model_trace: Trace, guide_trace: Trace) -> None:
-    latents = {s["name"] for s in _sample_sites(model_trace) if not s["is_observed"]}
-    guided = {s["name"] for s in _sample_sites(guide_trace) if not s["is_observed"]}
+    latents = {s["name"] for s in sample_sites(model_trace) if not s["is_observed"]}
+    guided = {s["name"] for s in sample_sites(guide_trace) if not s["is_observed"]}
     if missing := sorted(latents - guided):
         raise ValueError(f"the guide has no site for the model's latent {missing}; it has {guided}")
     if extra := sorted(guided - latents):
@@ -260,7 +261,7 @@ def _check_names(model_trace: Trace, guide_trace: Trace) -> None:
 
 
 def _check_plate(role: str, trace: Trace, plate: str, num_data: int, shared_latents: bool) -> None:
-    frames = {f.name: f for site in _sample_sites(trace) for f in site["cond_indep_stack"]}
+    frames = {f.name: f for site in sample_sites(trace) for f in site["cond_indep_stack"]}
     if plate not in frames:
         raise ValueError(
             f"the {role} has no site inside a plate named {plate!r} (plates: {sorted(frames)}); "
@@ -277,7 +278,7 @@ def _check_plate(role: str, trace: Trace, plate: str, num_data: int, shared_late
             f"plate {plate!r} of the {role} has {size} rows where x has {num_data}; "
             f"make its size len(x), without subsampling: train draws the mini-batches"
         )
-    for site in _sample_sites(trace):
+    for site in sample_sites(trace):
         if _frame(site, plate) is None and not (shared_latents and not site["is_observed"]):
             raise ValueError(
                 f"site {site['name']!r} of the {role} is outside plate {plate!r}; per-row scores "

@@ -15,11 +15,10 @@ import torch
 from pyro.infer import ELBO, Trace_ELBO
 from tqdm.auto import tqdm
 
-from pyro_vaeflow.annealing import CapacityELBO, Schedule, anneal, constant
+from pyro_vaeflow.annealing import Schedule, constant
 from pyro_vaeflow.fingerprint import plain_text
 from pyro_vaeflow.footprint import hold_memory
 from pyro_vaeflow.group import Group, joined
-from pyro_vaeflow.group_noise import part_of_noise
 from pyro_vaeflow.group_training import check_group, lost_group
 from pyro_vaeflow.interrupt import InterruptedWarning, ctrl_c
 from pyro_vaeflow.isolation import (
@@ -30,12 +29,13 @@ from pyro_vaeflow.isolation import (
     param_scope,
     seeded,
 )
+from pyro_vaeflow.replay import WORTH, ReplayedStep, can_replay
 from pyro_vaeflow.resume import Checkpoint, folder_of, keeping
 from pyro_vaeflow.run_state import RECORD, Run
 from pyro_vaeflow.scoring import score
 from pyro_vaeflow.sizes import check_size
-from pyro_vaeflow.svi import LastTraces, OneOptimizer, PerRow, make_svi
-from pyro_vaeflow.traces import Args, as_args, check_contract, row_terms, run_once, take_rows
+from pyro_vaeflow.svi import LastTraces, OneOptimizer, Report, SVIStep
+from pyro_vaeflow.traces import Args, as_args, check_contract, run_once, take_rows
 from pyro_vaeflow.watchers import tell
 
 ADAM = partial(torch.optim.Adam, fused=True)  # fused: one call for all parameters
@@ -90,6 +90,7 @@ def train(
     seed: int = 0,
     progress: bool = True,
     checkpoint: Checkpoint | str | Path | None = None,
+    replay: bool | None = None,
 ) -> History:
     r"""Fits `model` and `guide` to the rows of `x` by SVI; returns the history, in nats a row.
 
@@ -125,6 +126,10 @@ def train(
         checkpoint: a folder, or a `Checkpoint`. What the steps change is kept there, and the same
             call with programs made as before, in a new process say, goes on from there: it ends
             with the parameters and history of a training that nothing stopped, bit for bit.
+        replay: whether a step's torch operations are recorded once and replayed, without the
+            programs: the same numbers in less time, if nothing that Python decides changes from
+            step to step. By default only in long trainings of programs of which that is known,
+            those whose parts all come with this package, Pyro or torch.
 
     Raises:
         ValueError: the contract is broken, there is nothing to train, or an argument is out of
@@ -136,6 +141,7 @@ def train(
 
     Warns:
         InterruptedWarning: Ctrl-C was pressed; says how to go on.
+        NoReplayWarning: with ``replay=True``, that it cannot be done, and why.
 
     Example:
         >>> from pyro_vaeflow import Guide, Model, cyclical, train
@@ -166,9 +172,7 @@ def train(
         check_contract(model, guide, args, plate=plate, seed=seed, shared_latents=held_out is None)
     batch_size = min(batch_size, num_data)
     draw = _Batches(num_data, batch_size, weights, seed)
-    last = LastTraces()
-    watched = last.watch(Trace_ELBO() if loss is None else loss)
-    annealed = watched.at if isinstance(watched, CapacityELBO) else anneal
+    loss = Trace_ELBO() if loss is None else loss
     level_at = constant(1.0) if schedule is None else schedule
     if not callable(level_at):
         raise TypeError(
@@ -180,7 +184,7 @@ def train(
         "batch_size": batch_size,
         "learning_rate": rate_at,
         "schedule": level_at,
-        "loss": plain_text(watched),
+        "loss": plain_text(loss),
         "clip_norm": clip_norm,
         "x": args,
         "weights": draw.weights,
@@ -205,11 +209,23 @@ def train(
             _make_parameters(model, guide, take_rows(args, draw(0).to(device)), seed)
         check_group(group, call, called)
         optim = OneOptimizer(named_parameters(model, guide), optimizer, clip_norm, group)
-        svi = make_svi(model, guide, optim, watched)
+        svi_step = SVIStep(
+            model,
+            guide,
+            optim,
+            loss,
+            plate=plate,
+            batch_size=batch_size,
+            num_data=num_data,
+            group=group,
+        )
         run = Run(model, guide, called, optim, device)
         keeper.take_up(run, group)
         records, best, first = run.records, run.best, len(run.records)
         start -= records[-1]["seconds"] if records else 0.0
+        take_step: Callable[[Args, float], Report] = svi_step
+        if replay or (replay is None and num_steps - first >= WORTH and can_replay(model, guide)):
+            take_step = ReplayedStep(svi_step, model, guide, told=bool(replay))
         finished = True
         steps = range(first, first if keeper.finished else num_steps)
         own = group.span(batch_size)
@@ -219,16 +235,11 @@ def train(
         for step in bar:
             optim.set_learning_rate(rate_at(step))
             batch = take_rows(args, draw(step)[own].to(device))
-            with pyro.validation_enabled(False), PerRow(plate, batch_size, num_data, group):
-                with annealed(level_at(step)), part_of_noise(group, batch_size, device, plate):
-                    value = svi.step(*batch)
-            with torch.no_grad():
-                terms = row_terms(last.model, last.guide, plate=plate)
-            found = [terms.log_likelihood.mean().item() * share, terms.kl.mean().item() * share]
-            found = group.total([value, *found, interruption.pressed])
-            value, log_likelihood, kl, pressed = found
+            value, log_likelihood, kl = take_step(batch, level_at(step))
+            found = [value, log_likelihood * share, kl * share, interruption.pressed]
+            value, log_likelihood, kl, pressed = group.total(found)
             if not (math.isfinite(value) and math.isfinite(optim.grad_norm)):
-                message = _explain(step, value, optim, last)
+                message = _explain(step, value, optim, svi_step.last)
                 raise NonFiniteError(message, History(_frame(records)))
             record = {
                 "step": step,
