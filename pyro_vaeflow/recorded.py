@@ -18,7 +18,8 @@ def recorded(function: Function, *inputs: torch.Tensor) -> Callable[..., list]:
     It is called without gradients. What Python code decides is decided for good.
 
     Raises:
-        RuntimeError: the function looks at the numbers in a tensor, as ``.item()`` does.
+        RuntimeError: the function looks at the numbers in a tensor, as ``.item()`` does, or the
+            shape of a result depends on them, as that of ``x[x > 0]`` does.
 
     Example:
         >>> def slope(x, w):
@@ -30,8 +31,21 @@ def recorded(function: Function, *inputs: torch.Tensor) -> Callable[..., list]:
     """
     leaves = [each.detach().requires_grad_(each.requires_grad) for each in inputs]
     module = make_fx(lambda *each: list(function(*each)))(*leaves)
+    for node in module.graph.nodes:
+        if _has_shape_of_numbers(node):
+            raise RuntimeError(f"the shape of what {node.target} gives depends on numbers")
     module.graph.eliminate_dead_code()
     return _compiled(module)
+
+
+def _has_shape_of_numbers(node: Node) -> bool:
+    if torch.Tag.dynamic_output_shape not in getattr(node.target, "tags", ()):
+        return False
+    if node.target is not torch.ops.aten.index.Tensor:
+        return True
+    indices: Any = node.args[1]
+    masks = (torch.bool, torch.uint8)  # whole numbers choose as many entries as there are of them
+    return any(each is not None and each.meta["val"].dtype in masks for each in indices)
 
 
 def _compiled(module: GraphModule) -> Callable[..., list]:
@@ -42,13 +56,14 @@ def _compiled(module: GraphModule) -> Callable[..., list]:
     """
     names = {node: f"v{number}" for number, node in enumerate(module.graph.nodes)}
     known: dict[str, Any] = {}  # what the lines name beside their variables
+    places: dict[int, str] = {}
 
     def named(value: Any) -> str:
         if isinstance(value, Node):
             return names[value]
         if isinstance(value, list | tuple):
             return f"[{', '.join(map(named, value))}]"
-        name = next((k for k, v in known.items() if v is value), f"k{len(known)}")
+        name = places.setdefault(id(value), f"k{len(places)}")
         known[name] = value
         return name
 

@@ -109,6 +109,7 @@ class OneOptimizer(PyroOptim):
         self.num_stored = len(pyro.get_param_store())
         self.grad_norm = 0.0
         self.not_finite: list[str] = []
+        self.before_step: Callable[[], object] = lambda: None  # it sees the gradients unclipped
 
     def set_learning_rate(self, value: float) -> None:
         if not (isinstance(value, Real) and 0.0 <= value < math.inf):
@@ -122,7 +123,8 @@ class OneOptimizer(PyroOptim):
             self.add_late(dict(store.named_parameters()))
         values = list(self.parameters.values())
         self.group.add_gradients(values, stream(values[0].device))
-        norm = self.norm()
+        self.before_step()
+        norm = torch.nn.utils.get_total_norm([p.grad for p in values if p.grad is not None])
         self.grad_norm = norm.item()
         if math.isfinite(self.grad_norm):  # else keep the last good parameters: train stops
             if self.clip_norm is not None:
@@ -135,11 +137,6 @@ class OneOptimizer(PyroOptim):
                 if p.grad is not None and not p.grad.isfinite().all()
             ]
         self.torch_optimizer.zero_grad()
-
-    def norm(self) -> torch.Tensor:
-        """Of the joint gradient."""
-        found = [p.grad for p in self.parameters.values() if p.grad is not None]
-        return torch.nn.utils.get_total_norm(found)
 
     def add_late(self, stored: dict[str, torch.Tensor]) -> None:
         """Takes on each ``pyro.param`` behind a branch that no step had reached before."""

@@ -128,8 +128,9 @@ def train(
             with the parameters and history of a training that nothing stopped, bit for bit.
         replay: whether a step's torch operations are recorded once and replayed, without the
             programs: the same numbers in less time, if nothing that Python decides changes from
-            step to step. By default only in long trainings of programs of which that is known,
-            those whose parts all come with this package, Pyro or torch.
+            step to step, in the programs, the schedules or what watches. By default only in long
+            trainings that nothing watches of programs of which that is known: those whose parts
+            all come with this package, Pyro or torch.
 
     Raises:
         ValueError: the contract is broken, there is nothing to train, or an argument is out of
@@ -194,6 +195,7 @@ def train(
         "plate": plate,
         "seed": seed,
     }
+    known = replay is None and can_replay(model, guide)
     hold_memory()
     start = time.perf_counter()
 
@@ -224,7 +226,7 @@ def train(
         records, best, first = run.records, run.best, len(run.records)
         start -= records[-1]["seconds"] if records else 0.0
         take_step: Callable[[Args, float], Report] = svi_step
-        if replay or (replay is None and num_steps - first >= WORTH and can_replay(model, guide)):
+        if replay or (known and num_steps - first >= WORTH):
             take_step = ReplayedStep(svi_step, model, guide, told=bool(replay))
         finished = True
         steps = range(first, first if keeper.finished else num_steps)

@@ -31,6 +31,11 @@ def watching(callback: Callback) -> Iterator[None]:
         _CALLBACKS.reset(token)
 
 
+def watched() -> bool:
+    """Whether a callback sees the steps of a training that is started here."""
+    return bool(_CALLBACKS.get())
+
+
 def tell(record: Mapping[str, float]) -> None:
     """Passes a step's record on to the callbacks, the outermost first."""
     for callback in _CALLBACKS.get():
