@@ -92,4 +92,4 @@ def feature_log_prob(distribution: Any, value: torch.Tensor) -> torch.Tensor:
 
 
 def _masked(features: torch.Tensor, mask: torch.Tensor | bool) -> torch.Tensor:
-    return scale_and_mask(features, mask=torch.as_tensor(mask).unsqueeze(-1))
+    return scale_and_mask(features, mask=torch.as_tensor(mask, device=features.device).unsqueeze(-1))

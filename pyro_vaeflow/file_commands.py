@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from pyro_vaeflow.group import Group
 
 SOME_REJECTED = 3  # exit status: all was done, and some rows could not be scored
-OWN = {"model", "guide", "progress", "random_state", "warm_start"}  # settings that files lack
+DEVICE = "where torch computes: cuda, cuda:1, ...; cpu by default"
+OWN = {"model", "guide", "progress", "random_state", "warm_start", "device"}  # settings that files lack
 
 
 def add_file_commands(commands: Any, parser: type[ArgumentParser], with_detector: bool) -> None:
@@ -39,6 +40,7 @@ def add_file_commands(commands: Any, parser: type[ArgumentParser], with_detector
     fit.add_argument(
         "--seed", type=NonNegativeInt, default=0, help="of the draw, training and scores"
     )
+    fit.add_argument("--device", default="cpu", help=DEVICE)
     if with_detector:
         from pyro_vaeflow.detector import VAEFlowDetector
 
@@ -65,6 +67,7 @@ def add_file_commands(commands: Any, parser: type[ArgumentParser], with_detector
     )
     score.add_argument("--jobs", type=PositiveInt, default=1, help="worker processes")
     score.add_argument("--dask", help="a Dask cluster in place of --jobs: its address, or its file")
+    score.add_argument("--device", default="cpu", help=DEVICE)
     commands.add_subcommand("score", score, help="score files with a fitted detector")
 
 
@@ -137,7 +140,7 @@ def run_score(values: dict[str, Any]) -> int:
             out,
             row_id=values.get("id"),
             progress=True,
-            **{k: values[k] for k in ("explain", "chunk_rows", "jobs", "dask") if k in values},
+            **{k: values[k] for k in ("explain", "chunk_rows", "jobs", "dask", "device") if k in values},
         )
     except OSError as error:  # a full disk, say
         print(f"vaeflow: {error}; finished parts are kept", file=sys.stderr)
