@@ -112,7 +112,7 @@ def _run(values: dict[str, Any], command: str) -> int:
     names, seeds = values.pop("presets"), values.pop("seeds", None)
     jobs, dask = values.pop("jobs", 1), values.pop("dask", None)
     out, quick = values.pop("out", None), values.pop("quick", False)
-    options = {k: values.pop(k) for k in ("tensorboard", "device") if k in values}
+    options: dict[str, Any] = {k: values.pop(k) for k in ("tensorboard", "device") if k in values}
     published = values.pop("published", None)
     if published is not None and not (published := Path(published)).is_file():
         raise ConfigError(f"--published: no file {str(published)!r}")

@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 
 SOME_REJECTED = 3  # exit status: all was done, and some rows could not be scored
 DEVICE = "where torch computes: cuda, cuda:1, ...; cpu by default"
-OWN = {"model", "guide", "progress", "random_state", "warm_start", "device"}  # settings that files lack
+# Settings that files lack, or that have an option of another kind.
+OWN = {"model", "guide", "progress", "random_state", "warm_start", "device"}
 
 
 def add_file_commands(commands: Any, parser: type[ArgumentParser], with_detector: bool) -> None:
@@ -133,6 +134,7 @@ def run_score(values: dict[str, Any]) -> int:
     if "dask" in values and "jobs" in values:
         raise ConfigError("give one of --jobs and --dask")
     out = values["output"]
+    options = ("explain", "chunk_rows", "jobs", "dask", "device")
     try:
         done = score_files(
             values["model"],
@@ -140,7 +142,7 @@ def run_score(values: dict[str, Any]) -> int:
             out,
             row_id=values.get("id"),
             progress=True,
-            **{k: values[k] for k in ("explain", "chunk_rows", "jobs", "dask", "device") if k in values},
+            **{k: values[k] for k in options if k in values},
         )
     except OSError as error:  # a full disk, say
         print(f"vaeflow: {error}; finished parts are kept", file=sys.stderr)

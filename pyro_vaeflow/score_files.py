@@ -84,8 +84,8 @@ def score_files(
         device: where torch scores, ``cuda`` say; on Dask, of the workers.
 
     Raises:
-        ConfigError: a file, its columns or the device do not suit, or `out` holds the scores of another model,
-            input or setting.
+        ConfigError: a file, its columns or the device do not suit, or `out` holds the scores of
+            another model, input or setting.
         ValueError: a size or `explain` is out of range.
         OSError: a file cannot be read or written, processes die again and again at one chunk, or a
             Dask scheduler has gone; the same call goes on.
