@@ -92,4 +92,5 @@ def feature_log_prob(distribution: Any, value: torch.Tensor) -> torch.Tensor:
 
 
 def _masked(features: torch.Tensor, mask: torch.Tensor | bool) -> torch.Tensor:
-    return scale_and_mask(features, mask=torch.as_tensor(mask).unsqueeze(-1))
+    mask = torch.as_tensor(mask, device=features.device)
+    return scale_and_mask(features, mask=mask.unsqueeze(-1))

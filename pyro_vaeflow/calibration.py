@@ -121,7 +121,7 @@ def simulation_based_calibration(
             for name, draws in latent_rows(traces[1], plate).items():
                 truth = latent_rows(simulated, plate)[name][chunk]
                 parts.setdefault(name, []).append(_ranks(draws, truth, num_draws))
-    ranks = {name: torch.cat(part) for name, part in parts.items()}
+    ranks = {name: torch.cat(part).cpu() for name, part in parts.items()}
     return Calibration(ranks, num_draws, num_bins)
 
 

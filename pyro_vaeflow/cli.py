@@ -13,7 +13,7 @@ from jsonargparse import ArgumentParser
 
 from pyro_vaeflow.checked import ConfigError
 from pyro_vaeflow.config import ExperimentConfig
-from pyro_vaeflow.file_commands import FILE_COMMANDS, add_file_commands
+from pyro_vaeflow.file_commands import DEVICE, FILE_COMMANDS, add_file_commands
 from pyro_vaeflow.studies import Study, load_study, preset_names
 
 ON_TERMINAL = "F1, top 20%|F1, true ratio|AUROC|AP|log evidence|train s".split("|")
@@ -77,6 +77,7 @@ def _parser(with_detector: bool) -> _Parser:
     run.add_argument(
         "--dask", help="a Dask cluster in place of --jobs: its scheduler's address, or its file"
     )
+    run.add_argument("--device", default="cpu", help=DEVICE)
     run.add_argument("--out", help="results folder; results/STUDY by default")
     run.add_argument(
         "--published",
@@ -111,7 +112,7 @@ def _run(values: dict[str, Any], command: str) -> int:
     names, seeds = values.pop("presets"), values.pop("seeds", None)
     jobs, dask = values.pop("jobs", 1), values.pop("dask", None)
     out, quick = values.pop("out", None), values.pop("quick", False)
-    tensorboard = values.pop("tensorboard", False)
+    options: dict[str, Any] = {k: values.pop(k) for k in ("tensorboard", "device") if k in values}
     published = values.pop("published", None)
     if published is not None and not (published := Path(published)).is_file():
         raise ConfigError(f"--published: no file {str(published)!r}")
@@ -124,7 +125,7 @@ def _run(values: dict[str, Any], command: str) -> int:
     failed = 0
     for study, configs in groups:
         folder = _folder(study, configs, out, quick, len(groups))
-        failed += _run_study(configs, folder, jobs, dask, command, published, tensorboard)
+        failed += _run_study(configs, folder, jobs, dask, command, published, options)
     return 1 if failed else 0
 
 
@@ -143,7 +144,7 @@ def _run_study(
     dask: str | None,
     command: str,
     published: Path | None,
-    tensorboard: bool,
+    options: dict[str, Any],
 ) -> int:
     from pyro_vaeflow.claims import claim
     from pyro_vaeflow.fanout import run_all
@@ -152,7 +153,7 @@ def _run_study(
     from pyro_vaeflow.tables import HEADINGS, PAPER_HEADING, aggregate
     from pyro_vaeflow.text_tables import as_text
 
-    outcome = run_all(configs, out, jobs=jobs, command=command, dask=dask, tensorboard=tensorboard)
+    outcome = run_all(configs, out, jobs=jobs, command=command, dask=dask, **options)
     with claim(out / ".tables.claim", patience=-1):  # another call may be writing them
         table = write_tables(out, published)
         figures = draw_figures(out)

@@ -23,6 +23,7 @@ from pyro_vaeflow.attribution import contributions
 from pyro_vaeflow.columns import is_numeric
 from pyro_vaeflow.config import ExperimentConfig
 from pyro_vaeflow.curves import plot_history
+from pyro_vaeflow.devices import Device, check_device, move
 from pyro_vaeflow.fingerprint import named_digest, structure, tensor_digest
 from pyro_vaeflow.given_table import as_table
 from pyro_vaeflow.isolation import Program, modules
@@ -80,6 +81,8 @@ class VAEFlowDetector(OutlierMixin, BaseEstimator):
         checkpoint_dir: a folder where `fit` keeps what it needs to go on after it was killed or
             interrupted; the same `fit`, of a new detector too, then ends bit for bit as if nothing
             had happened. Fits of other settings or rows have folders of their own in it.
+        device: where torch trains and scores, ``cuda`` say; programs and rows go there with the
+            next call, and results are NumPy's wherever it is. A saved detector does not know it.
         model, guide: a pair of programs of one's own, given together, in place of the
             autoencoder. Their rows are those of `MixedEncoder`, with numbers standardised: codes of
             texts, and NaN where entries are missing. `fit` trains copies of modules; a plain
@@ -122,6 +125,7 @@ class VAEFlowDetector(OutlierMixin, BaseEstimator):
         "warm_start": ["boolean"],
         "progress": ["boolean"],
         "checkpoint_dir": [str, Path, None],
+        "device": [str, torch.device],
         "model": [callable, None],
         "guide": [callable, None],
     }
@@ -146,6 +150,7 @@ class VAEFlowDetector(OutlierMixin, BaseEstimator):
         warm_start: bool = False,
         progress: bool = False,
         checkpoint_dir: str | Path | None = None,
+        device: Device = "cpu",
         model: Program | None = None,
         guide: Program | None = None,
     ) -> None:
@@ -167,6 +172,7 @@ class VAEFlowDetector(OutlierMixin, BaseEstimator):
         self.warm_start = warm_start
         self.progress = progress
         self.checkpoint_dir = checkpoint_dir
+        self.device = device
         self.model = model
         self.guide = guide
 
@@ -220,10 +226,11 @@ class VAEFlowDetector(OutlierMixin, BaseEstimator):
             self.model_, self.guide_ = self._programs(config, rows)
             self._built = self._settings_built()
         checkpoint = self._checkpoint(config, rows, drawn, goes_on)
+        rows = self._placed(rows)
         history = fit(config, self.model_, self.guide_, rows, drawn, self.progress, checkpoint)
         self.history_ = history.frame
         self._convert(torch.float64)
-        self._set_threshold(self._score_encoded(x), kept, weights)
+        self._set_threshold(self._score_encoded(self._to_score(x)), kept, weights)
         return self
 
     def score_samples(self, X: Any) -> np.ndarray:
@@ -331,7 +338,7 @@ class VAEFlowDetector(OutlierMixin, BaseEstimator):
             )
         # + 0.0: a missing entry's is -0.0
         return pd.DataFrame(
-            nats.numpy() + 0.0, columns=self.encoder_.names_, index=_index(X, len(x))
+            nats.cpu().numpy() + 0.0, columns=self.encoder_.names_, index=_index(X, len(x))
         )
 
     def plot_scores(self, X: Any) -> Figure:
@@ -390,6 +397,7 @@ class VAEFlowDetector(OutlierMixin, BaseEstimator):
     def _check(self) -> None:
         """Refuses arguments of a wrong type or out of range."""
         self._validate_params()
+        check_device(self.device)
         if (self.model is None) != (self.guide is None):
             raise ValueError("give model and guide together, or neither")
         if not self.hidden_dims:
@@ -455,7 +463,7 @@ class VAEFlowDetector(OutlierMixin, BaseEstimator):
         """
         if not isinstance(prior := getattr(self.model_, "prior", None), ExemplarPrior):
             return rows, weights
-        joined = torch.cat([rows, prior.rows])
+        joined = torch.cat([rows, prior.rows.cpu()])
         order = torch.as_tensor(np.random.default_rng(self.seed_).permutation(len(joined)))
         if weights is not None:
             weights = torch.cat([weights, weights.mean().expand(len(prior.rows))])[order]
@@ -528,8 +536,16 @@ class VAEFlowDetector(OutlierMixin, BaseEstimator):
 
     def _encoded(self, X: Any) -> torch.Tensor:
         check_is_fitted(self)
-        x = self.encoder_.transform(self._frame(X, reset=False))
-        return x.double() if self._scores_in_double() else x
+        return self._to_score(self.encoder_.transform(self._frame(X, reset=False)))
+
+    def _to_score(self, x: torch.Tensor) -> torch.Tensor:
+        return self._placed(x.double() if self._scores_in_double() else x)
+
+    def _placed(self, x: torch.Tensor) -> torch.Tensor:
+        """The rows where `device` says, and with them the programs."""
+        device = check_device(self.device)
+        move(self.model_, self.guide_, device)
+        return x.to(device)
 
     def _scores(self, x: torch.Tensor) -> Scores:
         with warnings.catch_warnings():
@@ -545,7 +561,6 @@ class VAEFlowDetector(OutlierMixin, BaseEstimator):
         return scores
 
     def _score_encoded(self, x: torch.Tensor) -> np.ndarray:
-        x = x.double() if self._scores_in_double() else x
         values = getattr(self._scores(x), CRITERIA[self.criterion])
         return values.cpu().numpy().astype(np.float64)
 

@@ -3,7 +3,7 @@
 import time
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from pyro_vaeflow.checked import ConfigError
 from pyro_vaeflow.columns import Column
 from pyro_vaeflow.config import ExperimentConfig
 from pyro_vaeflow.detection import detection
+from pyro_vaeflow.devices import Device, check_device, move
 from pyro_vaeflow.distinct import training_rows
 from pyro_vaeflow.interrupt import InterruptedWarning
 from pyro_vaeflow.measured_gaps import held_out_rows, measure_gaps
@@ -46,7 +47,12 @@ class Result:
     columns: Sequence[Column] | None = None
 
 
-def run(config: ExperimentConfig, progress: bool = False, checkpoint: Path | None = None) -> Result:
+def run(
+    config: ExperimentConfig,
+    progress: bool = False,
+    checkpoint: Path | None = None,
+    device: Device = "cpu",
+) -> Result:
     """Trains on the inliers of the training rows and scores the test rows, two scores in one pass.
 
     Where the configuration names a peer, that is fitted to the same rows and scores the same rows.
@@ -54,14 +60,16 @@ def run(config: ExperimentConfig, progress: bool = False, checkpoint: Path | Non
     Args:
         progress: whether training and scoring show bars.
         checkpoint: a folder from which training goes on, if a killed process has left it there.
+        device: where torch trains and scores, ``cuda`` say; peers stay on the processor.
 
     Raises:
         ConfigError: a name that is not registered; the message names those that are. Or the
-            held-out rows leave none to train on.
+            held-out rows leave none to train on, or this machine lacks the device.
         NonFiniteError: training met a loss or gradient that is not finite.
         KeyboardInterrupt: at Ctrl-C; in training after the step at hand.
     """
     check_registered(config)
+    device = check_device(device)
     task = load_task(config)
     if config.is_peer:
         return _run_peer(config, task)
@@ -74,6 +82,9 @@ def run(config: ExperimentConfig, progress: bool = False, checkpoint: Path | Non
     if weights is not None:
         weights = weights[config.held_out_rows :]
     model, guide = build(config, task.num_features, x_train)
+    move(model, guide, device)
+    x_train, held_out = x_train.to(device), held_out.to(device)
+    task = replace(task, x_test=task.x_test.to(device))
     started = time.perf_counter()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", InterruptedWarning)  # the command line says it
@@ -96,7 +107,7 @@ def run(config: ExperimentConfig, progress: bool = False, checkpoint: Path | Non
         history=history.frame,
         arrays={"is_anomaly": task.is_anomaly, **_arrays(scores)},
         density_map=_density_map(config, model, guide, task),
-        parameters=state_of(model, guide),
+        parameters={name: value.cpu() for name, value in state_of(model, guide).items()},
         columns=task.columns,
     )
 
@@ -186,6 +197,6 @@ def _density_map(
     reach = 1.5 * task.x_train.abs().max()
     axis = torch.linspace(-reach, reach, config.map_size)
     grid = torch.cartesian_prod(axis, axis)
-    scores = score_rows(config, model, guide, grid, progress=False)
-    maps = {s: getattr(scores, s).reshape(len(axis), -1).T.numpy() for s in SCORES}
+    scores = score_rows(config, model, guide, grid.to(task.x_test.device), progress=False)
+    maps = {s: getattr(scores, s).cpu().reshape(len(axis), -1).T.numpy() for s in SCORES}
     return {"axis": axis.numpy(), **maps}

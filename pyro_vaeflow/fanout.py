@@ -18,6 +18,7 @@ from tqdm.auto import tqdm
 from pyro_vaeflow.checked import ConfigError
 from pyro_vaeflow.claims import claim
 from pyro_vaeflow.config import ExperimentConfig
+from pyro_vaeflow.devices import Device, check_device
 from pyro_vaeflow.experiment import Result, run
 from pyro_vaeflow.recipe import check_registered
 from pyro_vaeflow.retries import DEATHS, as_ended, died
@@ -51,6 +52,7 @@ def run_all(
     progress: bool = True,
     dask: str | None = None,
     tensorboard: bool = False,
+    device: Device = "cpu",
 ) -> Outcome:
     """Runs what is not yet finished in ``out/runs``, one folder a configuration and seed.
 
@@ -66,6 +68,7 @@ def run_all(
         command: kept with each run, to say what made it.
         dask: in place of worker processes, a Dask cluster; see `workers`.
         tensorboard: whether each run leaves event files in a folder of ``out/tensorboard``.
+        device: where torch trains and scores; on Dask, of the workers. It is no setting of a run.
 
     Raises:
         ImportError: TensorBoard is asked for and not installed.
@@ -75,6 +78,8 @@ def run_all(
         check_registered(config)
     if tensorboard:
         check_installed()
+    if dask is None:
+        check_device(device)
     out = out.resolve()  # a worker may be in another folder
     runs = out / "runs"
     done = [config.run_name for config in configs if is_finished(runs / config.run_name, config)]
@@ -88,7 +93,7 @@ def run_all(
     call = runs / f".{uuid4().hex}.claim"
     bar = tqdm(total=len(configs), initial=len(done), desc="runs", unit="run", disable=not progress)
     with bar, claim(call), workers(jobs, dask) as executor:
-        args = executor, todo, call, out, command, progress, tensorboard
+        args = executor, todo, call, out, command, progress, tensorboard, device
         for name, state, message in _results(*args):
             if state == "failed":
                 outcome.failed[name] = message
@@ -106,9 +111,10 @@ def _results(
     command: str,
     progress: bool,
     tensorboard: bool,
+    device: Device,
 ) -> Iterator[tuple[str, State, str]]:
     """Name, state and message of each run as it ends; a run is tried until it has ended."""
-    args = out, call, command, progress and isinstance(executor, Here), tensorboard
+    args = out, call, command, progress and isinstance(executor, Here), tensorboard, device
 
     def submit(number: int) -> Future:
         return executor.submit(attempt, todo[number], *args)
@@ -137,6 +143,7 @@ def attempt(
     command: str,
     progress: bool,
     tensorboard: bool = False,
+    device: Device = "cpu",
 ) -> tuple[State, str]:
     """One run, written unless it is finished or another process is at it; why, if it failed.
 
@@ -160,17 +167,19 @@ def attempt(
                 tqdm.write(name)
             shutil.rmtree(out / "failed" / name, ignore_errors=True)
             made = tracked_run if tensorboard else run
-            write(made(config, progress, checkpoint), config, folder, command)
+            write(made(config, progress, checkpoint, device), config, folder, command)
             _forget(checkpoint)
         except Exception as error:  # one run that fails must not stop the others
             return _failed(config, out, error)
     return "finished", ""
 
 
-def tracked_run(config: ExperimentConfig, progress: bool, checkpoint: Path) -> Result:
+def tracked_run(
+    config: ExperimentConfig, progress: bool, checkpoint: Path, device: Device = "cpu"
+) -> Result:
     """A run that writes its steps and its metrics to event files as it goes."""
     with TensorBoard(checkpoint.parents[1] / "tensorboard" / config.run_name) as board:
-        result = run(config, progress, checkpoint)
+        result = run(config, progress, checkpoint, device)
         board.add_run(config, result.metrics)
     return result
 

@@ -15,7 +15,9 @@ if TYPE_CHECKING:
     from pyro_vaeflow.group import Group
 
 SOME_REJECTED = 3  # exit status: all was done, and some rows could not be scored
-OWN = {"model", "guide", "progress", "random_state", "warm_start"}  # settings that files lack
+DEVICE = "where torch computes: cuda, cuda:1, ...; cpu by default"
+# Settings that files lack, or that have an option of another kind.
+OWN = {"model", "guide", "progress", "random_state", "warm_start", "device"}
 
 
 def add_file_commands(commands: Any, parser: type[ArgumentParser], with_detector: bool) -> None:
@@ -39,6 +41,7 @@ def add_file_commands(commands: Any, parser: type[ArgumentParser], with_detector
     fit.add_argument(
         "--seed", type=NonNegativeInt, default=0, help="of the draw, training and scores"
     )
+    fit.add_argument("--device", default="cpu", help=DEVICE)
     if with_detector:
         from pyro_vaeflow.detector import VAEFlowDetector
 
@@ -65,6 +68,7 @@ def add_file_commands(commands: Any, parser: type[ArgumentParser], with_detector
     )
     score.add_argument("--jobs", type=PositiveInt, default=1, help="worker processes")
     score.add_argument("--dask", help="a Dask cluster in place of --jobs: its address, or its file")
+    score.add_argument("--device", default="cpu", help=DEVICE)
     commands.add_subcommand("score", score, help="score files with a fitted detector")
 
 
@@ -130,6 +134,7 @@ def run_score(values: dict[str, Any]) -> int:
     if "dask" in values and "jobs" in values:
         raise ConfigError("give one of --jobs and --dask")
     out = values["output"]
+    options = ("explain", "chunk_rows", "jobs", "dask", "device")
     try:
         done = score_files(
             values["model"],
@@ -137,7 +142,7 @@ def run_score(values: dict[str, Any]) -> int:
             out,
             row_id=values.get("id"),
             progress=True,
-            **{k: values[k] for k in ("explain", "chunk_rows", "jobs", "dask") if k in values},
+            **{k: values[k] for k in options if k in values},
         )
     except OSError as error:  # a full disk, say
         print(f"vaeflow: {error}; finished parts are kept", file=sys.stderr)

@@ -232,6 +232,7 @@ def seeded(seed: int) -> Iterator[None]:
     if not isinstance(seed, int | np.integer) or not 0 <= seed < 2**32:
         raise ValueError(f"seed must be an integer from 0 to 2**32 - 1, got {seed!r}")
     state = get_rng_state()
+    on_gpus = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
     if torch.accelerator.is_available():
         pyro.set_rng_seed(seed)
     else:  # for want of a GPU torch would only queue the seed, with a traceback: half a ms
@@ -242,3 +243,4 @@ def seeded(seed: int) -> Iterator[None]:
         yield
     finally:
         set_rng_state(state)
+        torch.cuda.set_rng_state_all(on_gpus)

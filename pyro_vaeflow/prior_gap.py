@@ -39,14 +39,15 @@ def prior_gap(
     counts = np.zeros((len(EDGES) - 1,) * 2)
     # Other noise than that of the rows to score, which may be among the training rows.
     for _, guide_trace in trace_chunks(model, guide, x_train, num_samples=200, seed=seed + 1):
-        drawn = _latent(guide_trace).reshape(-1, 2).numpy()
+        drawn = _latent(guide_trace).reshape(-1, 2).cpu().numpy()
         counts += np.histogram2d(drawn[:, 0], drawn[:, 1], bins=[EDGES, EDGES])[0]
     cell = (EDGES[1] - EDGES[0]) ** 2
-    log_density = torch.as_tensor(counts / counts.sum() / cell).log()
+    log_density = torch.as_tensor(counts / counts.sum() / cell, device=x.device).log()
+    edges = torch.as_tensor(EDGES, device=x.device)
     parts = []
     for traces in trace_chunks(model, guide, x, num_samples=num_samples, seed=seed):
         terms, z = row_terms(*traces), _latent(traces[1])
-        place = torch.bucketize(z.double(), torch.as_tensor(EDGES)) - 1
+        place = torch.bucketize(z.double(), edges) - 1
         inside = ((place >= 0) & (place < len(EDGES) - 1)).all(-1)
         place = place.clamp(0, len(EDGES) - 2)
         log_r = log_density[place[..., 0], place[..., 1]].where(inside, -torch.inf)

@@ -191,7 +191,7 @@ def _set_random_state(
             "numpy": (kind, tensors["numpy"].numpy().astype(np.uint32), *rest),
         }
     )
-    if device.type == "cuda":
+    if device.type == "cuda" and "cuda" in tensors:  # else the processor has begun the training
         torch.cuda.set_rng_state(tensors["cuda"], device)
 
 

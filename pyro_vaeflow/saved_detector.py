@@ -17,7 +17,8 @@ from pyro_vaeflow.recipe import build
 from pyro_vaeflow.state import CheckpointError, check_fits, make_parameters, restore, state_of
 from pyro_vaeflow.versions import package_versions
 
-NOT_SAVED = ("model", "guide", "checkpoint_dir")  # programs are code; the folder is this machine's
+# Programs are code; the folder and the device are this machine's.
+NOT_SAVED = ("model", "guide", "checkpoint_dir", "device")
 FITTED = ("settings", "names", "has_feature_names", "columns", "seed", "offset", "history", "own")
 PLAIN = (bool, int, float, str, type(None))
 ROWS = "model.prior.rows"

@@ -18,6 +18,7 @@ from pyro_vaeflow.checked import ConfigError
 from pyro_vaeflow.checkpoint import DETECTOR
 from pyro_vaeflow.chunks import Chunk
 from pyro_vaeflow.detector import CRITERIA, VAEFlowDetector
+from pyro_vaeflow.devices import check_device
 from pyro_vaeflow.retries import DEATHS, as_ended, died
 from pyro_vaeflow.row_values import check_types, to_frame
 from pyro_vaeflow.scores_folder import Summary, finish, open_folder, part, write_part
@@ -46,6 +47,7 @@ class Job:
     out: str
     row_id: str | None
     explain: str
+    device: str = "cpu"
 
 
 def score_files(
@@ -58,6 +60,7 @@ def score_files(
     chunk_rows: int = 65_536,
     jobs: int = 1,
     dask: str | None = None,
+    device: str = "cpu",
     progress: bool = False,
 ) -> Summary:
     """Scores csv or Parquet files with a saved detector; goes on where an earlier call stopped.
@@ -78,10 +81,11 @@ def score_files(
         jobs: worker processes.
         dask: the address of a Dask scheduler, or its file, in place of `jobs`; its workers see the
             same paths.
+        device: where torch scores, ``cuda`` say; on Dask, of the workers.
 
     Raises:
-        ConfigError: a file or its columns do not suit, or `out` holds the scores of another model,
-            input or setting.
+        ConfigError: a file, its columns or the device do not suit, or `out` holds the scores of
+            another model, input or setting.
         ValueError: a size or `explain` is out of range.
         OSError: a file cannot be read or written, processes die again and again at one chunk, or a
             Dask scheduler has gone; the same call goes on.
@@ -92,10 +96,12 @@ def score_files(
     check_size("jobs", jobs)
     if explain not in EXPLAIN:
         raise ValueError(f"explain must be one of {EXPLAIN}, got {explain!r}")
+    if dask is None:
+        check_device(device)
     files = {name: path.resolve() for name, path in find_files(data).items()}
     if Path(data).is_dir() and out.is_relative_to(Path(data).resolve()):
         raise ConfigError(f"{out} is inside the input {data}; choose a folder outside it")
-    job = Job(str(model), digest_of(model), str(out), row_id, explain)
+    job = Job(str(model), digest_of(model), str(out), row_id, explain, device)
     check_columns(job, files)
     before = {name: _stamp(path) for name, path in files.items()}
     settings = {"id": row_id, "explain": explain, "chunk_rows": chunk_rows}
@@ -122,7 +128,7 @@ def score_files(
 
 def score_chunk(job: Job, number: int, chunk: Chunk) -> int:
     """Scores one chunk and writes its part; returns the rows that it had, good and bad."""
-    detector = load(job.model, job.digest)
+    detector = load(job.model, job.digest).set_params(device=job.device)
     numeric = numeric_columns(detector)
     rows = read_chunk(chunk, _columns(numeric, job.row_id))
     frame, rows = to_frame(rows, numeric)

@@ -51,6 +51,7 @@ def refusal(capsys, *argv: str) -> str:
         ("run ring --latent 3", "unrecognized arguments: --latent 3; allowed: --help --seeds"),
         ("run ring --latent_dim many", "latent_dim"),
         ("run ring --jobs 2 --dask tcp://host:1", "--jobs 2: the workers are those of --dask"),
+        ("run ring --device meta", "device must be one that this machine has, got 'meta'"),
         ("run ring --latent_dim 0", "latent_dim: expected at least 1, got 0"),
         ("run ring --annealing.kind sine", "one of constant, linear, cyclical, capacity"),
         ("run ring --annealing.cycles 3", "--annealing.num_cycles"),
