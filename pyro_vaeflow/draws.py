@@ -25,7 +25,7 @@ from pyro_vaeflow.traces import (
 
 # Rows times draws of one chunk, if they fit into memory: enough for the time around a run of the
 # programs, some 3 ms, not to matter.
-DRAWS_PER_CHUNK = 20_000
+DRAWS_PER_CHUNK = 40_000
 MEMORY_BUDGET = 512 * 2**20  # bytes of tensors that a chunk may hold at once
 
 

@@ -19,8 +19,10 @@ from torch.autograd.function import once_differentiable
 
 from pyro_vaeflow.bernoulli import log_of_product
 
+NUMBERS = 2**18  # of the hidden layer in a block: 1 MiB of float32
 
-def affine(
+
+def shift_and_gate(
     z: torch.Tensor,
     hidden: torch.Tensor,
     weight_in: torch.Tensor,
@@ -28,7 +30,7 @@ def affine(
     bias_out: torch.Tensor,
     clip: float | None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """What one layer adds at its input, its scale and its log-scale, each ``(dim, ...)``.
+    """A layer's shift, raw r and scale at z, each ``(dim, ...)``.
 
     Args:
         z: ``(dim, ...)``.
@@ -39,15 +41,11 @@ def affine(
     missing = (1,) * (z.dim() - hidden.dim())
     hidden = hidden.reshape(len(hidden), *missing, *hidden.shape[1:])
     flat = weight_in @ z.unsqueeze(-1).flatten(1)  # (hidden_dim, 1) of a single z
-    act = flat.view(len(flat), *z.shape[1:]).add(hidden).relu_()
+    act = flat.view(len(flat), *z.shape[1:]).add_(hidden).relu_()
     out = torch.addmm(bias_out.unsqueeze(-1), weight_out, act.view_as(flat))
     shift, raw = out.view(len(out), *z.shape[1:]).chunk(2)
-    if clip is None:
-        scale = raw.sigmoid()
-        return (1.0 - scale) * shift, scale, F.logsigmoid(raw)
     # Pyro passes gradients through its clip, and a log-scale past it then runs away.
-    log_scale = raw.clamp(-clip, clip)
-    return shift, log_scale.exp(), log_scale
+    return shift, raw, raw.sigmoid() if clip is None else raw.clamp(-clip, clip).exp()
 
 
 def iaf_steps(
@@ -60,14 +58,25 @@ def iaf_steps(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """All layers one after another, and the sum of their log-scales, each ``(dim, ...)``.
 
-    The arguments are those of `affine`, with the layers first.
+    The arguments are those of `shift_and_gate`, with the layers first.
     """
-    total: Any = 0.0
+    raws, scales = [], []
     for layer in zip(hidden, weight_in, weight_out, bias_out, strict=True):
-        shift, scale, log_scale = affine(z, *layer, clip)
-        z = torch.addcmul(shift, scale, z)
-        total = total + log_scale
-    return z, total
+        shift, raw, scale = shift_and_gate(z, *layer, clip)
+        z = torch.lerp(shift, z, scale) if clip is None else torch.addcmul(shift, scale, z)
+        raws.append(raw)
+        scales.append(scale)
+    return z, _log_scale(torch.stack(raws), torch.stack(scales), clip)
+
+
+def iaf_steps_in_blocks(
+    z: torch.Tensor, hidden: torch.Tensor, *others: Any
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """`iaf_steps` of z ``(dim, num_samples, ...)``, of so many draws at once as fit the cache."""
+    per_block = max(1, NUMBERS // (hidden.shape[1] * z[0, 0].numel()))
+    parts = [iaf_steps(part, hidden, *others) for part in z.split(per_block, 1)]
+    z, log_scale = (torch.cat(part, 1) for part in zip(*parts, strict=True))
+    return z, log_scale
 
 
 class IAFSteps(torch.autograd.Function):
@@ -143,8 +152,13 @@ class IAFSteps(torch.autograd.Function):
 
 
 def _log_scale(raws: torch.Tensor, scales: torch.Tensor, clip: float | None) -> torch.Tensor:
-    """The sum of the layers' log-scales: gates share a logarithm, as in `BernoulliRow`."""
+    """The sum of the layers' log-scales: gates share a logarithm, as in `BernoulliRow`.
+
+    Not for autograd, whose gradient at r = 0, where two factors are equal, would be another.
+    """
     if clip is not None:
         return raws.clamp(-clip, clip).sum(0)
+    if torch.is_grad_enabled():
+        return F.logsigmoid(raws).sum(0)
     larger = torch.maximum(scales, 1.0 - scales)  # the sigmoid of |r|
     return raws.clamp(max=0.0).sum(0) + log_of_product(larger, 0)
