@@ -160,9 +160,10 @@ class IAFStack(Transform):
         for number, (hidden, v, w, bias) in reversed(list(enumerate(layers))):
             x = torch.zeros_like(z)
             for index in layer_order(len(z), number).tolist():
-                shift, _, scale = (t[index] for t in shift_and_gate(x, hidden, v, w, bias, self.clip))
-                gated = shift if self.clip is None else 0.0
-                column = (z[index] - shift) / scale + gated
+                shift, _, scale = shift_and_gate(x, hidden, v, w, bias, self.clip)
+                column = (z[index] - shift[index]) / scale[index]
+                if self.clip is None:
+                    column = column + shift[index]
                 x = x.index_copy(0, torch.tensor([index], device=y.device), column.unsqueeze(0))
             z = x
         x = z.movedim(0, -1)

@@ -24,7 +24,8 @@ class NormalRow(dist.Independent):
             return super().log_prob(value)
         loc, scale = _once(self.base_dist.loc), _once(self.base_dist.scale)
         half_square = ((value - loc) / scale).square_().sum(-1).mul_(0.5)
-        return -(scale.log().sum(-1) + 0.5 * scale.shape[-1] * math.log(2.0 * math.pi)) - half_square
+        constant = scale.log().sum(-1) + 0.5 * scale.shape[-1] * math.log(2.0 * math.pi)
+        return -constant - half_square
 
 
 def _once(values: torch.Tensor) -> torch.Tensor:
