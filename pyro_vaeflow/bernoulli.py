@@ -43,7 +43,7 @@ class _LogProb(torch.autograd.Function):
         size = logits.abs()
         # column by column: sums of large numbers would leave their rounding errors
         twice = torch.addcmul(size, logits, 1.0 - 2.0 * value).sum(-1)
-        return log_of_product(size.sigmoid_(), -1).sub_(twice, alpha=0.5)
+        return log_of_product(size.sigmoid_(), -1) - 0.5 * twice
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[torch.Tensor, torch.Tensor], output: Any) -> None:

@@ -41,7 +41,7 @@ def shift_and_gate(
     missing = (1,) * (z.dim() - hidden.dim())
     hidden = hidden.reshape(len(hidden), *missing, *hidden.shape[1:])
     flat = weight_in @ z.unsqueeze(-1).flatten(1)  # (hidden_dim, 1) of a single z
-    act = flat.view(len(flat), *z.shape[1:]).add_(hidden).relu_()
+    act = flat.view(len(flat), *z.shape[1:]).add(hidden).relu_()
     out = torch.addmm(bias_out.unsqueeze(-1), weight_out, act.view_as(flat))
     shift, raw = out.view(len(out), *z.shape[1:]).chunk(2)
     # Pyro passes gradients through its clip, and a log-scale past it then runs away.

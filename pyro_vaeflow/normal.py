@@ -23,9 +23,9 @@ class NormalRow(dist.Independent):
         if torch.is_grad_enabled():
             return super().log_prob(value)
         loc, scale = _once(self.base_dist.loc), _once(self.base_dist.scale)
-        half_square = ((value - loc) / scale).square_().sum(-1).mul_(0.5)
+        square = ((value - loc) / scale).square().sum(-1)
         constant = scale.log().sum(-1) + 0.5 * scale.shape[-1] * math.log(2.0 * math.pi)
-        return -constant - half_square
+        return -0.5 * square - constant
 
 
 def _once(values: torch.Tensor) -> torch.Tensor:

@@ -22,6 +22,19 @@ def test_normal_rows_are_torchs_where_a_gradient_is_needed_and_where_none_is(sha
             torch.testing.assert_close(ours.log_prob(value), torchs)
 
 
+@pytest.mark.usefixtures("float64")
+def test_rows_whose_parameters_are_their_own_go_through_vmap_without_a_loop() -> None:
+    """As in an inference gap; torch warns of operations that it would loop over."""
+    loc, scale, value = torch.randn(5, 3), 0.1 + torch.rand(5, 3), torch.randn(5, 7, 1, 3)
+
+    def of_one(loc: torch.Tensor, scale: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+        return NormalRow(dist.Normal(loc, scale), 1).expand((7, 1)).log_prob(value)
+
+    torchs = dist.Normal(loc, scale).to_event(1).log_prob(value.movedim(0, -2)).movedim(-1, 0)
+    with torch.no_grad():
+        torch.testing.assert_close(torch.vmap(of_one)(loc, scale, value), torchs)
+
+
 def test_a_normal_row_of_a_shape_of_its_own_has_it() -> None:
     row = NormalRow(dist.Normal(torch.zeros(4, 3), 1.0), 1)
     with torch.no_grad():
