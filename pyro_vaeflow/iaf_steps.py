@@ -48,6 +48,13 @@ def shift_and_gate(
     return shift, raw, raw.sigmoid() if clip is None else raw.clamp(-clip, clip).exp()
 
 
+def _log_sigmoid(raw: torch.Tensor, sigmoid: torch.Tensor) -> torch.Tensor:
+    """torch's own is slow. Below -20 it is r to the last digit, where the sigmoid may be 0."""
+    if torch.is_grad_enabled():
+        return F.logsigmoid(raw)
+    return sigmoid.log().maximum(raw.clamp(max=-20.0))
+
+
 def iaf_steps(
     z: torch.Tensor,
     hidden: torch.Tensor,
@@ -60,13 +67,14 @@ def iaf_steps(
 
     The arguments are those of `shift_and_gate`, with the layers first.
     """
-    raws, scales = [], []
+    log_scale: Any = 0.0
     for layer in zip(hidden, weight_in, weight_out, bias_out, strict=True):
         shift, raw, scale = shift_and_gate(z, *layer, clip)
         z = torch.lerp(shift, z, scale) if clip is None else torch.addcmul(shift, scale, z)
-        raws.append(raw)
-        scales.append(scale)
-    return z, _log_scale(torch.stack(raws), torch.stack(scales), clip)
+        log_scale = log_scale + (
+            _log_sigmoid(raw, scale) if clip is None else raw.clamp(-clip, clip)
+        )
+    return z, log_scale
 
 
 def iaf_steps_in_blocks(
@@ -152,13 +160,8 @@ class IAFSteps(torch.autograd.Function):
 
 
 def _log_scale(raws: torch.Tensor, scales: torch.Tensor, clip: float | None) -> torch.Tensor:
-    """The sum of the layers' log-scales: gates share a logarithm, as in `BernoulliRow`.
-
-    Not for autograd, whose gradient at r = 0, where two factors are equal, would be another.
-    """
+    """The sum of the layers' log-scales: gates share a logarithm, as in `BernoulliRow`."""
     if clip is not None:
         return raws.clamp(-clip, clip).sum(0)
-    if torch.is_grad_enabled():
-        return F.logsigmoid(raws).sum(0)
     larger = torch.maximum(scales, 1.0 - scales)  # the sigmoid of |r|
     return raws.clamp(max=0.0).sum(0) + log_of_product(larger, 0)
