@@ -22,9 +22,9 @@ def items(quick: bool, out: Path) -> dict[str, Callable[[], Iterable[Line]]]:
         }
     return {
         "train_step": lambda: steps.measure(num_steps=12, num_rounds=6),
-        "score": lambda: score.measure(num_rows=1000, num_rounds=5),
+        "score": lambda: score.measure(num_rows=10_000, num_rounds=5),
         "gemm": lambda: score.gemm_rate(num_rounds=10),
-        # 100k and 1M rows; few draws, since a chunk has as many rows as make 20,000 draws
+        # 100k and 1M rows; few draws, since a chunk has as many rows as make 30,000 draws
         "memory": lambda: memory.measure((100_000, 1_000_000), num_samples=2, num_rounds=3),
         "import": lambda: startup.measure(num_rounds=3),
         "growth": lambda: growth.measure(num_steps=6, num_sizes=5, out=out),

@@ -31,7 +31,8 @@ class BernoulliRow(dist.Independent):
 
     def log_prob(self, value: torch.Tensor) -> torch.Tensor:
         """Log probability of rows, summed over the columns, nats."""
-        return _LogProb.apply(self.base_dist.logits, value)
+        log_prob = _LogProb.apply if torch.is_grad_enabled() else _LogProb.forward
+        return log_prob(self.base_dist.logits, value)
 
 
 class _LogProb(torch.autograd.Function):
@@ -41,9 +42,8 @@ class _LogProb(torch.autograd.Function):
     def forward(logits: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
         size = logits.abs()
         # column by column: sums of large numbers would leave their rounding errors
-        return (logits * (value - 0.5)).sub_(size, alpha=0.5).sum(-1) + log_of_product(
-            size.sigmoid_(), -1
-        )
+        twice = torch.addcmul(size, logits, 1.0 - 2.0 * value).sum(-1)
+        return log_of_product(size.sigmoid_(), -1) - 0.5 * twice
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[torch.Tensor, torch.Tensor], output: Any) -> None:

@@ -7,6 +7,7 @@ once.
 """
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -16,7 +17,12 @@ from torch import nn
 from torch.distributions import Transform, constraints
 
 from pyro_vaeflow.fused import FusedLayers
-from pyro_vaeflow.iaf_steps import IAFSteps, affine, iaf_steps
+from pyro_vaeflow.iaf_steps import (
+    IAFSteps,
+    iaf_steps,
+    iaf_steps_in_blocks,
+    shift_and_gate,
+)
 
 
 def layer_order(input_dim: int, layer: int) -> torch.Tensor:
@@ -139,8 +145,11 @@ class IAFStack(Transform):
         rows = self.layers[0].shape[2:]
         batch = torch.broadcast_shapes(x.shape[:-1], rows)
         z = x.expand(*batch, x.shape[-1]).movedim(-1, 0)
-        by_hand = torch.is_grad_enabled() and z.dim() == 2 and z.shape[1:] == rows
-        steps = IAFSteps.apply if by_hand else iaf_steps
+        steps: Callable[..., Any] = iaf_steps
+        if torch.is_grad_enabled() and z.dim() == 2 and z.shape[1:] == rows:
+            steps = IAFSteps.apply
+        elif not torch.is_grad_enabled() and z.dim() - 1 > len(rows):  # a plate of draws
+            steps = iaf_steps_in_blocks
         z, log_scale = steps(z, *self.layers, self.clip)
         self._cached_log_scale = log_scale.movedim(0, -1)
         return z.movedim(0, -1)
@@ -151,8 +160,10 @@ class IAFStack(Transform):
         for number, (hidden, v, w, bias) in reversed(list(enumerate(layers))):
             x = torch.zeros_like(z)
             for index in layer_order(len(z), number).tolist():
-                shift, scale, _ = affine(x, hidden, v, w, bias, self.clip)
+                shift, _, scale = shift_and_gate(x, hidden, v, w, bias, self.clip)
                 column = (z[index] - shift[index]) / scale[index]
+                if self.clip is None:
+                    column = column + shift[index]
                 x = x.index_copy(0, torch.tensor([index], device=y.device), column.unsqueeze(0))
             z = x
         x = z.movedim(0, -1)

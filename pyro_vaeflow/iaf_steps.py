@@ -19,8 +19,10 @@ from torch.autograd.function import once_differentiable
 
 from pyro_vaeflow.bernoulli import log_of_product
 
+NUMBERS = 2**18  # of the hidden layer in a block: 1 MiB of float32
 
-def affine(
+
+def shift_and_gate(
     z: torch.Tensor,
     hidden: torch.Tensor,
     weight_in: torch.Tensor,
@@ -28,7 +30,7 @@ def affine(
     bias_out: torch.Tensor,
     clip: float | None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """What one layer adds at its input, its scale and its log-scale, each ``(dim, ...)``.
+    """A layer's shift, raw r and scale at z, each ``(dim, ...)``.
 
     Args:
         z: ``(dim, ...)``.
@@ -42,12 +44,15 @@ def affine(
     act = flat.view(len(flat), *z.shape[1:]).add(hidden).relu_()
     out = torch.addmm(bias_out.unsqueeze(-1), weight_out, act.view_as(flat))
     shift, raw = out.view(len(out), *z.shape[1:]).chunk(2)
-    if clip is None:
-        scale = raw.sigmoid()
-        return (1.0 - scale) * shift, scale, F.logsigmoid(raw)
     # Pyro passes gradients through its clip, and a log-scale past it then runs away.
-    log_scale = raw.clamp(-clip, clip)
-    return shift, log_scale.exp(), log_scale
+    return shift, raw, raw.sigmoid() if clip is None else raw.clamp(-clip, clip).exp()
+
+
+def _log_sigmoid(raw: torch.Tensor, sigmoid: torch.Tensor) -> torch.Tensor:
+    """torch's own is slow. Below -20 it is r to the last digit, where the sigmoid may be 0."""
+    if torch.is_grad_enabled():
+        return F.logsigmoid(raw)
+    return sigmoid.log().maximum(raw.clamp(max=-20.0))
 
 
 def iaf_steps(
@@ -60,14 +65,26 @@ def iaf_steps(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """All layers one after another, and the sum of their log-scales, each ``(dim, ...)``.
 
-    The arguments are those of `affine`, with the layers first.
+    The arguments are those of `shift_and_gate`, with the layers first.
     """
-    total: Any = 0.0
+    log_scale: Any = 0.0
     for layer in zip(hidden, weight_in, weight_out, bias_out, strict=True):
-        shift, scale, log_scale = affine(z, *layer, clip)
-        z = torch.addcmul(shift, scale, z)
-        total = total + log_scale
-    return z, total
+        shift, raw, scale = shift_and_gate(z, *layer, clip)
+        z = torch.lerp(shift, z, scale) if clip is None else torch.addcmul(shift, scale, z)
+        log_scale = log_scale + (
+            _log_sigmoid(raw, scale) if clip is None else raw.clamp(-clip, clip)
+        )
+    return z, log_scale
+
+
+def iaf_steps_in_blocks(
+    z: torch.Tensor, hidden: torch.Tensor, *others: Any
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """`iaf_steps` of z ``(dim, num_samples, ...)``, of so many draws at once as fit the cache."""
+    per_block = max(1, NUMBERS // (hidden.shape[1] * z[0, 0].numel()))
+    parts = [iaf_steps(part, hidden, *others) for part in z.split(per_block, 1)]
+    z, log_scale = (torch.cat(part, 1) for part in zip(*parts, strict=True))
+    return z, log_scale
 
 
 class IAFSteps(torch.autograd.Function):

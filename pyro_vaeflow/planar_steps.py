@@ -24,6 +24,7 @@ def planar_steps(z: torch.Tensor, parameters: torch.Tensor) -> tuple[torch.Tenso
         parameters: b, u, w of each layer, ``(K, 1 + 2 * dim, ...)``; its dimensions after the
             second broadcast with those of z after the first.
     """
+    z = z.contiguous()  # else all layers would lie in memory as z does
     dim, tiny = len(z), torch.finfo(z.dtype).tiny
     missing = (1,) * (z.dim() - parameters.dim() + 1)
     parameters = parameters.reshape(*parameters.shape[:2], *missing, *parameters.shape[2:])

@@ -17,6 +17,7 @@ from pyro_vaeflow.columns import Column
 from pyro_vaeflow.flows import FLOWS
 from pyro_vaeflow.likelihoods import LIKELIHOODS
 from pyro_vaeflow.mixed import MixedHead, MixedInput
+from pyro_vaeflow.normal import NormalRow
 from pyro_vaeflow.sizes import check_positive, check_size
 
 MIN_SCALE = 1e-4  # of the posterior's base: keeps its log-scale and the KL finite
@@ -99,7 +100,7 @@ class Model(PyroModule):
         return self.likelihood(self.decoder(z))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        standard = dist.Normal(x.new_zeros(self.latent_dim), 1.0).to_event(1)
+        standard = NormalRow(dist.Normal(x.new_zeros(self.latent_dim), 1.0), 1)
         prior = standard if self.prior is None else self.prior(x)
         with pyro.plate("data", len(x)):
             z = pyro.sample("z", prior)
@@ -179,7 +180,7 @@ class Guide(PyroModule):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         context = self.encoder(x)
         loc, raw_scale = self.base(context).chunk(2, dim=-1)
-        posterior: Any = dist.Normal(loc, F.softplus(raw_scale) + MIN_SCALE).to_event(1)
+        posterior: Any = NormalRow(dist.Normal(loc, F.softplus(raw_scale) + MIN_SCALE), 1)
         if flow := list(self.flow):
             conditional = dist.ConditionalTransformedDistribution(posterior, flow)
             posterior = conditional.condition(context)

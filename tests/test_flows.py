@@ -11,10 +11,9 @@ from pyro.distributions.transforms.planar import ConditionedPlanar
 from pyro.nn import ConditionalAutoRegressiveNN
 from torch import nn
 
-from pyro_vaeflow import FLOWS, Guide, Model, score, train
+from pyro_vaeflow import FLOWS, Guide, Model, iaf_steps, score, train
 from pyro_vaeflow.flows import MAX_FLOWS, planar
 from pyro_vaeflow.iaf import ConditionalIAFStack, gate_bias, layer_order
-from pyro_vaeflow.iaf_steps import IAFSteps, iaf_steps
 from pyro_vaeflow.planar import ConditionalPlanarStack
 from pyro_vaeflow.planar_steps import PlanarSteps, planar_steps
 from tests.programs import ZOO, rows
@@ -186,7 +185,8 @@ def test_the_iaf_gradient_by_hand_is_autograds(num_flows: int, clip: float | Non
     shapes = ((4, 9), (num_flows, 7, 9), (num_flows, 7, 4), (num_flows, 8, 7), (num_flows, 8))
     scales = (1.0, 1.0, spread, spread, spread)
     inputs = [(s * torch.randn(n)).requires_grad_() for s, n in zip(scales, shapes, strict=True)]
-    by_hand, plain = IAFSteps.apply(*inputs, clip), iaf_steps(*inputs, clip)
+    by_hand = iaf_steps.IAFSteps.apply(*inputs, clip)
+    plain = iaf_steps.iaf_steps(*inputs, clip)
     weights = [torch.randn_like(value) for value in plain]
     gradients = [
         torch.autograd.grad([(v * w).sum() for v, w in zip(values, weights, strict=True)], inputs)
@@ -195,7 +195,20 @@ def test_the_iaf_gradient_by_hand_is_autograds(num_flows: int, clip: float | Non
     for one, other in zip((*by_hand, *gradients[0]), (*plain, *gradients[1]), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-10)
     if num_flows == 1:
-        assert torch.autograd.gradcheck(lambda *values: IAFSteps.apply(*values, clip), inputs)
+        assert torch.autograd.gradcheck(
+            lambda *values: iaf_steps.IAFSteps.apply(*values, clip), inputs
+        )
+
+
+def test_gates_that_are_all_but_shut_have_a_finite_log_scale() -> None:
+    """In single precision their sigmoid is 0; with a gradient the numbers are torch's."""
+    z, hidden = torch.randn(2, 4, 3), torch.randn(5, 7, 3)
+    layers = (torch.randn(5, 7, 2), torch.zeros(5, 4, 7), torch.full((5, 4), -200.0))
+    with torch.no_grad():
+        _, log_scale = iaf_steps.iaf_steps(z, hidden, *layers, None)
+    torch.testing.assert_close(log_scale, torch.full((2, 4, 3), -1000.0))
+    _, with_gradient = iaf_steps.iaf_steps(z, hidden, *layers, None)
+    torch.testing.assert_close(log_scale, with_gradient)
 
 
 @pytest.mark.usefixtures("float64")
@@ -218,8 +231,10 @@ def test_a_draw_a_row_has_the_gradient_of_a_plate_of_draws(kind: str) -> None:
 
 @pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize("stable", [False, True])
-def test_our_iaf_stack_is_pyros_layers(stable: bool) -> None:
+@pytest.mark.parametrize("numbers", [iaf_steps.NUMBERS, 8 * 6 * 3])  # in a block: all draws, or 3
+def test_our_iaf_stack_is_pyros_layers(stable: bool, numbers: int, monkeypatch) -> None:
     """Pyro 1.9.2's ConditionalAffineAutoregressive, one a layer, given the parameters of ours."""
+    monkeypatch.setattr(iaf_steps, "NUMBERS", numbers)
     stack = ConditionalIAFStack(4, CONTEXT, num_flows=3, hidden_dim=8, stable=stable)
     context, z = torch.randn(6, CONTEXT), torch.randn(20, 6, 4)
     layers = []

@@ -26,8 +26,12 @@ def test_bernoulli_rows_are_torchs(columns: int) -> None:
     ]
     for one, other in zip(*found, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-10)
+    with torch.no_grad():
+        torch.testing.assert_close(ours.log_prob(value), found[0][0])
     in_parts = torch.vmap(lambda at: BernoulliRow(dist.Bernoulli(logits=at), 1).log_prob(value))
-    torch.testing.assert_close(in_parts(logits), found[0][0])
+    for gradient in (True, False):
+        with torch.set_grad_enabled(gradient):
+            torch.testing.assert_close(in_parts(logits), found[0][0])
 
 
 def test_a_row_that_is_certain_keeps_its_digits_in_single_precision() -> None:
