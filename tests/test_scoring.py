@@ -195,17 +195,32 @@ def test_a_single_draw_never_meets_the_tolerance() -> None:
     assert (scores.num_samples == 4).all() and scores.stderr.isfinite().all()
 
 
-def test_a_guide_that_is_too_narrow_is_told_and_an_exact_one_is_not() -> None:
-    exact = LinearGaussian()
-    x = exact.sample(20)
-
-    def narrow(x):
+def narrow_guide(exact: LinearGaussian, scale: float):
+    def guide(x):
         with pyro.plate("data", len(x)):
             loc = exact.posterior_loc(x)
-            pyro.sample("z", dist.Normal(loc, 0.05).to_event(1))
+            pyro.sample("z", dist.Normal(loc, scale).to_event(1))
 
+    return guide
+
+
+@pytest.mark.filterwarnings("ignore::pyro_vaeflow.scoring.KhatWarning")
+def test_rows_that_more_draws_hardly_help_are_left_once_their_khat_can_be_told() -> None:
+    exact = LinearGaussian()
+    pair = exact.model, narrow_guide(exact, 0.12)
+    scores = score(*pair, exact.sample(40), num_samples=500, tol=1e-6, max_samples=4000)
+    left = scores.num_samples < 4000
+    assert left.any() and not left.all()
+    assert (scores.num_samples[left] >= 1000).all() and (scores.khat[left] > 0.7).all()
+
+
+def test_a_guide_that_is_too_narrow_is_told_and_an_exact_one_is_not() -> None:
+    exact = LinearGaussian()
+    x, narrow = exact.sample(20), narrow_guide(exact, 0.05)
     for run in (score, contributions):
-        with pytest.warns(KhatWarning, match=r"\d+ of 20 rows have k-hat above 0.7 \(rows \d+"):
+        with pytest.warns(
+            KhatWarning, match=r"\d+ of 20 rows have k-hat above 0.7 \(rows \d+.*Try more"
+        ):
             run(exact.model, narrow, x, num_samples=500)
         with warnings.catch_warnings():
             warnings.simplefilter("error")
