@@ -47,7 +47,7 @@ def prior_gap(
     parts = []
     for traces in trace_chunks(model, guide, x, num_samples=num_samples, seed=seed):
         terms, z = row_terms(*traces), _latent(traces[1])
-        place = torch.bucketize(z.double(), edges) - 1
+        place = torch.bucketize(z.double().contiguous(), edges) - 1
         inside = ((place >= 0) & (place < len(EDGES) - 1)).all(-1)
         place = place.clamp(0, len(EDGES) - 2)
         log_r = log_density[place[..., 0], place[..., 1]].where(inside, -torch.inf)

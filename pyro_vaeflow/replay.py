@@ -105,7 +105,7 @@ class ReplayedStep:
         if group.size > 1 or batch[0].device.type != "cpu":
             return "it is not one process on the CPU that trains"
         if len(self.parameters) != len(self.step.optim.parameters):
-            return "there are parameters of pyro.param"
+            return "there are parameters of pyro.param, or of modules behind functions"
         if any(getattr(part, "_pyro_params", None) for part in parts):
             return "there is a PyroParam"
         if max(Counter(id(p) for part in parts for p in part._parameters.values()).values()) > 1:
