@@ -26,6 +26,10 @@ invertible = pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != 
 conditioned = pytest.mark.parametrize("conditioned", [True, False])
 
 
+def test_the_laws_are_tested_of_every_registered_posterior() -> None:
+    assert {name for name, _ in KINDS.values()} | {"diagonal"} == set(FLOWS)
+
+
 def flow(kind: str, num_flows: int, conditioned: bool, dim: int = 3, spread: float = 1.0):
     """Transforms of one context, far from where they start."""
     name, options = KINDS[kind]
