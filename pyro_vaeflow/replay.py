@@ -6,7 +6,6 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
-import pyro
 import torch
 from pyro.distributions.util import is_identically_zero
 from pyro.infer import Trace_ELBO
@@ -159,17 +158,19 @@ class ReplayedStep:
     def _take_replayed(self, batch: Args, level: float) -> Report:
         state = torch.get_rng_state()
         report = self._replayed(batch, level)
-        if finite := math.isfinite(report[0]):
-            self.step.optim(())
-        if not (finite and math.isfinite(self.step.optim.grad_norm)):
-            after = torch.get_rng_state()
-            torch.set_rng_state(state)
-            with self.step.at(level):  # its traces tell what has gone wrong
-                self.step.svi.evaluate_loss(*batch)
-            torch.set_rng_state(after)
+        finite = math.isfinite(report[0])
         if not finite:
-            self.step.optim(())
+            self._trace_again(batch, level, state)
+        self.step.optim(())
+        if finite and not math.isfinite(self.step.optim.grad_norm):
+            self._trace_again(batch, level, state)
         return report
+
+    def _trace_again(self, batch: Args, level: float, state: torch.Tensor) -> None:
+        """Leaves the traces of a step that went wrong, for `train` to say what did."""
+        torch.set_rng_state(state)
+        with self.step.at(level):
+            self.step.svi.evaluate_loss(*batch)
 
     def _replayed(self, batch: Args, level: float) -> Report:
         """The report of a step; the parameters' gradients are left in them."""
@@ -212,7 +213,7 @@ class _Numbers(nn.Module):
         programs = map(loss._vectorized_num_particles, (step.svi.model, step.svi.guide))
         annealed: Any = anneal(1.0)
         annealed.scale = level  # a tensor: the only number that changes from step to step
-        with pyro.validation_enabled(False), step.per_row, annealed:
+        with step.under(annealed):
             model_trace, guide_trace = Trace_ELBO._get_trace(loss, *programs, args, {})
         # As Trace_ELBO has them: the bound a sum of Python's numbers, and what it differentiates.
         bound: Any = 0.0

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from copy import copy
 from numbers import Real
 from typing import Any
@@ -63,11 +63,15 @@ class SVIStep:
             terms = row_terms(self.last.model, self.last.guide, plate=self.plate)
         return value, terms.log_likelihood.mean().item(), terms.kl.mean().item()
 
-    @contextmanager
-    def at(self, level: float) -> Iterator[None]:
+    def at(self, level: float) -> AbstractContextManager[None]:
         """Runs of the programs inside are in nats a row, and annealed."""
         annealed = self.loss.at if isinstance(self.loss, CapacityELBO) else anneal
-        with pyro.validation_enabled(False), self.per_row, annealed(level):
+        return self.under(annealed(level))
+
+    @contextmanager
+    def under(self, annealed: AbstractContextManager[Any]) -> Iterator[None]:
+        """As `at`, with a handler of one's own for the annealing."""
+        with pyro.validation_enabled(False), self.per_row, annealed:
             yield
 
 
