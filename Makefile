@@ -35,7 +35,7 @@ ring: $(INSTALLED)
 	$(BIN)/vaeflow run ring --out results/ring
 
 potentials: $(INSTALLED)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pyro_vaeflow.potential_study --out results/potentials
+	OMP_NUM_THREADS=1 $(BIN)/python -m pyro_vaeflow.studies.potential_study --out results/potentials
 
 # Speed and memory beside hand-written torch; one thread, for networks this small. Ten minutes.
 bench: $(INSTALLED)
@@ -44,7 +44,7 @@ bench: $(INSTALLED)
 # Goes on with what is missing; the page and its figures say how much of the design has run.
 flow-study: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(BIN)/vaeflow run flow-study --out results/flow-study
-	$(BIN)/python -m pyro_vaeflow.flow_study results/flow-study
+	$(BIN)/python -m pyro_vaeflow.studies.flow_study results/flow-study
 
 # Runs that are finished are not run again.
 table1: kdd-paper

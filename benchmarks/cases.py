@@ -2,11 +2,11 @@
 
 import torch
 
-from pyro_vaeflow.config import ExperimentConfig
-from pyro_vaeflow.programs import Guide, Model
-from pyro_vaeflow.recipe import build
-from pyro_vaeflow.results import method_name
-from pyro_vaeflow.studies import load_study
+from pyro_vaeflow.experiments.config import ExperimentConfig
+from pyro_vaeflow.experiments.recipe import build
+from pyro_vaeflow.experiments.results import method_name
+from pyro_vaeflow.experiments.studies import load_study
+from pyro_vaeflow.programs.vae import Guide, Model
 
 NUM_FEATURES = 115  # of KDD Cup 99, one-hot
 

@@ -14,11 +14,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from pyro_vaeflow.iaf import ConditionalIAFStack, gate_bias
-from pyro_vaeflow.iaf_steps import IAFSteps
-from pyro_vaeflow.planar import ConditionalPlanarStack
-from pyro_vaeflow.planar_steps import PlanarSteps
-from pyro_vaeflow.programs import MIN_SCALE, Guide, Model
+from pyro_vaeflow.programs.iaf import ConditionalIAFStack, gate_bias
+from pyro_vaeflow.programs.iaf_steps import IAFSteps
+from pyro_vaeflow.programs.planar import ConditionalPlanarStack
+from pyro_vaeflow.programs.planar_steps import PlanarSteps
+from pyro_vaeflow.programs.vae import MIN_SCALE, Guide, Model
 
 Flow = Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, Any]]
 

@@ -6,8 +6,8 @@ from benchmarks.cases import NUM_FEATURES, cases, rows
 from benchmarks.record import Line
 from benchmarks.score import clock
 from pyro_vaeflow import score, train
-from pyro_vaeflow.peers import PEERS
-from pyro_vaeflow.programs import Guide, Model
+from pyro_vaeflow.experiments.peers import PEERS
+from pyro_vaeflow.programs.vae import Guide, Model
 
 
 def measure(num_rows: int, num_epochs: int) -> Iterator[Line]:

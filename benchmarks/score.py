@@ -11,9 +11,9 @@ import torch.nn.functional as F
 from benchmarks.cases import NUM_FEATURES, cases, programs, rows
 from benchmarks.record import Line
 from pyro_vaeflow import KhatWarning, score, train
-from pyro_vaeflow.config import ExperimentConfig
-from pyro_vaeflow.iaf import ConditionalIAFStack
-from pyro_vaeflow.programs import Guide, Model
+from pyro_vaeflow.experiments.config import ExperimentConfig
+from pyro_vaeflow.programs.iaf import ConditionalIAFStack
+from pyro_vaeflow.programs.vae import Guide, Model
 
 NUM_ROWS, NUM_DRAWS = 98_805, 100  # the paper's test rows, and its draws
 AT_ONCE = 1_000  # draws of one product: the fastest of 500 to 20,000

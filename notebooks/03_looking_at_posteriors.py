@@ -42,7 +42,7 @@ from pyro_vaeflow import (
     score,
     train,
 )
-from pyro_vaeflow.densities import plot_densities
+from pyro_vaeflow.plots.densities import plot_densities
 
 # %% [markdown]
 # The budget: `VAEFLOW_QUICK` makes every cell run in seconds, to test that it runs.

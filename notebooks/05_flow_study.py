@@ -25,8 +25,8 @@ import os
 import matplotlib
 import pandas as pd
 
-from pyro_vaeflow.effects import effects, paired
-from pyro_vaeflow.flow_figures import central, complete, study_figures
+from pyro_vaeflow.experiments.effects import effects, paired
+from pyro_vaeflow.studies.flow_figures import central, complete, study_figures
 
 matplotlib.rcParams["figure.dpi"] = 50  # six panels at once
 

@@ -12,9 +12,9 @@ from typing import Any, NoReturn
 from jsonargparse import ArgumentParser
 
 from pyro_vaeflow.checked import ConfigError
-from pyro_vaeflow.config import ExperimentConfig
-from pyro_vaeflow.file_commands import DEVICE, FILE_COMMANDS, add_file_commands
-from pyro_vaeflow.studies import Study, load_study, preset_names
+from pyro_vaeflow.detector.file_commands import DEVICE, FILE_COMMANDS, add_file_commands
+from pyro_vaeflow.experiments.config import ExperimentConfig
+from pyro_vaeflow.experiments.studies import Study, load_study, preset_names
 
 ON_TERMINAL = "F1, top 20%|F1, true ratio|AUROC|AP|log evidence|train s".split("|")
 
@@ -146,12 +146,12 @@ def _run_study(
     published: Path | None,
     options: dict[str, Any],
 ) -> int:
-    from pyro_vaeflow.claims import claim
-    from pyro_vaeflow.fanout import run_all
-    from pyro_vaeflow.figures import draw_figures
-    from pyro_vaeflow.report import write_tables
-    from pyro_vaeflow.tables import HEADINGS, PAPER_HEADING, aggregate
-    from pyro_vaeflow.text_tables import as_text
+    from pyro_vaeflow.experiments.claims import claim
+    from pyro_vaeflow.experiments.fanout import run_all
+    from pyro_vaeflow.experiments.report import write_tables
+    from pyro_vaeflow.experiments.summaries import HEADINGS, PAPER_HEADING, aggregate
+    from pyro_vaeflow.experiments.text_tables import as_text
+    from pyro_vaeflow.plots.figures import draw_figures
 
     outcome = run_all(configs, out, jobs=jobs, command=command, dask=dask, **options)
     with claim(out / ".tables.claim", patience=-1):  # another call may be writing them
@@ -172,8 +172,8 @@ def _run_study(
 
 
 def _table(out: Path, style: str) -> int:
-    from pyro_vaeflow.tables import aggregate, read_summary
-    from pyro_vaeflow.text_tables import as_text
+    from pyro_vaeflow.experiments.summaries import aggregate, read_summary
+    from pyro_vaeflow.experiments.text_tables import as_text
 
     table = read_summary(out)
     print(as_text(table if style == "csv" else aggregate(table), style))
@@ -181,7 +181,7 @@ def _table(out: Path, style: str) -> int:
 
 
 def _html(folder: Path, out: str | None) -> int:
-    from pyro_vaeflow.html_report import write_report
+    from pyro_vaeflow.plots.html_report import write_report
 
     print(write_report(folder, None if out is None else Path(out)))
     return 0

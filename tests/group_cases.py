@@ -24,9 +24,9 @@ from pyro_vaeflow import (
     train,
 )
 from pyro_vaeflow.cli import main
-from pyro_vaeflow.group import join_group, joined
-from pyro_vaeflow.resume import Checkpoint
-from pyro_vaeflow.state import state_of
+from pyro_vaeflow.inference.group import join_group, joined
+from pyro_vaeflow.inference.resume import Checkpoint
+from pyro_vaeflow.inference.state import state_of
 from tests.programs import ZOO, Pair, ours, rows
 
 EVERY, DIES_AT = 10, 35  # steps

@@ -34,11 +34,12 @@ from pyro.optim.clipped_adam import ClippedAdam
 from safetensors.torch import load_file
 from tqdm.auto import tqdm
 
-from pyro_vaeflow import Checkpoint, VAEFlowDetector, cosine, linear, resume, train
-from pyro_vaeflow.config import ExperimentConfig
-from pyro_vaeflow.fanout import run_all
-from pyro_vaeflow.fingerprint import named_digest
-from pyro_vaeflow.state import state_of
+from pyro_vaeflow import Checkpoint, VAEFlowDetector, cosine, linear, train
+from pyro_vaeflow.experiments.config import ExperimentConfig
+from pyro_vaeflow.experiments.fanout import run_all
+from pyro_vaeflow.inference import resume
+from pyro_vaeflow.inference.fingerprint import named_digest
+from pyro_vaeflow.inference.state import state_of
 from tests.programs import module_functions, ours, rows
 
 PHASES = "before the first step|in a step|writing|renaming|after training".split("|")

@@ -17,7 +17,7 @@ from torch import nn
 from torch.distributions import constraints
 
 from pyro_vaeflow import FLOWS, Guide, Model
-from pyro_vaeflow.columns import Column
+from pyro_vaeflow.tables.columns import Column
 
 NUM_FEATURES = 3
 DEPTHS = {"diagonal": 0, "planar": 3, "iaf": 3, "spline": 2}

@@ -22,12 +22,12 @@ from pyro_vaeflow import (
     score,
     train,
 )
-from pyro_vaeflow.isolation import named_parameters, seeded
-from pyro_vaeflow.svi import LastTraces
-from pyro_vaeflow.traces import row_terms
+from pyro_vaeflow.inference.isolation import named_parameters, seeded
+from pyro_vaeflow.inference.svi import LastTraces
+from pyro_vaeflow.inference.traces import row_terms
 from tests.programs import ZOO, Pair
 
-pytestmark = pytest.mark.filterwarnings("ignore::pyro_vaeflow.scoring.KhatWarning")
+pytestmark = pytest.mark.filterwarnings("ignore::pyro_vaeflow.inference.scoring.KhatWarning")
 
 STEPS = st.integers(0, 3000)
 SIZES = st.integers(1, 1000)

@@ -12,15 +12,8 @@ import pyro_vaeflow
 
 PACKAGE = Path(pyro_vaeflow.__file__).parent
 SOURCES = sorted(PACKAGE.rglob("*.py"))
-GENERIC = {
-    "isolation", "traces", "noise", "draws", "annealing", "svi", "training", "importance", "psis",
-    "recorded", "replay",
-    "scoring", "row_scores", "rounds", "pooling", "attribution", "sizes", "footprint", "best",
-    "checked", "checkpoint", "fingerprint", "interrupt", "resume", "run_state", "state", "versions",
-    "group", "group_noise", "group_training", "watchers",
-}  # fmt: skip
-# Generic too, each once it is there.
-BEYOND_THE_CORE = {"ascent", "calibration", "diagnostics", "gaps", "latents", "local"}
+# Each folder imports from itself, the folders before it and the modules of the top level.
+FOLDERS = ["inference", "tables", "programs", "experiments", "plots", "detector", "studies"]
 
 
 def modules_imported(path: Path) -> set[str]:
@@ -35,31 +28,45 @@ def modules_imported(path: Path) -> set[str]:
     return found
 
 
+MODULES = {
+    ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts): path
+    for path in SOURCES
+    if path.stem != "__init__"
+}
+
+
 def own_imports(path: Path) -> set[str]:
-    """The stems of the package's modules that a file imports."""
-    stems = {source.stem for source in SOURCES}
-    inside = {n.split(".")[1] for n in modules_imported(path) if n.startswith("pyro_vaeflow.")}
-    return inside & stems
+    """Full names of the package's modules that a file imports."""
+    return modules_imported(path) & MODULES.keys()
 
 
-@pytest.mark.parametrize(
-    "name", sorted(GENERIC | (BEYOND_THE_CORE & {path.stem for path in SOURCES}))
-)
-def test_generic_modules_import_generic_modules_alone(name: str) -> None:
-    path = PACKAGE / f"{name}.py"
-    assert own_imports(path) <= GENERIC | (BEYOND_THE_CORE if name in BEYOND_THE_CORE else set())
-    assert not re.search(r"(?<!auto)encoder", path.read_text(), re.IGNORECASE)
+def test_folders_are_all_ordered() -> None:
+    assert {path.parent.name for path in SOURCES} == {PACKAGE.name, *FOLDERS}
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_a_folder_imports_from_itself_and_those_before_it(folder: str) -> None:
+    below = {PACKAGE.name, *FOLDERS[: FOLDERS.index(folder) + 1]}
+    for path in (PACKAGE / folder).glob("*.py"):
+        assert {MODULES[name].parent.name for name in own_imports(path)} <= below, path.name
+        assert "pyro_vaeflow.cli" not in own_imports(path), path.name
+
+
+def test_inference_knows_no_encoder() -> None:
+    for path in (PACKAGE / "inference").glob("*.py"):
+        assert not re.search(r"(?<!auto)encoder", path.read_text(), re.IGNORECASE), path.name
 
 
 @pytest.mark.parametrize("name", ["importance", "psis", "recorded"])
 def test_the_mathematics_of_weights_knows_torch_alone(name: str) -> None:
-    top = {n.split(".")[0] for n in modules_imported(PACKAGE / f"{name}.py")}
+    path = PACKAGE / "inference" / f"{name}.py"
+    top = {n.split(".")[0] for n in modules_imported(path)}
     assert top <= {"torch", "math", "typing", "collections", "pyro_vaeflow"}
-    assert own_imports(PACKAGE / f"{name}.py") <= {"psis"}
+    assert own_imports(path) <= {"pyro_vaeflow.inference.psis"}
 
 
 def test_imports_make_no_circle() -> None:
-    edges = {path.stem: own_imports(path) for path in SOURCES if path.stem != "__init__"}
+    edges = {name: own_imports(path) for name, path in MODULES.items()}
     while leaves := [name for name, uses in edges.items() if not uses & edges.keys()]:
         for name in leaves:
             del edges[name]

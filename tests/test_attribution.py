@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from pyro_vaeflow import contributions
-from pyro_vaeflow.attribution import feature_log_prob
-from pyro_vaeflow.draws import draws
+from pyro_vaeflow.inference.attribution import feature_log_prob
+from pyro_vaeflow.inference.draws import draws
 from tests.programs import ZOO, LinearGaussian
 
 

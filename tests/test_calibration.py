@@ -7,7 +7,7 @@ import scipy.stats
 import torch
 
 from pyro_vaeflow import train
-from pyro_vaeflow.calibration import Calibration, simulation_based_calibration
+from pyro_vaeflow.inference.calibration import Calibration, simulation_based_calibration
 from tests.programs import ZOO, LinearGaussian, Pair
 
 pytestmark = pytest.mark.usefixtures("float64")

@@ -11,7 +11,8 @@ import torch
 from safetensors.torch import load_file, save
 
 import pyro_vaeflow
-from pyro_vaeflow import CheckpointError, Guide, Model, VAEFlowDetector, checkpoint
+from pyro_vaeflow import CheckpointError, Guide, Model, VAEFlowDetector
+from pyro_vaeflow.inference import checkpoint
 from tests.programs import LinearGaussian, TutorialVAE
 from tests.test_detector import QUICK, OwnGuide, OwnModel, one_factor, table
 

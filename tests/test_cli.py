@@ -11,8 +11,8 @@ import pandas as pd
 import pytest
 
 from pyro_vaeflow.cli import main
-from pyro_vaeflow.results import finished_runs
-from pyro_vaeflow.studies import preset_names
+from pyro_vaeflow.experiments.results import finished_runs
+from pyro_vaeflow.experiments.studies import preset_names
 
 STUDY = """
 description: small

@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pyro_vaeflow.checked import ConfigError
-from pyro_vaeflow.columns import GROUP_MASS, Column, learn_column
-from pyro_vaeflow.mixed_table import MixedEncoder
+from pyro_vaeflow.tables.columns import GROUP_MASS, Column, learn_column
+from pyro_vaeflow.tables.mixed_table import MixedEncoder
 
 
 def column(values, **options) -> Column:

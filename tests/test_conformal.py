@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from pyro_vaeflow.conformal import discoveries, p_values
+from pyro_vaeflow.detector.conformal import discoveries, p_values
 
 
 def test_p_values_count_calibration_rows_that_are_as_odd():

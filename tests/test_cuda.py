@@ -9,14 +9,14 @@ import pytest
 import torch
 
 from pyro_vaeflow import Guide, Model, VAEFlowDetector, contributions, score, train
-from pyro_vaeflow.config import GapSettings
-from pyro_vaeflow.experiment import run
-from pyro_vaeflow.isolation import seeded
+from pyro_vaeflow.experiments.config import GapSettings
+from pyro_vaeflow.experiments.experiment import run
+from pyro_vaeflow.inference.isolation import seeded
 from tests.test_fanout import TINY
 
 pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
-    pytest.mark.filterwarnings("ignore::pyro_vaeflow.scoring.KhatWarning"),
+    pytest.mark.filterwarnings("ignore::pyro_vaeflow.inference.scoring.KhatWarning"),
 ]
 
 

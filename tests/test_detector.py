@@ -14,7 +14,7 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from pyro_vaeflow import Guide, Model, VAEFlowDetector, score
-from pyro_vaeflow.score_plots import plot_scores
+from pyro_vaeflow.plots.score_plots import plot_scores
 from tests.programs import LinearGaussian
 
 QUICK = {"num_steps": 20, "num_samples": 5, "random_state": 0}
@@ -78,7 +78,7 @@ def test_scores_depend_on_row_and_seed_alone(fitted: VAEFlowDetector) -> None:
     np.testing.assert_allclose(single, whole[:10], rtol=1e-12)
 
 
-@pytest.mark.filterwarnings("ignore::pyro_vaeflow.scoring.KhatWarning")
+@pytest.mark.filterwarnings("ignore::pyro_vaeflow.inference.scoring.KhatWarning")
 def test_details_are_the_diagnostics_of_score(fitted: VAEFlowDetector) -> None:
     rows = table(20, seed=3)
     details = fitted.score_details(rows)
@@ -182,7 +182,7 @@ def test_weights_count_in_training_and_in_the_threshold() -> None:
 
 def test_it_trains_as_an_experiment_does() -> None:
     """The same rows and seed: `recipe` gives the parameters that `fit` leaves."""
-    from pyro_vaeflow import recipe
+    from pyro_vaeflow.experiments import recipe
 
     rows = table(80)
     detector = VAEFlowDetector(**QUICK, calibration_share=0.0).fit(rows)

@@ -13,13 +13,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from pyro_vaeflow import Guide, Model, VAEFlowDetector
-from pyro_vaeflow.columns import Column
-from pyro_vaeflow.devices import check_device
-from pyro_vaeflow.experiment import run
-from pyro_vaeflow.isolation import seeded
-from pyro_vaeflow.noise import RowNoise
-from pyro_vaeflow.priors import ExemplarPrior
-from pyro_vaeflow.run_state import _random_state, _set_random_state
+from pyro_vaeflow.experiments.experiment import run
+from pyro_vaeflow.inference.devices import check_device
+from pyro_vaeflow.inference.isolation import seeded
+from pyro_vaeflow.inference.noise import RowNoise
+from pyro_vaeflow.inference.run_state import _random_state, _set_random_state
+from pyro_vaeflow.programs.priors import ExemplarPrior
+from pyro_vaeflow.tables.columns import Column
 from tests.test_fanout import TINY
 
 no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")

@@ -11,16 +11,16 @@ from torch import nn
 from torch.distributions import constraints
 
 from pyro_vaeflow import ExemplarPrior, Guide, Model, log_weights, score, train
-from pyro_vaeflow.diagnostics import inference_gap
-from pyro_vaeflow.gaps import Gaps, split_gap
-from pyro_vaeflow.isolation import param_scope
-from pyro_vaeflow.local import RowGuides
-from pyro_vaeflow.traces import as_args, check_contract, take_rows
+from pyro_vaeflow.inference.diagnostics import inference_gap
+from pyro_vaeflow.inference.gaps import Gaps, split_gap
+from pyro_vaeflow.inference.isolation import param_scope
+from pyro_vaeflow.inference.local import RowGuides
+from pyro_vaeflow.inference.traces import as_args, check_contract, take_rows
 from tests.programs import ZOO, LinearGaussian, Pair
 
 pytestmark = [
     pytest.mark.usefixtures("float64"),
-    pytest.mark.filterwarnings("ignore::pyro_vaeflow.scoring.KhatWarning"),
+    pytest.mark.filterwarnings("ignore::pyro_vaeflow.inference.scoring.KhatWarning"),
 ]
 
 

@@ -88,7 +88,7 @@ def test_messages_are_read_from_sources(tmp_path: Path) -> None:
     }
 
 
-@pytest.mark.filterwarnings("ignore::pyro_vaeflow.scoring.KhatWarning")
+@pytest.mark.filterwarnings("ignore::pyro_vaeflow.inference.scoring.KhatWarning")
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: path.stem)
 def test_the_python_blocks_run_one_after_another(page: Path) -> None:
     blocks = re.findall(r"^```python\n(.*?)^```", page.read_text(), flags=re.DOTALL | re.M)
@@ -106,7 +106,7 @@ def test_the_guide_has_code() -> None:
 def test_every_public_name_is_in_the_reference() -> None:
     reference = "".join(path.read_text() for path in DOCS.glob("api/*.md"))
     documented = set(re.findall(r"^\.\. auto\w+:: ([\w.]+)", reference, re.M))
-    modules = {name.rsplit(".")[-1] for name in documented}
+    modules = {name.removeprefix("pyro_vaeflow.") for name in documented}
     missing = [
         name
         for name, home in pyro_vaeflow._HOME.items()

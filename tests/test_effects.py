@@ -8,12 +8,18 @@ import pandas as pd
 import pytest
 from pytest import approx
 
-from pyro_vaeflow.effects import FEWEST, Effect, effect, effects, paired
-from pyro_vaeflow.flow_figures import FACTORIAL, complete, study_figures
-from pyro_vaeflow.flow_study import answer, findings, iaf_helps, planar_is_limited, write_page
-from pyro_vaeflow.flow_why import LIKELIHOOD, choices, moves
-from pyro_vaeflow.flow_words import wrapped
-from pyro_vaeflow.margins import margin, margins
+from pyro_vaeflow.experiments.effects import FEWEST, Effect, effect, effects, paired
+from pyro_vaeflow.studies.flow_figures import FACTORIAL, complete, study_figures
+from pyro_vaeflow.studies.flow_study import (
+    answer,
+    findings,
+    iaf_helps,
+    planar_is_limited,
+    write_page,
+)
+from pyro_vaeflow.studies.flow_why import LIKELIHOOD, choices, moves
+from pyro_vaeflow.studies.flow_words import wrapped
+from pyro_vaeflow.studies.margins import margin, margins
 
 SETS = ["kddcup99", "ring", "adbench:cardio", "adbench:letter", "adbench:campaign"]
 

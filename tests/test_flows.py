@@ -11,11 +11,12 @@ from pyro.distributions.transforms.planar import ConditionedPlanar
 from pyro.nn import ConditionalAutoRegressiveNN
 from torch import nn
 
-from pyro_vaeflow import FLOWS, Guide, Model, iaf_steps, score, train
-from pyro_vaeflow.flows import MAX_FLOWS, planar
-from pyro_vaeflow.iaf import ConditionalIAFStack, gate_bias, layer_order
-from pyro_vaeflow.planar import ConditionalPlanarStack
-from pyro_vaeflow.planar_steps import PlanarSteps, planar_steps
+from pyro_vaeflow import FLOWS, Guide, Model, score, train
+from pyro_vaeflow.programs import iaf_steps
+from pyro_vaeflow.programs.flows import MAX_FLOWS, planar
+from pyro_vaeflow.programs.iaf import ConditionalIAFStack, gate_bias, layer_order
+from pyro_vaeflow.programs.planar import ConditionalPlanarStack
+from pyro_vaeflow.programs.planar_steps import PlanarSteps, planar_steps
 from tests.programs import ZOO, rows
 
 CONTEXT = 3

@@ -3,13 +3,14 @@
 import pytest
 import torch
 
-from pyro_vaeflow import Guide, Model, contributions, draws, score
-from pyro_vaeflow.blocks import InBlocks
-from pyro_vaeflow.footprint import peak_bytes
-from pyro_vaeflow.isolation import seeded
+from pyro_vaeflow import Guide, Model, contributions, score
+from pyro_vaeflow.inference import draws
+from pyro_vaeflow.inference.footprint import peak_bytes
+from pyro_vaeflow.inference.isolation import seeded
+from pyro_vaeflow.programs.blocks import InBlocks
 from tests.programs import ZOO
 
-pytestmark = pytest.mark.filterwarnings("ignore::pyro_vaeflow.scoring.KhatWarning")
+pytestmark = pytest.mark.filterwarnings("ignore::pyro_vaeflow.inference.scoring.KhatWarning")
 
 
 def test_bytes_are_counted_while_they_are_alive() -> None:
@@ -66,5 +67,5 @@ def test_blocks_of_draws_are_the_whole() -> None:
 def test_contributions_of_a_model_in_blocks_have_no_dropout(monkeypatch) -> None:
     model, guide, x = Model(5, dropout=0.9), Guide(5), torch.rand(4, 5)
     expected = contributions(model, guide, x, num_samples=50)
-    monkeypatch.setattr("pyro_vaeflow.blocks.NUMBERS", 4 * 128)
+    monkeypatch.setattr("pyro_vaeflow.programs.blocks.NUMBERS", 4 * 128)
     torch.testing.assert_close(contributions(model, guide, x, num_samples=50), expected)

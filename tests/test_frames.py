@@ -10,8 +10,9 @@ import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
-from pyro_vaeflow import VAEFlowDetector, draws
-from pyro_vaeflow.columns import KINDS
+from pyro_vaeflow import VAEFlowDetector
+from pyro_vaeflow.inference import draws
+from pyro_vaeflow.tables.columns import KINDS
 from tests.test_input import TINY
 
 FEW = settings(

@@ -12,10 +12,10 @@ import torch
 from safetensors.torch import load_file
 
 from pyro_vaeflow import train
-from pyro_vaeflow.group import Group, GroupError, join_group, joined, sharing
-from pyro_vaeflow.group_noise import part_of_noise
-from pyro_vaeflow.isolation import module_mode, param_scope, seeded
-from pyro_vaeflow.traces import row_terms, run_once, take_rows
+from pyro_vaeflow.inference.group import Group, GroupError, join_group, joined, sharing
+from pyro_vaeflow.inference.group_noise import part_of_noise
+from pyro_vaeflow.inference.isolation import module_mode, param_scope, seeded
+from pyro_vaeflow.inference.traces import row_terms, run_once, take_rows
 from tests.group_cases import EVERY, OPTIONS, fitted, long_training, steps_until, trained
 from tests.programs import ZOO, Pair
 
@@ -147,7 +147,7 @@ def test_the_command_line_fits_in_a_group(launched, tmp_path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore::pyro_vaeflow.interrupt.InterruptedWarning")
+@pytest.mark.filterwarnings("ignore::pyro_vaeflow.inference.interrupt.InterruptedWarning")
 @pytest.mark.parametrize("stop", ["nan", "ctrl_c"])
 def test_what_stops_one_process_stops_all_after_the_same_step(stop, launched, float64) -> None:
     steps = load_file(launched[0] / f"{stop}.safetensors")["steps"]

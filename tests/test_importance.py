@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pyro.ops.stats import fit_generalized_pareto
 
-from pyro_vaeflow import importance, psis
+from pyro_vaeflow.inference import importance, psis
 
 INF, NAN = math.inf, math.nan
 PER_ROW = {

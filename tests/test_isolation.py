@@ -13,7 +13,7 @@ from pyro.util import get_rng_state
 from torch import nn
 
 from pyro_vaeflow import Guide, Model, param_scope, score, train
-from pyro_vaeflow.isolation import (
+from pyro_vaeflow.inference.isolation import (
     module_mode,
     modules,
     named_parameters,
@@ -22,7 +22,7 @@ from pyro_vaeflow.isolation import (
 )
 from tests.programs import ZOO, Pair, rows
 
-pytestmark = pytest.mark.filterwarnings("ignore::pyro_vaeflow.scoring.KhatWarning")
+pytestmark = pytest.mark.filterwarnings("ignore::pyro_vaeflow.inference.scoring.KhatWarning")
 
 
 def fit(pair: Pair, **options):

@@ -4,10 +4,10 @@ import pyro.distributions as dist
 import pytest
 import torch
 
-from pyro_vaeflow.bernoulli import GROUP, BernoulliRow
-from pyro_vaeflow.columns import Column
-from pyro_vaeflow.likelihoods import NormalHead, StudentTHead
-from pyro_vaeflow.mixed import MixedHead
+from pyro_vaeflow.programs.bernoulli import GROUP, BernoulliRow
+from pyro_vaeflow.programs.likelihoods import NormalHead, StudentTHead
+from pyro_vaeflow.programs.mixed import MixedHead
+from pyro_vaeflow.tables.columns import Column
 
 
 @pytest.mark.usefixtures("float64")

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from pyro_vaeflow import Guide, Model, contributions, inference_gap, log_weights, score, train
-from pyro_vaeflow.columns import Column
-from pyro_vaeflow.mixed import MixedHead, MixedInput, MixedLayout, MixedRow
+from pyro_vaeflow.programs.mixed import MixedHead, MixedInput, MixedLayout, MixedRow
+from pyro_vaeflow.tables.columns import Column
 from tests.programs import MIXED_COLUMNS as COLUMNS
 from tests.programs import LinearGaussian, mixed_rows
 

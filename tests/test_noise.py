@@ -10,8 +10,8 @@ import torch
 from scipy import stats
 from torch.distributions import constraints
 
-from pyro_vaeflow.draws import trace_chunks
-from pyro_vaeflow.noise import RowNoise, row_hash
+from pyro_vaeflow.inference.draws import trace_chunks
+from pyro_vaeflow.inference.noise import RowNoise, row_hash
 from tests.programs import rows
 
 NUM_SAMPLES, DIM = 2000, 3

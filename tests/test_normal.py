@@ -4,7 +4,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 
-from pyro_vaeflow.normal import NormalRow
+from pyro_vaeflow.programs.normal import NormalRow
 
 
 @pytest.mark.usefixtures("float64")

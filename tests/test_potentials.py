@@ -12,11 +12,12 @@ import pytest
 import torch
 from pyro.infer import Trace_ELBO
 
-from pyro_vaeflow import log_weights, potential_run, score, train
-from pyro_vaeflow.many_fits import AdamByFit, ManyGuides, ManyPotentials
-from pyro_vaeflow.potential_run import EDGES, PotentialRun, fit_potentials
-from pyro_vaeflow.potential_study import write_results
-from pyro_vaeflow.potentials import POTENTIALS, FlowGuide, PotentialModel, log_normalizer
+from pyro_vaeflow import log_weights, score, train
+from pyro_vaeflow.studies import potential_run
+from pyro_vaeflow.studies.many_fits import AdamByFit, ManyGuides, ManyPotentials
+from pyro_vaeflow.studies.potential_run import EDGES, PotentialRun, fit_potentials
+from pyro_vaeflow.studies.potential_study import write_results
+from pyro_vaeflow.studies.potentials import POTENTIALS, FlowGuide, PotentialModel, log_normalizer
 
 ROWS = torch.arange(200.0).unsqueeze(-1)
 
@@ -162,7 +163,7 @@ def test_one_seed_has_no_deviation_and_the_page_says_how_it_was_made(tmp_path: P
 
 @pytest.mark.slow
 def test_the_study_goes_on_from_its_finished_runs(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "pyro_vaeflow.potential_study", "--quick", "--out"]
+    command = [sys.executable, "-m", "pyro_vaeflow.studies.potential_study", "--quick", "--out"]
     subprocess.run([*command, str(tmp_path)], check=True, capture_output=True)
     runs = sorted((tmp_path / "runs").glob("*.json"))
     assert len(runs) == 24 and (tmp_path / "densities.png").stat().st_size > 0

@@ -8,7 +8,7 @@ import pytest
 README = Path(__file__).parents[1] / "README.md"
 
 
-@pytest.mark.filterwarnings("ignore::pyro_vaeflow.scoring.KhatWarning")
+@pytest.mark.filterwarnings("ignore::pyro_vaeflow.inference.scoring.KhatWarning")
 def test_the_python_blocks_run_one_after_another(capsys: pytest.CaptureFixture) -> None:
     names: dict = {}
     for block in re.findall(r"```python\n(.*?)```", README.read_text(), flags=re.DOTALL):
@@ -18,7 +18,7 @@ def test_the_python_blocks_run_one_after_another(capsys: pytest.CaptureFixture) 
 
 
 def test_the_targets_and_presets_that_it_names_exist() -> None:
-    from pyro_vaeflow.studies import preset_names
+    from pyro_vaeflow.experiments.studies import preset_names
 
     text = README.read_text()
     makefile = (README.parent / "Makefile").read_text()

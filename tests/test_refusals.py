@@ -19,13 +19,15 @@ import pytest
 import scipy.io
 import torch
 
-from pyro_vaeflow import Guide, Model, VAEFlowDetector, checkpoint, runfolder, score, train
-from pyro_vaeflow.config import ExperimentConfig
-from pyro_vaeflow.datasets import load_adbench, load_arrhythmia, load_kddcup99
-from pyro_vaeflow.fanout import run_all
-from pyro_vaeflow.results import finished_runs, read_csv
-from pyro_vaeflow.studies import load_study
-from pyro_vaeflow.tabular import TableEncoder
+from pyro_vaeflow import Guide, Model, VAEFlowDetector, score, train
+from pyro_vaeflow.experiments import runfolder
+from pyro_vaeflow.experiments.config import ExperimentConfig
+from pyro_vaeflow.experiments.fanout import run_all
+from pyro_vaeflow.experiments.results import finished_runs, read_csv
+from pyro_vaeflow.experiments.studies import load_study
+from pyro_vaeflow.inference import checkpoint
+from pyro_vaeflow.tables.datasets import load_adbench, load_arrhythmia, load_kddcup99
+from pyro_vaeflow.tables.tabular import TableEncoder
 from tests.guide_tables import check, rows
 from tests.test_checkpoint import edit, edit_tensors
 from tests.test_input import ARRAY, NUM, TINY, frame

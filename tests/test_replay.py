@@ -22,12 +22,12 @@ from pyro_vaeflow import (
     train,
     watching,
 )
-from pyro_vaeflow import replay as replay_module
-from pyro_vaeflow.footprint import peak_bytes
-from pyro_vaeflow.isolation import modules
-from pyro_vaeflow.priors import ExemplarPrior
-from pyro_vaeflow.recorded import recorded
-from pyro_vaeflow.replay import CHECKED, NoReplayWarning, can_replay
+from pyro_vaeflow.inference import replay as replay_module
+from pyro_vaeflow.inference.footprint import peak_bytes
+from pyro_vaeflow.inference.isolation import modules
+from pyro_vaeflow.inference.recorded import recorded
+from pyro_vaeflow.inference.replay import CHECKED, NoReplayWarning, can_replay
+from pyro_vaeflow.programs.priors import ExemplarPrior
 from tests.programs import ZOO, Pair, rows
 
 # The others have pyro.param, a PyroParam, moving buffers, or masks of numbers, as splines do.
@@ -74,7 +74,7 @@ def replays(monkeypatch: pytest.MonkeyPatch) -> Iterator[list]:
     yield found
 
 
-@pytest.mark.filterwarnings("ignore::pyro_vaeflow.replay.NoReplayWarning")
+@pytest.mark.filterwarnings("ignore::pyro_vaeflow.inference.replay.NoReplayWarning")
 @pytest.mark.parametrize("name", [*sorted(ZOO), "exemplar"])
 def test_training_is_the_same_to_the_last_bit(name: str, replays: list) -> None:
     make = exemplar if name == "exemplar" else ZOO[name]
@@ -94,7 +94,7 @@ def test_vectorised_particles_are_replayed(replays: list) -> None:
 
 
 def test_long_trainings_of_known_programs_are_replayed(monkeypatch, replays: list) -> None:
-    monkeypatch.setattr("pyro_vaeflow.training.WORTH", 9)
+    monkeypatch.setattr("pyro_vaeflow.inference.training.WORTH", 9)
     trained(ZOO["planar"], replay=None, num_steps=8)
     assert not replays
     trained(ZOO["two_latents"], replay=None)

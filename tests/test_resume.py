@@ -36,14 +36,14 @@ from pyro_vaeflow import (
     train,
 )
 from pyro_vaeflow.cli import main
-from pyro_vaeflow.fingerprint import structure
-from pyro_vaeflow.state import state_of
-from pyro_vaeflow.svi import OneOptimizer
+from pyro_vaeflow.inference.fingerprint import structure
+from pyro_vaeflow.inference.state import state_of
+from pyro_vaeflow.inference.svi import OneOptimizer
 from tests.programs import ZOO, Pair, rows
 
 pytestmark = [
-    pytest.mark.filterwarnings("ignore::pyro_vaeflow.scoring.KhatWarning"),
-    pytest.mark.filterwarnings("ignore::pyro_vaeflow.interrupt.InterruptedWarning"),
+    pytest.mark.filterwarnings("ignore::pyro_vaeflow.inference.scoring.KhatWarning"),
+    pytest.mark.filterwarnings("ignore::pyro_vaeflow.inference.interrupt.InterruptedWarning"),
 ]
 LAST = 14
 STUDY = """

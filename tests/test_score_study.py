@@ -6,12 +6,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pyro_vaeflow import score_study
 from pyro_vaeflow.checked import ConfigError
-from pyro_vaeflow.config import ExperimentConfig
-from pyro_vaeflow.fanout import run_all
-from pyro_vaeflow.results import finished_runs
-from pyro_vaeflow.score_study import parts
+from pyro_vaeflow.experiments.config import ExperimentConfig
+from pyro_vaeflow.experiments.fanout import run_all
+from pyro_vaeflow.experiments.results import finished_runs
+from pyro_vaeflow.studies import score_study
+from pyro_vaeflow.studies.score_study import parts
 
 TINY = {
     "dataset": "ring", "preprocessing": "none", "likelihood": "normal", "latent_dim": 2,
@@ -43,7 +43,7 @@ def test_each_run_has_a_row_with_the_scores_that_it_measured(out: Path) -> None:
         found = parts(run)
         assert {name: row[name] for name in found} == found
     page = (out / "parts.md").read_text()
-    assert f"python -m pyro_vaeflow.score_study {out}" in page and "knn1" not in page
+    assert f"python -m pyro_vaeflow.studies.score_study {out}" in page and "knn1" not in page
     assert page.count("| ring ") == 2
 
 

@@ -18,12 +18,12 @@ from pyro_vaeflow import (
     scoring,
     train,
 )
-from pyro_vaeflow.draws import draws
-from pyro_vaeflow.pooling import pooled_evidence
-from pyro_vaeflow.traces import take_rows
+from pyro_vaeflow.inference.draws import draws
+from pyro_vaeflow.inference.pooling import pooled_evidence
+from pyro_vaeflow.inference.traces import take_rows
 from tests.programs import ZOO, LinearGaussian, Pair
 
-pytestmark = pytest.mark.filterwarnings("ignore::pyro_vaeflow.scoring.KhatWarning")
+pytestmark = pytest.mark.filterwarnings("ignore::pyro_vaeflow.inference.scoring.KhatWarning")
 
 FIELDS = ("log_evidence", "stderr", "ess", "elbo", "expected_log_likelihood")
 
@@ -204,7 +204,7 @@ def narrow_guide(exact: LinearGaussian, scale: float):
     return guide
 
 
-@pytest.mark.filterwarnings("ignore::pyro_vaeflow.scoring.KhatWarning")
+@pytest.mark.filterwarnings("ignore::pyro_vaeflow.inference.scoring.KhatWarning")
 def test_rows_that_more_draws_hardly_help_are_left_once_their_khat_can_be_told() -> None:
     exact = LinearGaussian()
     pair = exact.model, narrow_guide(exact, 0.12)

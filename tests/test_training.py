@@ -23,10 +23,10 @@ from pyro_vaeflow import (
     score,
     train,
 )
-from pyro_vaeflow.svi import LastTraces
+from pyro_vaeflow.inference.svi import LastTraces
 from tests.programs import ZOO, LinearGaussian, Pair, rows
 
-pytestmark = pytest.mark.filterwarnings("ignore::pyro_vaeflow.scoring.KhatWarning")
+pytestmark = pytest.mark.filterwarnings("ignore::pyro_vaeflow.inference.scoring.KhatWarning")
 
 COLUMNS = [
     "step", "loss", "elbo", "log_likelihood", "kl", "anneal", "learning_rate", "grad_norm",

@@ -1,0 +1,227 @@
+"""A fitted detector as JSON and tensors, and back. What a file says is doubted until it fits."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from pyro_vaeflow.experiments.config import ExperimentConfig
+from pyro_vaeflow.experiments.recipe import build
+from pyro_vaeflow.inference.checkpoint import check_keys, read, write
+from pyro_vaeflow.inference.isolation import Program
+from pyro_vaeflow.inference.state import (
+    CheckpointError,
+    check_fits,
+    make_parameters,
+    restore,
+    state_of,
+)
+from pyro_vaeflow.inference.versions import package_versions
+from pyro_vaeflow.tables.columns import Column
+from pyro_vaeflow.tables.mixed_table import MixedEncoder
+
+# Programs are code; the folder and the device are this machine's.
+NOT_SAVED = ("model", "guide", "checkpoint_dir", "device")
+FITTED = ("settings", "names", "has_feature_names", "columns", "seed", "offset", "history", "own")
+PLAIN = (bool, int, float, str, type(None))
+ROWS = "model.prior.rows"
+PERMUTATION = "permutation"
+IAF_MASKS = ("mask_in", "mask_out")
+
+
+def save_detector(detector: Any, folder: str | Path) -> None:
+    """Writes a fitted detector; see `VAEFlowDetector.save`."""
+    settings = {k: v for k, v in detector.get_params(False).items() if k not in NOT_SAVED}
+    settings["hidden_dims"] = list(settings["hidden_dims"])
+    if not isinstance(settings["random_state"], PLAIN):  # a RandomState has given its seed
+        settings["random_state"] = detector.seed_
+    if settings["kinds"] is not None:  # JSON would make texts of keys that are numbers
+        settings["kinds"] = [[name, kind] for name, kind in settings["kinds"].items()]
+    history = detector.history_
+    content = {
+        "settings": settings,
+        "names": list(detector.encoder_.names_),
+        "has_feature_names": hasattr(detector, "feature_names_in_"),
+        "columns": [column.to_dict() for column in detector.encoder_.columns_],
+        "seed": detector.seed_,
+        "offset": detector.offset_,
+        "history": list(history),
+        "own": detector.model is not None,
+    }
+    tensors = {f"state.{k}": v for k, v in state_of(detector.model_, detector.guide_).items()}
+    tensors["calibration_scores"] = torch.as_tensor(detector.calibration_scores_)
+    tensors["history"] = torch.as_tensor(history.to_numpy(dtype=np.float64, copy=True))
+    write(folder, _plain(content, "detector"), tensors, package_versions())
+
+
+def load_detector(detector: Any, folder: str | Path) -> Any:
+    """Fills a new detector, which has the programs of one's own if any, from `folder`.
+
+    Raises:
+        CheckpointError: the folder does not hold what `save_detector` writes.
+    """
+    content, tensors = read(folder)
+    try:
+        return _filled(detector, content, tensors)
+    except CheckpointError as error:
+        raise CheckpointError(f"{folder}: {error}") from error
+    except ValueError as error:  # ConfigError among them
+        raise CheckpointError(f"{folder} does not hold a detector: {error}") from error
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError) as error:
+        raise CheckpointError(f"{folder} does not hold a detector: {error!r:.300}") from error
+
+
+def _filled(detector: Any, content: Any, tensors: dict[str, torch.Tensor]) -> Any:
+    check_keys(content, FITTED, "content")
+    state = {k.removeprefix("state."): v for k, v in tensors.items() if k.startswith("state.")}
+    extra = {k: v for k, v in tensors.items() if not k.startswith("state.")}
+    check_keys(extra, ("calibration_scores", "history"), "the tensor file")
+    if content["own"] is not (detector.model is not None):
+        raise CheckpointError(
+            "pass model= and guide= to load a detector of programs of one's own, and only then; "
+            f"the file says own={content['own']!r}"
+        )
+    _take_settings(detector, content)
+    _take_tables(detector, content, extra)
+    config = detector._config()
+    detector.model_, detector.guide_ = _programs(detector, config, state)
+    detector._convert(torch.float64)  # as `fit` leaves a `Model` and a `Guide`
+    detector._built = detector._settings_built()
+    if detector.model is None:
+        _check_places(detector, state)
+    restore(detector.model_, detector.guide_, state)
+    detector.offset_ = float(content["offset"])
+    return detector
+
+
+def _take_settings(detector: Any, content: dict[str, Any]) -> None:
+    own = detector.get_params(False)
+    check_keys(content["settings"], tuple(k for k in own if k not in NOT_SAVED), "settings")
+    settings = dict(content["settings"])
+    settings["hidden_dims"] = tuple(settings["hidden_dims"])
+    if settings["kinds"] is not None:
+        settings["kinds"] = dict(settings["kinds"])
+    detector.set_params(**settings)
+    detector._check()
+    detector.seed_ = _typed(content, "seed", int)
+    if not 0 <= detector.seed_ < 2**32:
+        raise CheckpointError(f"seed must be from 0 to 2**32 - 1, got {detector.seed_!r}")
+    if not math.isfinite(offset := _typed(content, "offset", float)):
+        raise CheckpointError(f"offset must be finite, got {offset!r}")
+
+
+def _take_tables(detector: Any, content: dict[str, Any], extra: dict[str, torch.Tensor]) -> None:
+    names, columns = _typed(content, "names", list), _typed(content, "columns", list)
+    if not columns or len(names) != len(columns) or len(set(names)) != len(names):
+        raise CheckpointError(
+            f"names and columns must be one a column, got {len(names)} and {len(columns)}"
+        )
+    detector.encoder_ = MixedEncoder(detector.kinds)
+    detector.encoder_.columns_ = [Column.from_dict(values) for values in columns]
+    detector.encoder_.names_ = pd.Index(names)
+    detector.n_features_in_ = len(columns)
+    if _typed(content, "has_feature_names", bool):
+        detector.feature_names_in_ = np.array([str(name) for name in names], dtype=object)
+    titles, history = _typed(content, "history", list), extra["history"]
+    calibration = extra["calibration_scores"]
+    for name, values, shape in (
+        ("history", history, (len(history) if history.dim() else 0, len(titles))),
+        ("calibration_scores", calibration, (calibration.numel(),)),
+    ):
+        check_fits({name: torch.empty(shape, dtype=torch.float64, device="meta")}, {name: values})
+    if not calibration.isfinite().all():
+        raise CheckpointError("tensor 'calibration_scores' must be finite")
+    detector.history_ = pd.DataFrame(history.numpy(), columns=titles)
+    detector.history_["step"] = detector.history_["step"].astype(int)
+    detector.calibration_scores_ = calibration.numpy()
+
+
+def _programs(
+    detector: Any, config: ExperimentConfig, state: dict[str, torch.Tensor]
+) -> tuple[Program, Program]:
+    """Programs to restore; their size is compared with the file's before memory is taken."""
+    columns = detector.encoder_.columns_
+    if detector.model is not None:
+        model, guide = detector._programs(config, torch.empty(0))
+        if any(name.startswith("param.") for name in state):
+            make_parameters(model, guide, torch.zeros(2, len(columns)))
+        return model, guide
+    rows = state.get(ROWS)
+    if config.prior == "exemplar" and (rows is None or rows.dim() != 2 or not len(rows)):
+        raise CheckpointError(f"tensor {ROWS!r} must hold the exemplars of the prior")
+    _check_size(config, columns, rows, state)
+    model, guide = build(config, columns, rows)
+    return model.double(), guide.double()
+
+
+def _check_size(
+    config: ExperimentConfig,
+    columns: list[Column],
+    rows: torch.Tensor | None,
+    state: dict[str, torch.Tensor],
+) -> None:
+    """Builds the programs without memory, and compares their tensors with those of the file."""
+    if (depth := len(config.encoder_dims)) > len(state):  # modules take memory even so
+        raise CheckpointError(
+            f"hidden_dims of {depth} layers do not fit a file of {len(state)} tensors"
+        )
+    with torch.device("meta"):
+        try:
+            pair = build(config, columns, None if rows is None else rows.to("meta"))
+        except (NotImplementedError, RuntimeError):
+            # Some masks are made with numbers that only real tensors have: look at all else.
+            without = {"model": "diagonal", "num_flows": 0, "flow_options": {}}
+            plain = ExperimentConfig(**config.to_dict() | without)
+            pair = build(plain, columns, None if rows is None else rows.to("meta"))
+            expected = state_of(*(program.double() for program in pair))
+            known = {k: v for k, v in state.items() if k in expected}
+            largest = max(value.numel() for value in state.values())
+            latent_dim = pair[0].latent_dim
+            if latent_dim**2 > largest:
+                raise CheckpointError(
+                    f"latent_dim={latent_dim} does not fit a file whose largest tensor has "
+                    f"{largest} values"
+                ) from None
+            check_fits(expected, known)
+            return
+        check_fits(state_of(*(program.double() for program in pair)), state)
+
+
+def _check_places(detector: Any, state: dict[str, torch.Tensor]) -> None:
+    """Refuses numbers that say where to read, and would read elsewhere."""
+    built = state_of(detector.model_, detector.guide_)
+    for name, value in sorted(state.items()):  # files keep no order: which is named must not vary
+        given = ".layout." in name or name.endswith(IAF_MASKS)  # columns and settings decide them
+        if given and not value.equal(built[name]):
+            raise CheckpointError(f"tensor {name!r} is not that of these columns and settings")
+        if name.endswith(PERMUTATION) and not value.sort().values.equal(torch.arange(len(value))):
+            raise CheckpointError(f"tensor {name!r} must be a permutation")
+    if (rows := state.get(ROWS)) is not None:
+        levels = torch.tensor([c.num_levels or math.inf for c in detector.encoder_.columns_])
+        codes = rows.nan_to_num(posinf=math.inf)[:, levels.isfinite()]
+        inside = (codes >= 0) & (codes < levels[levels.isfinite()]) & (codes == codes.floor())
+        if not inside.all() or rows.isinf().any():
+            raise CheckpointError(f"tensor {ROWS!r} holds rows that are not of these columns")
+
+
+def _typed(content: dict[str, Any], name: str, kind: type) -> Any:
+    value = content[name]
+    if type(value) is not kind:
+        raise CheckpointError(f"{name}: expected {kind.__name__}, got {value!r:.60}")
+    return value
+
+
+def _plain(value: Any, name: str) -> Any:
+    """Values of NumPy as those of Python; what JSON cannot hold is refused, tuples of names too."""
+    if isinstance(value, dict):
+        return {key: _plain(item, f"{name}.{key}") for key, item in value.items()}
+    if isinstance(value, list):
+        return [_plain(item, f"{name}[{place}]") for place, item in enumerate(value)]
+    if isinstance(value, np.generic):
+        value = value.item()
+    if not isinstance(value, PLAIN):
+        raise ValueError(f"{name} has no JSON: give plain numbers and texts, got {value!r:.60}")
+    return value

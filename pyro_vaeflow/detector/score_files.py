@@ -1,0 +1,251 @@
+"""Files of rows -> a folder of scores, chunk after chunk, in bounded memory."""
+
+import hashlib
+from collections import deque
+from collections.abc import Iterator, Mapping
+from concurrent.futures import Future
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+from tqdm.auto import tqdm
+
+from pyro_vaeflow.checked import ConfigError
+from pyro_vaeflow.detector.estimator import CRITERIA, VAEFlowDetector
+from pyro_vaeflow.detector.scores_folder import Summary, finish, open_folder, part, write_part
+from pyro_vaeflow.experiments.retries import DEATHS, as_ended, died
+from pyro_vaeflow.experiments.workers import workers
+from pyro_vaeflow.inference.checkpoint import DETECTOR
+from pyro_vaeflow.inference.devices import check_device
+from pyro_vaeflow.inference.sizes import check_size
+from pyro_vaeflow.inference.state import CheckpointError
+from pyro_vaeflow.tables.chunks import Chunk
+from pyro_vaeflow.tables.row_values import check_types, to_frame
+from pyro_vaeflow.tables.tablefiles import FORMATS, chunks_of, find_files, read_chunk, read_schemas
+
+TOP = 3  # contributing columns that are named
+NUMBERS = ("anomaly_score", "stderr", "ess", "khat")
+COLUMNS = {
+    **dict.fromkeys(NUMBERS, pa.float64()),
+    "flagged": pa.bool_(),
+    **{f"column_{rank}": pa.string() for rank in range(1, TOP + 1)},
+    **{f"nats_{rank}": pa.float64() for rank in range(1, TOP + 1)},
+}
+EXPLAIN = ("all", "flagged", "none")
+
+
+@dataclass(frozen=True)
+class Job:
+    """All that a process must know to score a chunk, beside the chunk."""
+
+    model: str
+    digest: str
+    out: str
+    row_id: str | None
+    explain: str
+    device: str = "cpu"
+
+
+def score_files(
+    model: str | Path,
+    data: str,
+    out: str | Path,
+    *,
+    row_id: str | None = None,
+    explain: str = "all",
+    chunk_rows: int = 65_536,
+    jobs: int = 1,
+    dask: str | None = None,
+    device: str = "cpu",
+    progress: bool = False,
+) -> Summary:
+    """Scores csv or Parquet files with a saved detector; goes on where an earlier call stopped.
+
+    The parts have the rows of `data` in their order: ``file`` and ``row``, the row id,
+    ``anomaly_score`` (nats, high = odd: the negative of `VAEFlowDetector.score_samples`),
+    ``stderr``, ``ess`` and ``khat`` of the log evidence, ``flagged``, and the columns that add most
+    to the oddness with their nats: ``column_1``, ``nats_1`` and so on.
+
+    Args:
+        model: the folder of `VAEFlowDetector.save`.
+        data: a file, a folder or a glob.
+        out: the folder of the scores (see `pyro_vaeflow.detector.scores_folder`); a new one, or
+            that of an earlier call with the same arguments.
+        row_id: a column to pass through.
+        explain: whether columns are named of ``all`` rows, of the ``flagged`` or of ``none``.
+        chunk_rows: rows a part; memory grows with it.
+        jobs: worker processes.
+        dask: the address of a Dask scheduler, or its file, in place of `jobs`; its workers see the
+            same paths.
+        device: where torch scores, ``cuda`` say; on Dask, of the workers.
+
+    Raises:
+        ConfigError: a file, its columns or the device do not suit, or `out` holds the scores of
+            another model, input or setting.
+        ValueError: a size or `explain` is out of range.
+        OSError: a file cannot be read or written, processes die again and again at one chunk, or a
+            Dask scheduler has gone; the same call goes on.
+    """
+    # Absolute: workers may be in another folder.
+    model, out = Path(model).resolve(), Path(out).resolve()
+    check_size("chunk_rows", chunk_rows)
+    check_size("jobs", jobs)
+    if explain not in EXPLAIN:
+        raise ValueError(f"explain must be one of {EXPLAIN}, got {explain!r}")
+    if dask is None:
+        check_device(device)
+    files = {name: path.resolve() for name, path in find_files(data).items()}
+    if Path(data).is_dir() and out.is_relative_to(Path(data).resolve()):
+        raise ConfigError(f"{out} is inside the input {data}; choose a folder outside it")
+    job = Job(str(model), digest_of(model), str(out), row_id, explain, device)
+    check_columns(job, files)
+    before = {name: _stamp(path) for name, path in files.items()}
+    settings = {"id": row_id, "explain": explain, "chunk_rows": chunk_rows}
+    open_folder(out, job.digest, files, settings)
+    chunks = list(chunks_of(files, chunk_rows))
+    todo = {number: c for number, c in enumerate(chunks) if not part(out, number).exists()}
+    total, left = sum(c.num_rows for c in chunks), sum(c.num_rows for c in todo.values())
+    bar = tqdm(
+        desc="score",
+        total=total,
+        initial=total - left,
+        unit="row",
+        unit_scale=True,
+        disable=not progress,
+    )
+    with bar:
+        for num_rows in _each(job, todo, jobs, dask):
+            bar.update(num_rows)
+    for name, path in files.items():
+        if _stamp(path) != before[name]:
+            raise ConfigError(f"{path} changed while it was scored; remove {out} and score again")
+    return finish(out, len(chunks), len(chunks) - len(todo))
+
+
+def score_chunk(job: Job, number: int, chunk: Chunk) -> int:
+    """Scores one chunk and writes its part; returns the rows that it had, good and bad."""
+    detector = load(job.model, job.digest).set_params(device=job.device)
+    numeric = numeric_columns(detector)
+    rows = read_chunk(chunk, _columns(numeric, job.row_id))
+    frame, rows = to_frame(rows, numeric)
+    columns: dict[str, Any] = {"file": pa.array([chunk.name] * len(frame), pa.string())}
+    columns["row"] = pa.array(rows.places, pa.int64())
+    if job.row_id is not None:
+        columns[job.row_id] = rows.table[job.row_id]
+    found = _scores(detector, frame, job.explain) if len(frame) else {}
+    columns |= {name: pa.array(found.get(name, []), kind) for name, kind in COLUMNS.items()}
+    write_part(Path(job.out), number, pa.table(columns), rows.rejects, chunk.name)
+    return chunk.num_rows
+
+
+def digest_of(model: Path) -> str:
+    """The sha256 of a saved detector: that of the file which has those of all others.
+
+    Raises:
+        ConfigError: there is no detector.
+    """
+    path = model / DETECTOR.content
+    if not path.is_file():
+        raise ConfigError(f"no model in {model}; give a folder that vaeflow fit wrote")
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+@lru_cache(maxsize=1)
+def load(model: str, digest: str) -> VAEFlowDetector:
+    """The saved detector, kept from one chunk of a process to the next.
+
+    Raises:
+        ConfigError: the folder does not hold that detector.
+    """
+    try:
+        detector = VAEFlowDetector.load(model)
+    except (CheckpointError, FileNotFoundError) as error:
+        raise ConfigError(f"model: {error}") from error
+    if digest_of(Path(model)) != digest:
+        raise ConfigError(f"the model in {model} changed while it was used; score again")
+    return detector.set_params(progress=False)
+
+
+def numeric_columns(detector: VAEFlowDetector) -> dict[str, bool]:
+    """The columns of a detector, and whether it takes numbers there.
+
+    Raises:
+        ConfigError: the detector knows no names.
+    """
+    if not hasattr(detector, "feature_names_in_"):
+        raise ConfigError("the model was fitted to an array; fit it to a table with column names")
+    pairs = zip(detector.encoder_.names_, detector.encoder_.columns_, strict=True)
+    return {name: column.kind != "categorical" for name, column in pairs}
+
+
+def check_columns(job: Job, files: Mapping[str, Path]) -> None:
+    """Refuses files that lack a column, or have it with values of another type."""
+    if job.row_id in ("file", "row", *COLUMNS):
+        raise ConfigError(f"id: the scores have a column {job.row_id!r} of their own; rename it")
+    numeric = numeric_columns(load(job.model, job.digest))
+    for name, schema in read_schemas(files, _columns(numeric, job.row_id)).items():
+        if FORMATS[files[name].suffix].typed:
+            check_types(schema, numeric, files[name])
+
+
+def _scores(detector: VAEFlowDetector, frame: pd.DataFrame, explain: str) -> dict[str, Any]:
+    """The columns of scores, ``(num_data,)`` each."""
+    details = detector.score_details(frame)
+    score = details[CRITERIA[detector.criterion]].to_numpy()
+    flagged = score < detector.offset_
+    details["anomaly_score"] = -score
+    shown = {"all": np.ones_like(flagged), "flagged": flagged, "none": np.zeros_like(flagged)}
+    return {
+        **{name: details[name].to_numpy() for name in NUMBERS},
+        "flagged": flagged,
+        **_top_columns(detector, frame, shown[explain]),
+    }
+
+
+def _top_columns(
+    detector: VAEFlowDetector, frame: pd.DataFrame, shown: np.ndarray
+) -> dict[str, np.ndarray]:
+    """The columns that add most nats to each row that is shown; None for the others."""
+    names, values = np.full((2, TOP, len(frame)), None, dtype=object)
+    if shown.any():
+        nats = detector.explain(frame[shown])
+        order = np.argsort(-nats.to_numpy(), axis=1, kind="stable")[:, :TOP]
+        rank = slice(order.shape[1])
+        names[rank, shown] = nats.columns.to_numpy(dtype=object)[order].T
+        values[rank, shown] = np.take_along_axis(nats.to_numpy(), order, axis=1).T
+    found = {f"column_{rank + 1}": names[rank] for rank in range(TOP)}
+    return found | {f"nats_{rank + 1}": values[rank] for rank in range(TOP)}
+
+
+def _each(job: Job, todo: Mapping[int, Chunk], jobs: int, dask: str | None) -> Iterator[int]:
+    """Scores chunks in this process, in others or on a cluster; yields the rows of each."""
+    with workers(jobs, dask) as executor:
+
+        def submit(number: int) -> Future:
+            return executor.submit(score_chunk, job, number, todo[number])
+
+        for number, future in as_ended(deque(todo), submit):
+            try:
+                yield future.result()
+            except Exception as error:
+                if not died(error):
+                    raise
+                chunk = todo[number]
+                raise ChildProcessError(
+                    f"worker processes died {DEATHS} times or more at the {chunk.num_rows} rows of "
+                    f"{chunk.name} from row {chunk.row}: killed, or out of memory; try fewer jobs "
+                    "or chunk_rows"
+                ) from error
+
+
+def _columns(numeric: Mapping[str, bool], row_id: str | None) -> list[str]:
+    return list(dict.fromkeys([*numeric, *([] if row_id is None else [row_id])]))
+
+
+def _stamp(path: Path) -> tuple[int, int]:
+    stat = path.stat()
+    return stat.st_size, stat.st_mtime_ns

@@ -1,0 +1,1 @@
+"""Runs and their folders: settings, many runs at once, other detectors, result tables."""

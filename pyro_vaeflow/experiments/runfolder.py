@@ -1,0 +1,136 @@
+"""The folder of one run: written in one move, so that a killed run never looks finished."""
+
+import json
+import shutil
+from importlib.util import find_spec
+from pathlib import Path
+from uuid import uuid4
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from pyro_vaeflow.checked import ConfigError
+from pyro_vaeflow.experiments.claims import claim
+from pyro_vaeflow.experiments.config import ExperimentConfig
+from pyro_vaeflow.experiments.experiment import Result
+from pyro_vaeflow.experiments.recipe import build
+from pyro_vaeflow.experiments.results import read_json
+from pyro_vaeflow.inference.state import CheckpointError, restore
+from pyro_vaeflow.inference.versions import package_versions
+from pyro_vaeflow.programs.vae import Guide, Model
+from pyro_vaeflow.tables.columns import Column
+
+RUN_FILES = ("config.yaml", "metrics.json", "scores.npz")
+TRAINED_FILES = ("history.csv", "parameters.safetensors")  # peers have none
+
+
+def write(result: Result, config: ExperimentConfig, folder: Path, command: str = "") -> None:
+    """Writes `files_of` the run, and columns.json and map.npz where there are any.
+
+    They are written beside `folder` and appear there in one move.
+
+    Args:
+        command: kept in metrics.json with the versions, to say what made the run.
+    """
+    partial = folder.with_name(f".{folder.name}.{uuid4().hex}.partial")
+    origin = {"command": command, "versions": versions(config), "threads": torch.get_num_threads()}
+    try:
+        partial.mkdir(parents=True)
+        (partial / "config.yaml").write_text(config.to_yaml())
+        (partial / "metrics.json").write_text(json.dumps(result.metrics | origin, indent=2) + "\n")
+        if result.history is not None:
+            result.history.to_csv(partial / "history.csv", index=False, float_format="%.6g")
+        np.savez_compressed(partial / "scores.npz", **result.arrays)  # type: ignore[arg-type]
+        if result.parameters:
+            save_file(result.parameters, partial / "parameters.safetensors")
+        if result.columns is not None:
+            listed = [column.to_dict() for column in result.columns]
+            (partial / "columns.json").write_text(json.dumps(listed) + "\n")
+        if result.density_map:
+            np.savez_compressed(partial / "map.npz", **result.density_map)  # type: ignore[arg-type]
+        partial.rename(folder)
+    except OSError:
+        if not folder.is_dir():  # else another process finished the same run first
+            raise
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def files_of(config: ExperimentConfig) -> tuple[str, ...]:
+    """What the folder of a finished run holds."""
+    if config.is_peer:
+        return RUN_FILES
+    of_table = ("columns.json",) if config.preprocessing == "mixed" else ()
+    return RUN_FILES + TRAINED_FILES + of_table
+
+
+def is_finished(folder: Path, config: ExperimentConfig) -> bool:
+    """Whether `folder` holds a complete run of just this configuration.
+
+    Raises:
+        ConfigError: the folder is there, but incomplete or of another configuration; a run never
+            overwrites what it did not make.
+    """
+    if not folder.exists():
+        return False
+    if missing := [name for name in files_of(config) if not (folder / name).is_file()]:
+        raise ConfigError(f"{folder} lacks {', '.join(missing)}; remove it and run again")
+    found = ExperimentConfig.from_file(folder / "config.yaml")
+    if found.run_name != config.run_name:
+        raise ConfigError(
+            f"{folder} holds the run {found.run_name}; remove it or choose another --out"
+        )
+    return True
+
+
+def load_programs(folder: Path) -> tuple[ExperimentConfig, Model, Guide]:
+    """The configuration, model and guide of a finished run, as training left them.
+
+    Raises:
+        ConfigError: the run is a peer's, which has neither.
+        CheckpointError: the parameters cannot be read or do not fit the configuration.
+    """
+    config = ExperimentConfig.from_file(folder / "config.yaml")
+    if config.is_peer:
+        raise ConfigError(f"{folder} is a run of the peer {config.detector}; it has no programs")
+    path = folder / "parameters.safetensors"
+    try:
+        tensors = load_file(path)
+    except (OSError, SafetensorError, ValueError) as error:
+        raise CheckpointError(f"{path} is not a safetensors file: {error}") from error
+    try:
+        num_features = read_json(folder / "metrics.json")["num_features"]
+        if num_features > max(value.numel() for value in tensors.values()):
+            raise ValueError(f"num_features={num_features!r} is more than any tensor has values")
+        if config.likelihood == "mixed":
+            listed = read_json(folder / "columns.json")
+            num_features = [Column.from_dict(values) for values in listed]
+        model, guide = build(config, num_features, tensors.get("model.prior.rows"))
+        restore(model, guide, tensors)
+    except (LookupError, RuntimeError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{folder} does not hold a run's programs: {error}") from error
+    return config, model, guide
+
+
+def claim_of(folder: Path) -> Path:
+    """The file whose holder may make the run of `folder`: see `claim`."""
+    return folder.with_name(f".{folder.name}.claim")
+
+
+def sweep(runs: Path) -> None:
+    """Removes what killed processes left; what a living one has claimed stays."""
+    for path in runs.glob(".*.partial"):
+        name = path.name[1:].rsplit(".", 2)[0]
+        with claim(claim_of(runs / name)) as mine:
+            if mine:
+                shutil.rmtree(path, ignore_errors=True)
+    for path in runs.glob(".*.claim"):
+        with claim(path):
+            pass
+
+
+def versions(config: ExperimentConfig) -> dict[str, str]:
+    """Versions of what the numbers depend on; a peer's may depend on PyOD, if that is installed."""
+    return package_versions(["pyod"] if config.is_peer and find_spec("pyod") else [])

@@ -1,0 +1,195 @@
+"""Study files: settings that runs share, the variants that differ, seeds, and a small budget.
+
+A file's top level holds the keys of `ExperimentConfig`, and ``description``, ``seeds``,
+``variants`` (a list of mappings over the shared settings), ``crossed`` (blocks of a design: each a
+list of axes, each axis a list of such mappings, and every combination of a block is a variant),
+``datasets`` (each variant runs on each), ``seeds_first`` (all variants of a seed before the next)
+and ``quick`` (a mapping over each variant, for ``--quick``). A finished run's config.yaml is such a
+file too.
+"""
+
+import reprlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, fields, replace
+from importlib.resources import files
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from pyro_vaeflow.checked import ConfigError, check_names, convert
+from pyro_vaeflow.experiments.config import IGNORED, ExperimentConfig, read_mapping, read_text
+
+CONFIG_KEYS = [entry.name for entry in fields(ExperimentConfig)]
+STUDY_KEYS = "description seeds seeds_first variants crossed datasets quick".split()
+OPTIONS_OF = {
+    "model": ("flow_options",),
+    "likelihood": ("likelihood_options",),
+    "detector": ("detector_options",),
+}
+PRESETS = files("pyro_vaeflow") / "presets"
+
+
+@dataclass(frozen=True)
+class Study:
+    """A study file as it was read; `expand` makes its runs."""
+
+    name: str
+    description: str
+    settings: Mapping[str, Any]
+    variants: tuple[Mapping[str, Any], ...]
+    quick: Mapping[str, Any]
+    seeds: tuple[int, ...]
+    datasets: tuple[str, ...] = ()
+    seeds_first: bool = False
+
+    def expand(
+        self,
+        overrides: Mapping[str, Any] | None = None,
+        seeds: Iterable[int] | None = None,
+        quick: bool = False,
+    ) -> list[ExperimentConfig]:
+        """One configuration a data set, variant and seed, each once, in the file's order.
+
+        With ``seeds_first`` seed by seed: a study that is stopped is then still a balanced one.
+        Later ones win: shared settings, the data set, the variant, the quick block, `overrides`.
+
+        Raises:
+            ConfigError: an unknown key, a wrong type or a value out of range, with those allowed.
+        """
+        seeds = self.seeds if seeds is None else tuple(seeds)
+        configs = []
+        shared = {"study": self.name, **self.settings}
+        groups = [{**shared, "dataset": name} for name in self.datasets] or [shared]
+        for common, variant in product(groups, self.variants):
+            values = merge(common, variant)
+            values = merge(merge(values, self.quick if quick else {}), overrides or {})
+            configs += [ExperimentConfig.from_dict({**values, "seed": seed}) for seed in seeds]
+        if self.seeds_first:
+            configs.sort(key=lambda config: seeds.index(config.seed))
+        return list({config.run_name: config for config in configs}.values())
+
+
+def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """`over` on top of `base`, mappings key by key.
+
+    A new posterior or likelihood starts from its own options, a new kind of schedule drops what it
+    would ignore, and one kind of budget replaces the other.
+
+    Example:
+        >>> merge({"annealing": {"kind": "linear", "stop": 1.0}}, {"annealing": {"stop": 2.0}})
+        {'annealing': {'kind': 'linear', 'stop': 2.0}}
+    """
+    merged = dict(base)
+    for choice, value in over.items():
+        if base.get(choice, value) != value:
+            ignored = IGNORED.get(choice, {}).get(str(value), ())
+            for name in (*OPTIONS_OF.get(choice, ()), *ignored):
+                merged.pop(name, None)
+    for given, other in (("num_steps", "num_epochs"), ("num_epochs", "num_steps")):
+        if over.get(given) is not None:
+            merged.pop(other, None)
+    for key, value in over.items():
+        both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
+        merged[key] = merge(merged[key], value) if both else value
+    return merged
+
+
+def preset_names() -> list[str]:
+    """The studies that ship, in alphabetical order.
+
+    Example:
+        >>> "kdd-paper" in preset_names()
+        True
+    """
+    return sorted(p.name.removesuffix(".yaml") for p in PRESETS.iterdir() if p.name[-5:] == ".yaml")
+
+
+def load_study(name: str) -> Study:
+    """Reads a preset by name, or a file by its path.
+
+    Raises:
+        ConfigError: neither exists, or the file has an unknown key or a wrong value.
+    """
+    if name in preset_names():
+        source = Path(str(PRESETS / f"{name}.yaml"))
+    elif name.endswith((".yaml", ".yml")) and Path(name).is_file():
+        source = Path(name)
+    elif name.endswith((".yaml", ".yml")):
+        raise ConfigError(f"no file {name!r}; give a file that exists or a preset: {_listed()}")
+    else:
+        check_names([name], preset_names(), "preset (or path ending in .yaml)")
+    try:
+        return parse_study(read_text(source), default_name=Path(name).stem)
+    except ConfigError as error:
+        raise ConfigError(f"{name}: {error}") from error
+
+
+def parse_study(text: str, default_name: str = "study") -> Study:
+    """Reads a study from YAML; each variant is checked, with and without its quick block.
+
+    Raises:
+        ConfigError: as `load_study`.
+    """
+    values = read_mapping(text, f"study {default_name!r}")
+    check_names(values, [*STUDY_KEYS, *CONFIG_KEYS], "key")
+    crossed = combinations(values.pop("crossed", []))
+    variants = values.pop("variants", [] if crossed else [{}])
+    quick = values.pop("quick", {})
+    if not isinstance(variants, list) or not (variants or crossed):
+        raise ConfigError(
+            f"variants: expected a list of mappings, at least one, got {reprlib.repr(variants)}"
+        )
+    variants = [*variants, *crossed]
+    for name, part in [("quick", quick), *(("variants", variant) for variant in variants)]:
+        if not isinstance(part, Mapping):
+            raise ConfigError(f"{name}: expected a mapping of settings, got {reprlib.repr(part)}")
+        check_names(part, CONFIG_KEYS, f"key in {name}")
+    seeds = convert(values.pop("seeds", [values.get("seed", 0)]), tuple[int, ...], "seeds")
+    seeds_first = convert(values.pop("seeds_first", False), bool, "seeds_first")
+    datasets: tuple[str, ...] = ()
+    if "datasets" in values:
+        datasets = convert(values.pop("datasets"), tuple[str, ...], "datasets")
+        if any("dataset" in part for part in (values, *variants)):
+            raise ConfigError("dataset: datasets names them already; leave out one of the two")
+    study = Study(
+        name=values.pop("study", default_name),
+        description=values.pop("description", ""),
+        settings=values,
+        variants=tuple(variants),
+        quick=quick,
+        seeds=seeds,
+        datasets=datasets,
+        seeds_first=seeds_first,
+    )
+    one = replace(study, datasets=datasets[:1])  # of many data sets: their names are checked later
+    for with_quick in (False, True):
+        one.expand(seeds=[min(seeds)], quick=with_quick)  # refuses what a run would refuse
+    return study
+
+
+def combinations(blocks: Any) -> list[dict[str, Any]]:
+    """Every combination of each block's axes, as variants; a later axis wins.
+
+    Example:
+        >>> combinations([[[{"model": "iaf"}], [{"latent_dim": 2}, {"latent_dim": 4}]]])
+        [{'model': 'iaf', 'latent_dim': 2}, {'model': 'iaf', 'latent_dim': 4}]
+    """
+    variants: list[dict[str, Any]] = []
+    for block in blocks if isinstance(blocks, list) else [blocks]:
+        axes = block if isinstance(block, list) else [block]
+        for axis in axes:
+            if not (axis and isinstance(axis, list) and all(isinstance(p, Mapping) for p in axis)):
+                raise ConfigError(
+                    "crossed: expected blocks of axes, an axis a list of mappings, at least one, "
+                    f"got {axis!r:.60}"
+                )
+        for parts in product(*axes):
+            variant: dict[str, Any] = {}
+            for part in parts:
+                variant = merge(variant, part)
+            variants.append(variant)
+    return variants
+
+
+def _listed() -> str:
+    return ", ".join(preset_names())

@@ -1,0 +1,164 @@
+"""What a run trains on and is tested on, by name: inlier rows, labelled test rows, as tensors.
+
+To add a data set, register a function from its seed, `split_seed`, to a `Split` in `TASKS`.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import pandas as pd
+import torch
+from sklearn.preprocessing import OrdinalEncoder
+
+from pyro_vaeflow.checked import ConfigError, check_names
+from pyro_vaeflow.experiments.config import ExperimentConfig
+from pyro_vaeflow.programs.vae import Row
+from pyro_vaeflow.tables.columns import Column
+from pyro_vaeflow.tables.datasets import (
+    Split,
+    adbench_names,
+    first_of_each,
+    holdout_split,
+    load_adbench,
+    load_arrhythmia,
+    load_breast_cancer_table,
+    load_kddcup99,
+    make_ring,
+    one_class_split,
+)
+from pyro_vaeflow.tables.mixed_table import MixedEncoder
+from pyro_vaeflow.tables.tabular import SCALERS, TableEncoder
+
+RING_REACH = 1.2  # of the square that the ring's anomalies fill
+
+
+@dataclass(frozen=True)
+class Task:
+    """Encoded rows, float32 ``(num_data, num_features)``; training rows are all inliers.
+
+    Args:
+        is_anomaly: 1 where the test row is one, ``(num_test,)``.
+        labels: published class names of the test rows, ``(num_test,)``.
+        is_first: True at the first of test rows that are alike, ``(num_test,)``.
+        columns: what the columns hold, of a mixed table.
+    """
+
+    x_train: torch.Tensor
+    x_test: torch.Tensor
+    is_anomaly: np.ndarray
+    labels: np.ndarray
+    is_first: np.ndarray
+    columns: Sequence[Column] | None = None
+
+    @property
+    def num_features(self) -> Row:
+        """What `Model` and `Guide` are told of the rows."""
+        return self.x_train.shape[1] if self.columns is None else self.columns
+
+
+def ring_split(split_seed: int) -> Split:
+    """5,000 rows of the ring to train on; 1,000 fresh ones and 1,000 uniform in a square to test.
+
+    Coordinates stay as they are, so that log densities compare with `ring_log_density`. Uniform
+    points can lie on the ring, so no score tells all of them apart.
+    """
+    train, inliers = make_ring(seed=split_seed), make_ring(2_000, seed=split_seed + 1)
+    anomalies = np.random.default_rng(split_seed).uniform(-RING_REACH, RING_REACH, inliers.shape)
+    test = np.concatenate([inliers.numpy(), anomalies.astype(np.float32)])
+    y = np.repeat([0, 1], len(inliers))
+    labels = np.where(y == 1, "uniform", "ring").astype(object)
+    return Split(_frame(train.numpy()), _frame(test), y, labels)
+
+
+TASKS: dict[str, Callable[[int], Split]] = {
+    "kddcup99": lambda seed: holdout_split(load_kddcup99(), seed=seed),
+    "ring": ring_split,
+    "breast_cancer": lambda seed: holdout_split(load_breast_cancer_table(), seed=seed),
+    "arrhythmia": lambda seed: one_class_split(load_arrhythmia(), seed=seed),
+}
+
+
+def check_task(config: ExperimentConfig) -> None:
+    """Refuses a data set or preprocessing that is not known.
+
+    Raises:
+        ConfigError: with the names allowed, or with where files are to be put.
+    """
+    known = [*TASKS, "adbench:NAME"]
+    if config.dataset.startswith("adbench:"):
+        try:
+            known = [f"adbench:{name}" for name in adbench_names()]
+        except FileNotFoundError as error:
+            raise ConfigError(f"dataset {config.dataset}: {error}") from error
+    check_names([config.dataset], known, "dataset")
+    check_names([config.preprocessing], ["none", "mixed", *SCALERS, "codes"], "preprocessing")
+    if not config.is_peer and (config.preprocessing == "mixed") != (config.likelihood == "mixed"):
+        raise ConfigError(
+            "preprocessing and likelihood must both be mixed or neither; got "
+            f"preprocessing={config.preprocessing} and likelihood={config.likelihood}"
+        )
+
+
+def load_task(config: ExperimentConfig) -> Task:
+    """The encoded rows of a configuration; runs that share them in one process load them once.
+
+    Raises:
+        ConfigError: the data set or the preprocessing is not known.
+        FileNotFoundError: the data set's file is missing; the message says where to get it.
+    """
+    check_task(config)
+    return _load(config.dataset, config.rows_seed, config.max_rows, config.preprocessing)
+
+
+@lru_cache(maxsize=2)
+def _load(dataset: str, split_seed: int, max_rows: int | None, preprocessing: str) -> Task:
+    # Only these settings decide the rows; the others must not make a second copy.
+    split = _rows(dataset, split_seed, max_rows)
+    kept = {"labels": split.labels_test, "is_first": first_of_each(split)}
+    x_train, x_test, columns = _encoded(split, preprocessing)
+    return Task(x_train, x_test, split.y_test, columns=columns, **kept)
+
+
+@lru_cache(maxsize=1)
+def _rows(dataset: str, split_seed: int, max_rows: int | None) -> Split:
+    # Apart from the encoding, so that methods that read the rows in other ways read them once.
+    name = dataset.removeprefix("adbench:")
+    if name == dataset:
+        split = TASKS[dataset](split_seed)
+    else:
+        split = one_class_split(load_adbench(name), seed=split_seed)
+    if max_rows is None:
+        return split
+    draw = np.random.default_rng(split_seed)
+    train = split.X_train.iloc[draw.permutation(len(split.X_train))[:max_rows]]
+    kept = draw.permutation(len(split.X_test))[:max_rows]
+    return Split(train, split.X_test.iloc[kept], split.y_test[kept], split.labels_test[kept])
+
+
+def _encoded(
+    split: Split, preprocessing: str
+) -> tuple[torch.Tensor, torch.Tensor, Sequence[Column] | None]:
+    train, test = split.X_train, split.X_test
+    if preprocessing == "none":
+        return _raw(train), _raw(test), None
+    if preprocessing == "mixed":
+        table = MixedEncoder()
+        return table.fit_transform(train), table.transform(test), table.columns_
+    if preprocessing == "codes":  # numbers of the values that training rows show, -1 for others
+        codes = OrdinalEncoder(
+            handle_unknown="use_encoded_value", unknown_value=-1, dtype=np.float32
+        )
+        fitted = codes.fit_transform(train)
+        return torch.as_tensor(fitted), torch.as_tensor(codes.transform(test)), None
+    encoder = TableEncoder(scaling=preprocessing)  # learns from training inliers only
+    return encoder.fit_transform(train), encoder.transform(test), None
+
+
+def _frame(points: np.ndarray) -> pd.DataFrame:
+    return pd.DataFrame(points, columns=["x1", "x2"])
+
+
+def _raw(frame: pd.DataFrame) -> torch.Tensor:
+    return torch.as_tensor(frame.to_numpy(dtype=np.float32, copy=True))

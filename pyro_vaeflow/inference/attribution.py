@@ -1,0 +1,96 @@
+"""Why a row is odd: its expected negative log-likelihood, feature by feature."""
+
+from typing import Any
+
+import torch
+from pyro.distributions import MaskedDistribution
+from pyro.distributions.torch import Independent
+from pyro.distributions.util import scale_and_mask
+
+from pyro_vaeflow.inference import importance
+from pyro_vaeflow.inference.draws import trace_chunks
+from pyro_vaeflow.inference.isolation import Program, module_mode
+from pyro_vaeflow.inference.scoring import warn_of_tails
+from pyro_vaeflow.inference.traces import as_args, row_terms
+
+
+def contributions(
+    model: Program,
+    guide: Program,
+    x: Any,
+    *,
+    num_samples: int = 100,
+    site: str = "x",
+    seed: int = 0,
+    chunk_size: int | None = None,
+    plate: str = "data",
+) -> torch.Tensor:
+    r"""What each feature adds to a row's oddness, shape ``(num_data, num_features)``, nats.
+
+    .. math:: c_j = -\sum_k \bar w_k \log p(x_j | z_k), \qquad \bar w_k = w_k / \sum_i w_i
+
+    The self-normalised weights make it an average under the posterior p(z|x). A row's features add
+    up to its expected negative log-likelihood at the site.
+
+    Args:
+        model, guide, x, num_samples, seed, chunk_size, plate: as in `score`.
+        site: the observed site, whose event dimension must factorise: an ``Independent`` one such
+            as ``Normal(...).to_event(1)``, or one with a method ``feature_log_prob(value)`` that
+            returns a log probability a feature.
+
+    Raises:
+        ValueError: there is no such site, or its likelihood does not factorise.
+
+    Warns:
+        KhatWarning: counts and names the rows whose k-hat is above 0.7: their weights are those of
+            a few draws.
+
+    Example:
+        >>> from pyro_vaeflow import Guide, Model, contributions
+        >>> contributions(Model(3), Guide(3), torch.rand(5, 3), num_samples=20).shape
+        torch.Size([5, 3])
+    """
+    parts, khats = [], []
+    for model_trace, guide_trace in trace_chunks(
+        model, guide, x, num_samples=num_samples, seed=seed, chunk_size=chunk_size, plate=plate
+    ):
+        observed = [name for name in model_trace.observation_nodes if name != "_INPUT"]
+        if site not in observed:
+            raise ValueError(f"site must be an observed site, one of {observed}, got {site!r}")
+        node = model_trace.nodes[site]
+        with torch.no_grad(), module_mode(model, guide, training=False):
+            features = feature_log_prob(node["fn"], node["value"])
+            if node["mask"] is not None:
+                features = _masked(features, node["mask"])
+        log_weight = row_terms(model_trace, guide_trace, plate).log_weight
+        weights = importance.normalized_weights(log_weight).unsqueeze(-1)
+        parts.append(-(weights * features).sum(0))
+        khats.append(importance.khat(log_weight))
+    if not parts:
+        return as_args(x)[0].new_empty(as_args(x)[0].shape)
+    warn_of_tails(torch.cat(khats))
+    return torch.cat(parts)
+
+
+def feature_log_prob(distribution: Any, value: torch.Tensor) -> torch.Tensor:
+    """log p(value_j) of each feature, shape ``(..., num_features)``, nats.
+
+    Raises:
+        ValueError: the distribution's last event dimension does not factorise.
+    """
+    if hasattr(distribution, "feature_log_prob"):
+        return distribution.feature_log_prob(value)
+    if isinstance(distribution, MaskedDistribution):
+        features = feature_log_prob(distribution.base_dist, value)
+        return _masked(features, distribution._mask)
+    if isinstance(distribution, Independent) and distribution.event_dim == 1:
+        return distribution.base_dist.log_prob(value)
+    raise ValueError(
+        f"{type(distribution).__name__} of event_dim {distribution.event_dim} does not factorise "
+        "over features; use Distribution(...).to_event(1) or give it a feature_log_prob method"
+    )
+
+
+def _masked(features: torch.Tensor, mask: torch.Tensor | bool) -> torch.Tensor:
+    mask = torch.as_tensor(mask, device=features.device)
+    return scale_and_mask(features, mask=mask.unsqueeze(-1))

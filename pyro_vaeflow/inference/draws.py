@@ -1,0 +1,138 @@
+"""Draws of the guide for many rows, chunk after chunk: memory does not grow with the rows."""
+
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import pyro
+import torch
+from pyro.poutine.trace_struct import Trace
+from tqdm.auto import tqdm
+
+from pyro_vaeflow.inference.footprint import hold_memory, peak_bytes
+from pyro_vaeflow.inference.isolation import Program, evaluating, own_parameters
+from pyro_vaeflow.inference.noise import RowNoise
+from pyro_vaeflow.inference.sizes import check_size
+from pyro_vaeflow.inference.traces import (
+    Args,
+    RowTerms,
+    as_args,
+    check_contract,
+    paired_traces,
+    row_terms,
+    take_rows,
+)
+
+# Rows times draws of one chunk, if they fit into memory: the more, the less does the time around a
+# run of the programs count, some 3 ms; with more than these, programs that know nothing of blocks
+# fall out of the cache.
+DRAWS_PER_CHUNK = 30_000
+MEMORY_BUDGET = 512 * 2**20  # bytes of tensors that a chunk may hold at once
+
+
+def trace_chunks(
+    model: Program,
+    guide: Program,
+    x: Any,
+    *,
+    num_samples: int,
+    seed: int = 0,
+    chunk_size: int | None = None,
+    plate: str = "data",
+    progress: bool = False,
+) -> Iterator[tuple[Trace, Trace]]:
+    """Yields, chunk after chunk of rows, the traces of model and guide with `num_samples` draws.
+
+    Their log probabilities are computed, without gradients and with the modules in evaluation
+    mode. A row's draws depend on the row and the seed alone (see `pyro_vaeflow.inference.noise`).
+    """
+    args = as_args(x)
+    check_size("num_samples", num_samples)
+    if chunk_size is not None:
+        check_size("chunk_size", chunk_size)
+    if len(args[0]) == 0:
+        return
+    depth = check_contract(model, guide, args, plate=plate)
+    if chunk_size is None:
+        a_row = _bytes_of_a_row(model, guide, args, num_samples, depth, plate)
+        fitting = min(DRAWS_PER_CHUNK // num_samples, MEMORY_BUDGET // max(1, a_row))
+        chunk_size = max(1, fitting)
+    starts = range(0, len(args[0]), chunk_size)
+    hold_memory()
+    for start in tqdm(starts, desc="score", unit="chunk", disable=not progress):
+        rows = take_rows(args, slice(start, start + chunk_size))
+        with evaluating(model, guide, seed):
+            known = set(pyro.get_param_store().keys())
+            traces = paired_traces(
+                model,
+                guide,
+                rows,
+                num_samples=num_samples,
+                max_plate_nesting=depth,
+                noise=RowNoise(rows[0], seed, plate),
+            )
+            untrained = sorted(own_parameters(known))
+        if untrained and start == 0:
+            warnings.warn(
+                f"no parameters are known of this model and guide: {untrained} have their initial "
+                "values; train the pair, or pass the very functions that were trained together",
+                stacklevel=4,
+            )
+        yield traces
+
+
+def _bytes_of_a_row(
+    model: Program, guide: Program, args: Args, num_samples: int, depth: int, plate: str
+) -> int:
+    """What the draws of a row add to a chunk's memory at most: half of what two rows need."""
+    few = take_rows(args, slice(0, 2))
+    options = {"num_samples": num_samples, "max_plate_nesting": depth}
+
+    def two_rows() -> None:
+        paired_traces(model, guide, few, **options, noise=RowNoise(few[0], 0, plate))
+
+    with evaluating(model, guide, seed=0), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the chunks will warn
+        return peak_bytes(two_rows) // len(few[0])
+
+
+def draws(
+    model: Program, guide: Program, x: Any, *, num_samples: int, plate: str = "data", **options: Any
+) -> Iterator[RowTerms]:
+    """Yields log p(x|z), log p(z), log q(z|x) of chunk after chunk, ``(num_samples, rows)``, nats.
+
+    Options and errors are those of `trace_chunks`.
+    """
+    options |= {"num_samples": num_samples, "plate": plate}
+    for model_trace, guide_trace in trace_chunks(model, guide, x, **options):
+        yield row_terms(model_trace, guide_trace, plate)
+
+
+def log_weights(
+    model: Program,
+    guide: Program,
+    x: Any,
+    *,
+    num_samples: int = 64,
+    seed: int = 0,
+    chunk_size: int | None = None,
+    plate: str = "data",
+) -> torch.Tensor:
+    r"""The log importance weights :math:`\log p(x, z_k) - \log q(z_k|x)`, nats.
+
+    Returns:
+        Shape ``(num_samples, num_data)``. They are all kept: for many rows use `score`.
+
+    Raises:
+        ValueError, TypeError: as in `score`.
+
+    Example:
+        >>> from pyro_vaeflow import Guide, Model, log_weights
+        >>> log_weights(Model(3), Guide(3), torch.rand(5, 3), num_samples=7).shape
+        torch.Size([7, 5])
+    """
+    terms = draws(
+        model, guide, x, num_samples=num_samples, seed=seed, chunk_size=chunk_size, plate=plate
+    )
+    parts = [chunk.log_weight for chunk in terms]
+    return torch.cat(parts, dim=1) if parts else as_args(x)[0].new_empty(num_samples, 0)

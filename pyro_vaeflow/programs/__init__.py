@@ -1,0 +1,1 @@
+"""The programs that ship, and their parts: flows, likelihoods, priors. What a modeler edits."""

@@ -1,0 +1,201 @@
+"""The two ends of the networks for rows of mixed tables: their first layer and their likelihood."""
+
+import math
+from collections.abc import Sequence
+
+import pyro.distributions as dist
+import torch
+from pyro.distributions import TorchDistribution
+from torch import nn
+from torch.distributions import constraints
+
+from pyro_vaeflow.inference.sizes import check_positive
+from pyro_vaeflow.programs.student_t import degrees_of_freedom, with_tails
+from pyro_vaeflow.tables.columns import Column
+
+LARGE = 2**24  # entries of a matrix
+MAX_LOGIT = 25.0  # a value that no training row shows costs at most about twice as many nats
+
+
+class MixedLayout(nn.Module):
+    """Where the columns of a mixed row are: the discrete ones' logits and the continuous ones."""
+
+    discrete: torch.Tensor
+    continuous: torch.Tensor
+    order: torch.Tensor
+    start: torch.Tensor
+    owner: torch.Tensor
+
+    def __init__(self, columns: Sequence[Column]) -> None:
+        super().__init__()
+        sizes = [column.num_levels for column in columns]
+        discrete = [j for j, size in enumerate(sizes) if size]
+        continuous = [j for j, size in enumerate(sizes) if not size]
+        self.sizes = [sizes[j] for j in discrete]
+        self.num_columns, self.num_logits = len(columns), sum(sizes)
+        self.register_buffer("discrete", torch.tensor(discrete, dtype=torch.long))
+        self.register_buffer("continuous", torch.tensor(continuous, dtype=torch.long))
+        self.register_buffer("order", torch.tensor(discrete + continuous).argsort())
+        self.register_buffer("start", torch.tensor([0, *self.sizes]).cumsum(0)[:-1])
+        # Sums the levels of each column: (num_logits, num_discrete), in one matrix product, or in
+        # a table of thousands of discrete columns, whose matrix would be large, (num_logits,)
+        if sum(self.sizes) * len(discrete) > LARGE:
+            owner = torch.arange(len(discrete)).repeat_interleave(torch.tensor(self.sizes))
+        else:
+            ones = [torch.ones(size, 1) for size in self.sizes]
+            owner = torch.block_diag(*ones) if ones else torch.ones(0, 0)
+        self.register_buffer("owner", owner)
+
+    def level_sums(self, values: torch.Tensor) -> torch.Tensor:
+        """The sum over each discrete column's levels of ``(..., num_logits)``."""
+        if self.owner.dim() == 2:
+            return values @ self.owner
+        sums = values.new_zeros(*values.shape[:-1], len(self.sizes))
+        return sums.index_add_(-1, self.owner, values)
+
+
+class MixedRow(TorchDistribution):
+    r"""Independent columns: categorical over levels, or numbers; NaN entries count for nothing.
+
+    .. math:: \log p(x) = \sum_{j \text{ observed}} \log p_j(x_j)
+
+    A missing entry is thereby marginalised: given z the columns are independent.
+
+    Args:
+        layout: of the columns.
+        logits: ``batch_shape + (num_logits,)``, the columns' levels one after another.
+        numbers: of the continuous columns, ``batch_shape + (num_continuous,)``, each by itself.
+    """
+
+    arg_constraints: dict[str, constraints.Constraint] = {}
+    support = constraints.real_vector
+
+    def __init__(
+        self, layout: MixedLayout, logits: torch.Tensor, numbers: TorchDistribution
+    ) -> None:
+        self.layout, self.numbers = layout, numbers
+        self.logits = logits.clamp(-MAX_LOGIT, MAX_LOGIT)
+        event_shape = torch.Size([layout.num_columns])
+        super().__init__(logits.shape[:-1], event_shape, validate_args=False)
+
+    def expand(self, batch_shape: torch.Size, _instance: None = None) -> "MixedRow":
+        logits = self.logits.expand(*batch_shape, self.logits.shape[-1])
+        numbers = self.numbers.expand((*batch_shape, self.numbers.batch_shape[-1]))
+        return MixedRow(self.layout, logits, numbers)
+
+    def feature_log_prob(self, value: torch.Tensor) -> torch.Tensor:
+        """log p_j(x_j) of each column, shape ``(..., num_columns)``, nats; 0 where missing."""
+        missing = value.isnan()
+        value = value.nan_to_num()
+        layout, parts = self.layout, []
+        if layout.sizes:
+            codes = value[..., layout.discrete].long() + layout.start
+            shape = torch.broadcast_shapes(codes.shape[:-1], self.logits.shape[:-1])
+            picked = self.logits.expand(*shape, -1).gather(-1, codes.expand(*shape, -1))
+            parts.append(picked - layout.level_sums(self.logits.exp()).log())
+        if len(layout.continuous):
+            parts.append(self.numbers.log_prob(value[..., layout.continuous]))
+        features = parts[0] if len(parts) == 1 else torch.cat(parts, -1)[..., layout.order]
+        return features.masked_fill(missing, 0.0)
+
+    def log_prob(self, value: torch.Tensor) -> torch.Tensor:
+        return self.feature_log_prob(value).sum(-1)
+
+    def sample(self, sample_shape: torch.Size = torch.Size()) -> torch.Tensor:  # noqa: B008
+        levels = [
+            dist.Categorical(logits=logits, validate_args=False).sample(sample_shape)
+            for logits in self.logits.split(self.layout.sizes, -1)
+        ]
+        numbers = self.numbers.sample(sample_shape)
+        columns = [level.to(numbers.dtype) for level in levels] + list(numbers.unbind(-1))
+        return torch.stack(columns, -1)[..., self.layout.order]
+
+
+class MixedHead(nn.Module):
+    """p(x | z) of mixed rows: logits of all levels from one layer; means, and a scale a column.
+
+    Args:
+        hidden_dim: size of the decoder's last hidden layer.
+        columns: what the columns hold.
+        min_scale: the least scale of the continuous columns, in their standard deviations.
+        start_scale: what their scales have above it in an untrained head.
+        student_t: whether they are Student-t and not normal: tails that are learned a column.
+
+    Example:
+        >>> columns = [Column("kind", "categorical", levels=("a", "b")), Column("x", "continuous")]
+        >>> row = MixedHead(8, columns)(torch.zeros(5, 8))
+        >>> row.feature_log_prob(torch.tensor([2.0, float("nan")])).shape
+        torch.Size([5, 2])
+    """
+
+    def __init__(
+        self,
+        hidden_dim: int,
+        columns: Sequence[Column],
+        min_scale: float = 1e-3,
+        start_scale: float = 1.0,
+        student_t: bool = False,
+    ) -> None:
+        super().__init__()
+        check_positive("start_scale", start_scale)
+        self.layout = MixedLayout(columns)
+        self.min_scale = min_scale
+        num_continuous = len(self.layout.continuous)
+        self.out = nn.Linear(hidden_dim, self.layout.num_logits + num_continuous)
+        self.log_scale = nn.Parameter(torch.full((num_continuous,), math.log(start_scale)))
+        self.log_df = degrees_of_freedom(num_continuous) if student_t else None
+
+    def forward(self, h: torch.Tensor) -> MixedRow:
+        out = self.out(h)
+        logits, loc = out.split(
+            [self.layout.num_logits, out.shape[-1] - self.layout.num_logits], -1
+        )
+        scale = self.log_scale.exp() + self.min_scale
+        numbers = dist.Normal(loc, scale, validate_args=False)
+        if self.log_df is not None:
+            numbers = with_tails(numbers, self.log_df)
+        return MixedRow(self.layout, logits, numbers)
+
+
+class MixedInput(nn.Module):
+    """The encoder's first layer on mixed rows: a vector a level, linear in the numbers.
+
+    Missing entries have a vector of their own a column, and so the encoder knows them; novel values
+    are read as missing.
+
+    Args:
+        columns: what the columns hold.
+        width: size of the output.
+        dropout: the share of entries that are hidden while training, as if they were missing: the
+            encoder learns to do without them.
+
+    Example:
+        >>> columns = [Column("kind", "categorical", levels=("a", "b")), Column("x", "continuous")]
+        >>> MixedInput(columns, width=8)(torch.tensor([[2.0, 0.3], [float("nan"), 1.0]])).shape
+        torch.Size([2, 8])
+    """
+
+    def __init__(self, columns: Sequence[Column], width: int, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.layout = MixedLayout(columns)
+        self.dropout = dropout
+        numbers, self.level, self.number = len(self.layout.continuous), None, None
+        if self.layout.sizes:
+            self.level = nn.EmbeddingBag(self.layout.num_logits, width, mode="sum")
+            # The sum over a row's entries starts with a variance of at most 1.
+            nn.init.normal_(self.level.weight, std=len(columns) ** -0.5)
+        if numbers:
+            self.number = nn.Linear(2 * numbers, width, bias=False)
+        self.bias = nn.Parameter(torch.zeros(width))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.training and self.dropout > 0:
+            x = x.masked_fill(torch.rand_like(x) < self.dropout, torch.nan)
+        missing, x, layout = x.isnan(), x.nan_to_num(), self.layout
+        out = self.bias
+        if self.level is not None:
+            out = out + self.level(x[..., layout.discrete].long() + layout.start)
+        if self.number is not None:
+            flags = missing[..., layout.continuous].to(x.dtype)
+            out = out + self.number(torch.cat([x[..., layout.continuous], flags], -1))
+        return out

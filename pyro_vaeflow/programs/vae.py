@@ -1,0 +1,205 @@
+"""The two programs that ship: the variational autoencoder's model and its flow guide."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import torch
+import torch.nn.functional as F
+from pyro.distributions import TorchDistribution
+from pyro.nn import PyroModule
+from torch import nn
+
+from pyro_vaeflow.inference.sizes import check_positive, check_size
+from pyro_vaeflow.programs.blocks import in_blocks
+from pyro_vaeflow.programs.flows import FLOWS
+from pyro_vaeflow.programs.likelihoods import LIKELIHOODS
+from pyro_vaeflow.programs.mixed import MixedHead, MixedInput
+from pyro_vaeflow.programs.normal import NormalRow
+from pyro_vaeflow.tables.columns import Column
+
+MIN_SCALE = 1e-4  # of the posterior's base: keeps its log-scale and the KL finite
+
+ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
+    "leaky_relu": lambda: nn.LeakyReLU(0.1, inplace=True),  # the paper's
+    "silu": nn.SiLU,
+    "tanh": nn.Tanh,
+}
+
+
+Row = int | Sequence[Column]  # what x holds: so many numbers a row, or these columns
+
+
+def mlp(first: nn.Module, sizes: Sequence[int], dropout: float, activation: str) -> nn.Sequential:
+    """Hidden layers of these sizes, each with activation and dropout; the first is given."""
+    make = _registered("activation", activation, ACTIVATIONS)
+    linear = (nn.Linear(*pair) for pair in zip(sizes[:-1], sizes[1:], strict=True))
+    layers: list[nn.Module] = []
+    for layer in (first, *linear):
+        layers += [layer, make()]
+        layers += [nn.Dropout(dropout)] if dropout > 0 else []
+    return nn.Sequential(*layers)
+
+
+class Model(PyroModule):
+    r"""The generative program: :math:`z \sim p(z)`, :math:`x \sim p(x | z)`, plate ``data``.
+
+    Args:
+        num_features: columns of x: how many or, for a mixed table, what each holds.
+        latent_dim: size of z.
+        hidden_dims: the decoder's widths, from z to x.
+        likelihood: a name in `pyro_vaeflow.programs.likelihoods.LIKELIHOODS`; ``mixed`` takes what
+            the columns hold, and the others how many there are.
+        dropout: in the hidden layers, while training.
+        activation: a name in `ACTIVATIONS`.
+        likelihood_options: passed on to the likelihood head.
+        prior: a module from x to the distribution of z, such as
+            `pyro_vaeflow.programs.priors.ExemplarPrior`, in place of :math:`N(0, I)`.
+
+    Raises:
+        ValueError: a size is below 1, or the likelihood or activation is not registered.
+
+    Example:
+        >>> x = torch.rand(5, 3)
+        >>> trace = pyro.poutine.trace(Model(3, latent_dim=2)).get_trace(x)
+        >>> trace.nodes["z"]["value"].shape
+        torch.Size([5, 2])
+    """
+
+    def __init__(
+        self,
+        num_features: Row,
+        latent_dim: int = 12,
+        hidden_dims: Sequence[int] = (64, 128),
+        likelihood: str = "bernoulli",
+        dropout: float = 0.2,
+        activation: str = "leaky_relu",
+        likelihood_options: Mapping[str, Any] | None = None,
+        prior: nn.Module | None = None,
+    ) -> None:
+        super().__init__()
+        _check_sizes(num_features, latent_dim=latent_dim, hidden_dims=hidden_dims)
+        head = _registered("likelihood", likelihood, LIKELIHOODS)
+        if (head is MixedHead) != isinstance(num_features, Sequence):
+            raise ValueError(
+                "likelihood='mixed' is for num_features=MixedEncoder().fit(frame).columns_, the "
+                f"others are for a number of features; got likelihood={likelihood!r} and "
+                f"num_features={num_features!r:.60}"
+            )
+        self.latent_dim, self.prior = latent_dim, prior
+        first = nn.Linear(latent_dim, hidden_dims[0])
+        self.decoder = mlp(first, hidden_dims, dropout, activation)
+        self.likelihood = head(hidden_dims[-1], num_features, **(likelihood_options or {}))
+        outputs = (p.shape[0] for p in self.likelihood.parameters() if p.dim())
+        self.width = max(*hidden_dims, *outputs)
+
+    def decode(self, z: torch.Tensor) -> TorchDistribution:
+        """p(x | z): a distribution of rows, batch shape that of z ``(..., latent_dim)``."""
+        return self.likelihood(self.decoder(z))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        standard = NormalRow(dist.Normal(x.new_zeros(self.latent_dim), 1.0), 1)
+        prior = standard if self.prior is None else self.prior(x)
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", prior)
+            return pyro.sample("x", in_blocks(self.decode, z, self.width, x.shape[-1]), obs=x)
+
+
+class Guide(PyroModule):
+    r"""The posterior program: :math:`z_0 \sim N(\mu(x), \sigma(x))`, :math:`z = f_K \circ \dots
+    \circ f_1(z_0)`, plate ``data``.
+
+    Args:
+        num_features: columns of x: how many or, for a mixed table, what each holds.
+        latent_dim: size of z.
+        hidden_dims: the encoder's widths, from x to z.
+        flow: a name in `pyro_vaeflow.programs.flows.FLOWS`; ``diagonal`` is the base VAE.
+        num_flows: K, from 1 to 100; 0 for ``diagonal``.
+        conditioned: whether the flow's parameters depend on the encoder's last hidden layer, its
+            context, as in the paper, or are the same for all rows.
+        dropout: in the hidden layers, while training.
+        input_dropout: of a mixed table, the share of a row's entries that are hidden from the
+            encoder while training, as if they were missing.
+        start_scale: of the posterior's base in an untrained guide; small where the prior is a
+            mixture, or its parts never come apart.
+        activation: a name in `ACTIVATIONS`.
+        flow_options: passed on to the flow's builder.
+
+    References:
+        D. Rezende, S. Mohamed, Variational Inference with Normalizing Flows, 2015,
+        arXiv:1505.05770.
+
+    Raises:
+        ValueError: a size is out of range, or the flow or activation is not registered.
+
+    Example:
+        >>> guide = Guide(3, latent_dim=2, flow="planar", num_flows=5)
+        >>> guide(torch.rand(4, 3)).shape
+        torch.Size([4, 2])
+    """
+
+    def __init__(
+        self,
+        num_features: Row,
+        latent_dim: int = 12,
+        hidden_dims: Sequence[int] = (128, 64),
+        flow: str = "diagonal",
+        num_flows: int = 0,
+        conditioned: bool = True,
+        dropout: float = 0.2,
+        input_dropout: float = 0.0,
+        start_scale: float = math.log(2.0),
+        activation: str = "leaky_relu",
+        flow_options: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        _check_sizes(num_features, latent_dim=latent_dim, hidden_dims=hidden_dims)
+        check_positive("start_scale", start_scale)
+        builder = _registered("flow", flow, FLOWS)
+        if isinstance(num_features, Sequence):
+            first: nn.Module = MixedInput(num_features, hidden_dims[0], input_dropout)
+        elif input_dropout:
+            raise ValueError(f"input_dropout={input_dropout!r} is for mixed tables; leave it at 0")
+        else:
+            first = nn.Linear(num_features, hidden_dims[0])
+        self.encoder = mlp(first, hidden_dims, dropout, activation)
+        self.base = nn.Linear(hidden_dims[-1], 2 * latent_dim)
+        with torch.no_grad():  # softplus of 0 is log 2
+            self.base.bias[latent_dim:] += math.log(math.expm1(start_scale))
+        context_dim = hidden_dims[-1] if conditioned else None
+        self.flow = nn.ModuleList(
+            builder(latent_dim, num_flows, context_dim, **(flow_options or {}))
+        )
+
+    def locate(self, x: torch.Tensor) -> torch.Tensor:
+        r""":math:`\mu(x)`, the location of the posterior's base, ``(num_data, latent_dim)``."""
+        return self.base(self.encoder(x)).chunk(2, dim=-1)[0]
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        context = self.encoder(x)
+        loc, raw_scale = self.base(context).chunk(2, dim=-1)
+        posterior: Any = NormalRow(dist.Normal(loc, F.softplus(raw_scale) + MIN_SCALE), 1)
+        if flow := list(self.flow):
+            conditional = dist.ConditionalTransformedDistribution(posterior, flow)
+            posterior = conditional.condition(context)
+        with pyro.plate("data", len(x)):
+            return pyro.sample("z", posterior)
+
+
+def _registered(name: str, value: str, registry: Mapping[str, Any]) -> Any:
+    if value not in registry:
+        raise ValueError(f"{name} must be one of {sorted(registry)}, got {value!r}")
+    return registry[value]
+
+
+def _check_sizes(num_features: Row, hidden_dims: Sequence[int], **sizes: int) -> None:
+    count = len(num_features) if isinstance(num_features, Sequence) else num_features
+    check_size("num_features", count)
+    for name, value in sizes.items():
+        check_size(name, value)
+    if not hidden_dims:
+        raise ValueError(f"hidden_dims must be at least one size, got {hidden_dims!r}")
+    for place, value in enumerate(hidden_dims):
+        check_size(f"hidden_dims[{place}]", value)

@@ -1,0 +1,132 @@
+"""Tables to try detectors on: KDD Cup 99, ODDS and ADBench files, breast cancer and the ring.
+
+Files are looked for in the folder ``data_home`` or, without it, in ``$VAEFLOW_DATA``. They are read
+by loaders that run no code from a file, and nothing is cached.
+"""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from scipy.io import loadmat
+from sklearn.datasets import load_breast_cancer
+
+from pyro_vaeflow.tables.datafiles import advice, bad_file, require_file, require_folder
+from pyro_vaeflow.tables.kddcup99 import load_kddcup99
+from pyro_vaeflow.tables.protocol import (
+    Dataset,
+    Split,
+    first_of_each,
+    holdout_split,
+    one_class_split,
+)
+from pyro_vaeflow.tables.ring import make_ring, ring_log_density
+
+__all__ = [
+    "Dataset",
+    "Split",
+    "adbench_names",
+    "first_of_each",
+    "holdout_split",
+    "load_adbench",
+    "load_arrhythmia",
+    "load_breast_cancer_table",
+    "load_kddcup99",
+    "make_ring",
+    "one_class_split",
+    "ring_log_density",
+]
+
+ADBENCH = "ADBench (https://github.com/Minqi824/ADBench, adbench/datasets/Classical)"
+ODDS = "the ODDS library (https://odds.cs.stonybrook.edu/arrhythmia-dataset/)"
+MAX_BYTES = 2**31  # of one array of a data file: the largest of ADBench has half of it
+
+
+def load_breast_cancer_table() -> Dataset:
+    """Returns scikit-learn's breast-cancer table: ``X`` (569, 30), ``y`` 1 for 212 malignant rows.
+
+    Example:
+        >>> data = load_breast_cancer_table()
+        >>> data.X.shape, int(data.y.sum())
+        ((569, 30), 212)
+    """
+    bunch = load_breast_cancer(as_frame=True)
+    labels = bunch.target_names.astype(object)[bunch.target.to_numpy()]
+    return Dataset("breast_cancer", bunch.data, (labels == "malignant").astype(np.int64), labels)
+
+
+def load_arrhythmia(data_home: str | os.PathLike[str] | None = None) -> Dataset:
+    """Returns ODDS' arrhythmia from ``arrhythmia.mat``: ``X`` (452, 274), ``y`` 1 for 66 anomalies.
+
+    Raises:
+        FileNotFoundError: when ``arrhythmia.mat`` is not in the folder.
+        ValueError: when it cannot be read or holds no ``X`` and ``y``.
+    """
+    path = require_file("arrhythmia.mat", data_home, ODDS)
+    try:
+        content = loadmat(path, variable_names=["X", "y"])
+        return _dataset("arrhythmia", content["X"], content["y"])
+    except Exception as error:  # NumPy and SciPy raise of all kinds on a hostile file
+        raise bad_file(path, f"holds no table ({error!r:.300})", ODDS) from error
+
+
+def adbench_names(data_home: str | os.PathLike[str] | None = None) -> dict[str, Path]:
+    """Returns name -> path of the ADBench files at hand: ``adbench/38_thyroid.npz`` is ``thyroid``.
+
+    Raises:
+        FileNotFoundError: when there is no folder ``adbench``.
+    """
+    folder = require_folder("adbench", data_home, ADBENCH)
+    names = {path.stem.split("_", 1)[-1].lower(): path for path in folder.glob("*.npz")}
+    return dict(sorted(names.items()))
+
+
+def load_adbench(name: str, data_home: str | os.PathLike[str] | None = None) -> Dataset:
+    """Returns a classical set of ADBench: ``X`` ``(num_data, num_columns)``, ``y`` 1 for anomalies.
+
+    Args:
+        name: as in `adbench_names`, in any case, with or without the file's number.
+        data_home: folder that holds ``adbench/*.npz``; default ``$VAEFLOW_DATA``.
+
+    Raises:
+        FileNotFoundError: when there is no such file; the message lists those at hand.
+        ValueError: when the file cannot be read, or holds no ``X`` and ``y``.
+    """
+    paths = adbench_names(data_home)
+    wanted = name.lower()
+    for key, path in paths.items():
+        if wanted in (key, path.stem.lower()):
+            break
+    else:
+        raise FileNotFoundError(
+            f"no ADBench set is called {name!r}; at hand: {', '.join(paths) or 'none'}. "
+            + advice("adbench/*.npz", ADBENCH)
+        )
+    try:
+        with np.load(path, allow_pickle=False) as content:
+            _check_declared(content)
+            return _dataset(key, content["X"], content["y"])
+    except Exception as error:  # as above
+        raise bad_file(path, f"holds no table ({error!r:.300})", ADBENCH) from error
+
+
+def _check_declared(content: Any) -> None:
+    """Refuses a small archive that would unpack to a large one."""
+    if isinstance(content, np.lib.npyio.NpzFile) and content.zip is not None:
+        for entry in content.zip.infolist():
+            if entry.file_size > MAX_BYTES:
+                raise ValueError(f"{entry.filename} has {entry.file_size} bytes, over {MAX_BYTES}")
+
+
+def _dataset(name: str, X: np.ndarray, y: np.ndarray) -> Dataset:
+    if X.ndim != 2 or not len(X) or X.dtype.kind not in "biuf":
+        raise ValueError(f"X must be a matrix of numbers, got shape {X.shape}, dtype {X.dtype}")
+    if y.size != len(X):
+        raise ValueError(f"y has {y.size} entries for the {len(X)} rows of X")
+    if not np.isin(y, [0, 1]).all():
+        raise ValueError("y must be 0 (inlier) or 1 (anomaly)")
+    frame = pd.DataFrame(X, columns=[f"x{j}" for j in range(X.shape[1])])
+    flags = y.reshape(-1).astype(np.int64)
+    return Dataset(name, frame, flags, np.where(flags == 1, "anomaly", "normal").astype(object))
