@@ -12,10 +12,11 @@ from matplotlib.figure import Figure
 
 from benchmarks.cases import NUM_FEATURES, rows
 from benchmarks.record import Line
-from pyro_vaeflow import Guide, Model, score, train
+from pyro_vaeflow import ExemplarPrior, Guide, Model, score, train
 
 DEPTHS, WIDTHS, LATENTS = (1, 3, 10, 30, 100), (32, 64, 128, 256, 512), (2, 4, 8, 16, 32)
 BATCHES, DRAWS, ROWS = (125, 250, 500, 1000, 2000), (25, 50, 100, 200, 400), (200, 400, 800, 1600)
+TRAINING = (500, 2000, 8000, 32000, 128000)  # rows that an exemplar prior is given
 FLOWS = {"planar": {}, "iaf": {"hidden_dim": 24, "stable": True}}
 MARKERS = "osD^v<>"
 
@@ -53,10 +54,11 @@ def step_ms(
     return 1e3 * median(np.diff(list(starts.values()))[1:])
 
 
-def row_ms(num_rows: int, num_samples: int) -> float:
-    """The processor's milliseconds of all rows' scores."""
-    model, guide = Model(NUM_FEATURES), Guide(NUM_FEATURES, flow="planar", num_flows=5)
-    x = rows(num_rows)
+def row_ms(num_rows: int, num_samples: int, exemplars: int = 0) -> float:
+    """The processor's milliseconds of all rows' scores, under an exemplar prior if it is given."""
+    guide = Guide(NUM_FEATURES, flow="planar", num_flows=5)
+    prior = ExemplarPrior(rows(exemplars), guide.locate, 12) if exemplars else None
+    model, x = Model(NUM_FEATURES, prior=prior), rows(num_rows)
     train(model, guide, x, num_steps=1, progress=False)
     start = time.process_time()
     with warnings.catch_warnings():
@@ -75,6 +77,7 @@ def curves(num_steps: int) -> dict[str, tuple[Sequence[int], Callable[[int], flo
         "batch": (BATCHES, lambda n: step_ms(num_steps, batch_size=n)),
         "draws": (DRAWS, lambda n: row_ms(200, n)),
         "rows": (ROWS, lambda n: row_ms(n, 100)),
+        "training rows": (TRAINING, lambda n: row_ms(200, 100, exemplars=n)),
     }
 
 
@@ -108,7 +111,7 @@ def plot(groups: Mapping[str, pd.DataFrame]) -> Figure:
     figure = Figure(figsize=(9.6, 4.2), layout="constrained")
     left, right = figure.subplots(1, 2)
     for marker, (name, group) in zip(MARKERS, groups.items(), strict=False):
-        axes = right if name in ("draws", "rows") else left
+        axes = right if "rows" in name or name == "draws" else left
         slope = exponent(group["size"].tolist(), group["ms"].tolist())
         axes.plot(group["size"], group["ms"], marker=marker, label=f"{name}: exponent {slope:.2f}")
     for axes, title in ((left, "one training step"), (right, "scores, planar 5")):

@@ -5,9 +5,10 @@ import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.stats import norm
 
 from pyro_vaeflow.checked import ConfigError
-from pyro_vaeflow.tables.columns import GROUP_MASS, Column, learn_column
+from pyro_vaeflow.tables.columns import GROUP_MASS, HEAVY, Column, learn_column
 from pyro_vaeflow.tables.mixed_table import MixedEncoder
 
 
@@ -111,6 +112,48 @@ def test_a_positive_column_is_log_normal_and_what_is_not_positive_is_far_away() 
     np.testing.assert_array_equal(odd, [-1e6, -1e6, 1e6, np.nan])
     with pytest.raises(ValueError, match="column 'c' is to be positive and holds -1"):
         column([1.0, -1.0, 2.0], kind="positive")
+
+
+@pytest.mark.parametrize(
+    ("draw", "kind"),
+    [
+        (lambda r: r.lognormal(0.0, 1.5, 2000), "positive"),
+        (lambda r: r.pareto(1.5, 2000) + 1.0, "positive"),
+        (lambda r: r.lognormal(0.0, 0.4, 2000), "continuous"),
+        (lambda r: r.exponential(1.0, 2000), "continuous"),
+        (lambda r: r.uniform(0.0, 1.0, 2000), "continuous"),
+        (lambda r: 5.0 + r.normal(0.0, 1.0, 2000), "continuous"),
+        (lambda r: r.lognormal(0.0, 1.5, 2000) - 1.0, "continuous"),  # not all above 0
+    ],
+)
+def test_heavy_tails_above_zero_are_found_in_any_unit(draw, kind: str) -> None:
+    numbers = draw(np.random.default_rng(0))
+    assert [column(c * numbers).kind for c in (1e-200, 1.0, 1e200)] == [kind] * 3
+
+
+def test_the_rule_of_heavy_tails_compares_likelihoods() -> None:
+    rng = np.random.default_rng(0)
+    gains = []
+    for sigma in np.linspace(0.5, 1.1, 13):
+        numbers = rng.lognormal(1.0, sigma, 400)
+        logs = np.log(numbers)
+        log_normal = norm.logpdf(logs, logs.mean(), logs.std()) - logs
+        gain = np.mean(log_normal - norm.logpdf(numbers, numbers.mean(), numbers.std()))
+        gains.append(gain)
+        assert (column(numbers).kind == "positive") == (gain >= HEAVY)
+    assert min(gains) < HEAVY < max(gains)
+
+
+@pytest.mark.parametrize("num_data", [300, 500, 1000, 3000])
+def test_numbers_that_are_said_to_be_discrete_fall_into_bins_that_meet(num_data: int) -> None:
+    rng = np.random.default_rng(0)
+    seen, fresh = rng.normal(size=num_data), rng.normal(size=5000)
+    learned = column(seen, kind="discrete")
+    assert learned.num_levels <= 2 / GROUP_MASS
+    inside = (seen.min() <= fresh) & (fresh <= seen.max())
+    assert ((learned.encode(pd.Series(fresh)) > 0) == inside).all()
+    shares = np.bincount(learned.encode(pd.Series(seen)).astype(int))[1:] / num_data
+    assert shares.max() <= GROUP_MASS + 1 / num_data
 
 
 def test_ids_keep_all_their_digits_as_categories_and_warn_as_numbers() -> None:
@@ -253,7 +296,7 @@ def test_training_rows_show_every_level_and_nothing_novel() -> None:
     )
     encoder = MixedEncoder()
     x = encoder.fit_transform(frame)
-    assert [c.kind for c in encoder.columns_] == ["categorical", "discrete", "continuous"]
+    assert [c.kind for c in encoder.columns_] == ["categorical", "discrete", "positive"]
     for j in (0, 1):
         assert x[:, j].unique().tolist() == list(range(1, encoder.columns_[j].num_levels))
 

@@ -180,6 +180,15 @@ def test_weights_count_in_training_and_in_the_threshold() -> None:
     np.testing.assert_array_equal(with_zeros.score_samples(rows), without.score_samples(rows))
 
 
+@pytest.mark.parametrize(("num_rows", "share"), [(60, 0.0), (178, 0.0), (400, 0.05)])
+def test_few_calibration_rows_still_set_the_threshold(num_rows: int, share: float) -> None:
+    """Fresh rows, whose scores are lower than those of training rows, decide alone."""
+    detector = VAEFlowDetector(**QUICK).fit(one_factor(num_rows))
+    of_fresh = detector.calibration_scores_
+    assert len(of_fresh) == round(0.1 * num_rows)
+    assert detector.offset_ == np.quantile(of_fresh, share)
+
+
 def test_it_trains_as_an_experiment_does() -> None:
     """The same rows and seed: `recipe` gives the parameters that `fit` leaves."""
     from pyro_vaeflow.experiments import recipe

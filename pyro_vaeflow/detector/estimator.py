@@ -68,7 +68,8 @@ class VAEFlowDetector(OutlierMixin, BaseEstimator):
         criterion: ``importance``, or ``reconstruction`` for E_q[log p(x | z)], the negative of the
             paper's A(x). (An argument named score would hide the method `score`.)
         contamination: the share of the training rows to flag, in (0, 0.5]; ``"auto"`` flags one in
-            20 of fresh rows that are like the training rows.
+            20 of fresh rows that are like the training rows, or one in n + 1 if only n rows, below
+            19, are kept for calibration (a tenth of the training rows, unless it is set).
         kinds: column name -> ``categorical``, ``discrete``, ``continuous`` or ``positive``, where
             the training rows should not decide.
         prior: ``exemplar``, a mixture around training rows, or ``normal``.
@@ -501,10 +502,13 @@ class VAEFlowDetector(OutlierMixin, BaseEstimator):
         self.calibration_scores_ = np.sort(scores[kept])
         if self.contamination != "auto":
             share, among = float(self.contamination), scores
-        else:  # training rows are less odd to the programs than fresh ones
-            share, among = AUTO, self.calibration_scores_
-            if len(among) < ENOUGH:
-                among = scores
+        elif len(self.calibration_scores_):
+            # Training rows are less odd to the programs than fresh ones. Of n + 1 such rows each is
+            # as likely as the next to be the oddest.
+            among = self.calibration_scores_
+            share = AUTO if len(among) >= ENOUGH else 0.0
+        else:
+            share, among = AUTO, scores
         if weights is not None and among is scores:
             offset = np.quantile(scores, share, weights=weights, method="inverted_cdf")
         else:

@@ -22,6 +22,7 @@ NEW_MASS = 0.01  # ... if so few fresh rows at most have a value that no trainin
 MAX_LEVELS = 512
 ONE_OFF = 0.5  # a share of the rows with a text of their own: above it new rows have new ones
 FEWEST_NAMES = 20  # such rows, or they are chance
+HEAVY = 0.5  # nats a row by which a log-normal fits better than a normal: its sigma is about 0.8
 GROUP_MASS = 1 / 32  # of a group of neighbouring numbers, unless one number alone has more
 FAR = 1e6  # beyond it standardised numbers are all alike: their squares stay finite in float32
 # What pandas says that a column holds.
@@ -120,10 +121,14 @@ def learn_column(values: pd.Series, kind: str | None = None) -> Column:
 
     A numeric column is discrete if more than half of its entries are one value and a fresh entry is
     new with a probability of at most 0.01, by Good and Turing's estimate: the share of entries
-    whose value occurs once. Constant and binary columns are, too. Other numbers are continuous,
-    what is not a number is categorical. No column is positive unless it is said to be.
+    whose value occurs once. Constant and binary columns are, too. Other numbers are positive if all
+    are above 0 and a log-normal has at least half a nat a row more likelihood than a normal: then
+    the standard deviation of the numbers is that of a few. The rest are continuous, and what is not
+    a number is categorical.
 
     References:
+        G. Box, D. Cox, An analysis of transformations, Journal of the Royal Statistical Society B
+        26, 1964, section 3: the likelihoods of a normal x and of a normal log x.
         I. J. Good, The population frequencies of species and the estimation of population
         parameters, Biometrika 40, 1953.
 
@@ -136,6 +141,8 @@ def learn_column(values: pd.Series, kind: str | None = None) -> Column:
         'discrete'
         >>> learn_column(pd.Series([0.1, 0.7, 0.4], name="rate")).kind
         'continuous'
+        >>> learn_column(pd.Series([1.0, 10.0, 100.0, 1000.0], name="bytes")).kind
+        'positive'
     """
     name = str(values.name)
     if kind is not None and kind not in KINDS:
@@ -172,10 +179,9 @@ def learn_column(values: pd.Series, kind: str | None = None) -> Column:
             stacklevel=2,
         )
     if kind is None:
-        num_single = (counts == 1).sum()
-        closed = counts.max() > POINT_MASS * len(numbers) and num_single <= NEW_MASS * len(numbers)
+        closed = counts.max() > POINT_MASS * len(numbers) and _is_closed(counts)
         closed = closed or len(found) <= 2  # constant or binary
-        kind = "discrete" if closed else "continuous"
+        kind = "discrete" if closed else "positive" if _is_heavy(numbers) else "continuous"
     if kind == "discrete":
         lows, highs = _groups(found, counts)
         return Column(name, "discrete", lows=tuple(lows), highs=tuple(highs))
@@ -186,12 +192,7 @@ def learn_column(values: pd.Series, kind: str | None = None) -> Column:
                 "a constant to it"
             )
         numbers = np.log(numbers)
-    # By a power of two, which rounds nothing: sums of squares of any finite numbers stay finite.
-    power = math.frexp(np.abs(numbers).max())[1]
-    near_one = np.ldexp(numbers, -power)
-    loc, scale = (math.ldexp(float(v), power) for v in (near_one.mean(), near_one.std()))
-    if scale <= 1e-12 * abs(loc):  # what rounding leaves of a constant
-        scale = 1.0
+    loc, scale = _loc_scale(numbers)
     return Column(name, kind, loc=loc, scale=scale)
 
 
@@ -292,12 +293,37 @@ def _check_any(name: str, count: int) -> None:
         raise ValueError(f"column {name!r} has no finite value in the training rows; leave it out")
 
 
+def _loc_scale(numbers: np.ndarray) -> tuple[float, float]:
+    # By a power of two, which rounds nothing: sums of squares of any finite numbers stay finite.
+    power = math.frexp(np.abs(numbers).max())[1]
+    near_one = np.ldexp(numbers, -power)
+    loc, scale = (math.ldexp(float(v), power) for v in (near_one.mean(), near_one.std()))
+    return loc, 1.0 if scale <= 1e-12 * abs(loc) else scale  # what rounding leaves of a constant
+
+
+def _is_closed(counts: np.ndarray) -> bool:
+    """Whether fresh rows hardly have values that these do not show, by Good and Turing."""
+    return bool((counts == 1).sum() <= NEW_MASS * counts.sum())
+
+
+def _is_heavy(numbers: np.ndarray) -> bool:
+    """Whether a log-normal has so much more likelihood than a normal, both fitted: `HEAVY`."""
+    if numbers.min() <= 0.0:
+        return False
+    (_, scale), (log_mean, log_scale) = _loc_scale(numbers), _loc_scale(np.log(numbers))
+    return bool(math.log(scale) - math.log(log_scale) - log_mean >= HEAVY)
+
+
 def _groups(found: np.ndarray, counts: np.ndarray) -> tuple[list[float], list[float]]:
-    """The levels of distinct numbers: each its own, or groups where they fill their range."""
+    """The levels of distinct numbers: each its own, or groups where they fill their range.
+
+    Groups meet if fresh rows may have values between them.
+    """
     with np.errstate(over="ignore", invalid="ignore"):  # infinite gaps are wide ones
         gaps = np.diff(found)
         lattice = (found[-1] - found[0]) / gaps.min() + 1 if len(found) > 1 else 1
-    sparse = len(found) < 0.5 * lattice  # a value between two seen ones is news
+    closed = _is_closed(counts)
+    sparse = closed and len(found) < 0.5 * lattice  # a value between two seen ones is news
     if len(found) <= MAX_LEVELS and (sparse or len(found) <= 1 / GROUP_MASS):
         return found.tolist(), found.tolist()
     # Between the share of the rows, in which rare values vanish, and that of the distinct values.
@@ -309,4 +335,6 @@ def _groups(found: np.ndarray, counts: np.ndarray) -> tuple[list[float], list[fl
             highs.append(value)
             used = 0.0
         highs[-1], used = value, used + part
+    if not closed:
+        lows[1:] = highs[:-1] = [0.5 * a + 0.5 * b for a, b in zip(highs, lows[1:], strict=False)]
     return [float(v) for v in lows], [float(v) for v in highs]
