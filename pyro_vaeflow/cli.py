@@ -14,7 +14,7 @@ from jsonargparse import ArgumentParser
 from pyro_vaeflow.checked import ConfigError
 from pyro_vaeflow.detector.file_commands import DEVICE, FILE_COMMANDS, add_file_commands
 from pyro_vaeflow.experiments.config import ExperimentConfig
-from pyro_vaeflow.experiments.studies import Study, load_study, preset_names
+from pyro_vaeflow.experiments.study_files import Study, load_study, preset_names
 
 ON_TERMINAL = "F1, top 20%|F1, true ratio|AUROC|AP|log evidence|train s".split("|")
 

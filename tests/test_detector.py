@@ -180,13 +180,18 @@ def test_weights_count_in_training_and_in_the_threshold() -> None:
     np.testing.assert_array_equal(with_zeros.score_samples(rows), without.score_samples(rows))
 
 
-@pytest.mark.parametrize(("num_rows", "share"), [(60, 0.0), (178, 0.0), (400, 0.05)])
-def test_few_calibration_rows_still_set_the_threshold(num_rows: int, share: float) -> None:
-    """Fresh rows, whose scores are lower than those of training rows, decide alone."""
-    detector = VAEFlowDetector(**QUICK).fit(one_factor(num_rows))
-    of_fresh = detector.calibration_scores_
-    assert len(of_fresh) == round(0.1 * num_rows)
-    assert detector.offset_ == np.quantile(of_fresh, share)
+@pytest.mark.parametrize("num_kept", [5, 18, 19, 20, 40, 100])
+def test_auto_flags_one_in_twenty_fresh_rows_or_one_in_as_many_as_there_are(num_kept: int) -> None:
+    """Rows kept from training and fresh ones are alike, whatever training rows score."""
+    draw, flagged = np.random.default_rng(0), []
+    detector = VAEFlowDetector(contamination="auto")
+    for _ in range(4000):
+        kept, fresh = draw.normal(size=num_kept), draw.normal(size=50)
+        detector._set_threshold(np.append(kept, np.full(90, 9.0)), np.arange(num_kept), None)
+        flagged.append((fresh < detector.offset_).mean())
+    expected = max(0.05, 1.0 / (num_kept + 1))
+    error = 4.0 * np.std(flagged) / np.sqrt(len(flagged))
+    assert 0.8 * expected - error <= np.mean(flagged) <= expected + error
 
 
 def test_it_trains_as_an_experiment_does() -> None:

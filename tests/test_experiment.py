@@ -23,7 +23,7 @@ from pyro_vaeflow.experiments.recipe import annealing, build, check_registered, 
 from pyro_vaeflow.experiments.report import write_tables
 from pyro_vaeflow.experiments.results import finished_runs
 from pyro_vaeflow.experiments.runfolder import load_programs
-from pyro_vaeflow.experiments.studies import load_study, preset_names
+from pyro_vaeflow.experiments.study_files import load_study, preset_names
 from pyro_vaeflow.experiments.summaries import COLUMNS, aggregate, read_summary
 from pyro_vaeflow.experiments.tasks import TASKS, Task, load_task
 from pyro_vaeflow.experiments.text_tables import as_text

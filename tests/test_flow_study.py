@@ -13,7 +13,7 @@ from pyro_vaeflow.cli import main
 from pyro_vaeflow.experiments.config import ExperimentConfig, GapSettings
 from pyro_vaeflow.experiments.experiment import run
 from pyro_vaeflow.experiments.measured_gaps import held_out_rows
-from pyro_vaeflow.experiments.studies import combinations, load_study, parse_study
+from pyro_vaeflow.experiments.study_files import combinations, load_study, parse_study
 from pyro_vaeflow.experiments.summaries import by_run, by_score, read_summary
 from pyro_vaeflow.experiments.tasks import load_task
 from pyro_vaeflow.inference.diagnostics import inference_gap

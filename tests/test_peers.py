@@ -22,7 +22,7 @@ from pyro_vaeflow.experiments.recipe import check_registered
 from pyro_vaeflow.experiments.report import write_tables
 from pyro_vaeflow.experiments.results import finished_runs
 from pyro_vaeflow.experiments.runfolder import load_programs
-from pyro_vaeflow.experiments.studies import parse_study
+from pyro_vaeflow.experiments.study_files import parse_study
 from pyro_vaeflow.experiments.summaries import aggregate, by_class, read_summary
 from pyro_vaeflow.experiments.tasks import TASKS, Task, load_task
 from pyro_vaeflow.tables.protocol import Split, first_of_each

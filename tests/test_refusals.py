@@ -24,7 +24,7 @@ from pyro_vaeflow.experiments import runfolder
 from pyro_vaeflow.experiments.config import ExperimentConfig
 from pyro_vaeflow.experiments.fanout import run_all
 from pyro_vaeflow.experiments.results import finished_runs, read_csv
-from pyro_vaeflow.experiments.studies import load_study
+from pyro_vaeflow.experiments.study_files import load_study
 from pyro_vaeflow.inference import checkpoint
 from pyro_vaeflow.tables.datasets import load_adbench, load_arrhythmia, load_kddcup99
 from pyro_vaeflow.tables.tabular import TableEncoder

@@ -43,7 +43,6 @@ from pyro_vaeflow.tables.mixed_table import MixedEncoder
 CRITERIA = {"importance": "log_evidence", "reconstruction": "expected_log_likelihood"}
 FLOW_OPTIONS = {"iaf": {"stable": True}}
 AUTO = 0.05  # of fresh rows like the training rows are flagged where contamination is "auto"
-ENOUGH = round(1 / AUTO) - 1  # calibration rows to say so
 COOLING = 60.0  # the learning rate at the start over that at the end
 # What programs are made of: a warm start and a saved file know them by these.
 BUILT = ("flow", "num_flows", "latent_dim", "hidden_dims", "prior", "model", "guide")
@@ -502,17 +501,15 @@ class VAEFlowDetector(OutlierMixin, BaseEstimator):
         self.calibration_scores_ = np.sort(scores[kept])
         if self.contamination != "auto":
             share, among = float(self.contamination), scores
-        elif len(self.calibration_scores_):
-            # Training rows are less odd to the programs than fresh ones. Of n + 1 such rows each is
-            # as likely as the next to be the oddest.
-            among = self.calibration_scores_
-            share = AUTO if len(among) >= ENOUGH else 0.0
-        else:
-            share, among = AUTO, scores
-        if weights is not None and among is scores:
+        else:  # training rows are less odd to the programs than fresh ones
+            share = AUTO
+            among = self.calibration_scores_ if len(self.calibration_scores_) else scores
+        if among is not scores:  # of n + 1 fresh rows, each is as likely as the next to be the odd
+            offset = np.quantile(among, share, method="weibull")
+        elif weights is not None:
             offset = np.quantile(scores, share, weights=weights, method="inverted_cdf")
         else:
-            offset = np.quantile(among, share)
+            offset = np.quantile(scores, share)
         self.offset_ = float(offset)
 
     def _frame(self, X: Any, reset: bool) -> pd.DataFrame:
