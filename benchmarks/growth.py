@@ -18,7 +18,8 @@ DEPTHS, WIDTHS, LATENTS = (1, 3, 10, 30, 100), (32, 64, 128, 256, 512), (2, 4, 8
 BATCHES, DRAWS, ROWS = (125, 250, 500, 1000, 2000), (25, 50, 100, 200, 400), (200, 400, 800, 1600)
 TRAINING = (500, 2000, 8000, 32000, 128000)  # rows that an exemplar prior is given
 FLOWS = {"planar": {}, "iaf": {"hidden_dim": 24, "stable": True}}
-MARKERS = "osD^v<>"
+OF_SCORES = {"draws", "rows", "training rows"}
+MARKERS = "osD^v<>*"
 
 
 def step_ms(
@@ -111,7 +112,7 @@ def plot(groups: Mapping[str, pd.DataFrame]) -> Figure:
     figure = Figure(figsize=(9.6, 4.2), layout="constrained")
     left, right = figure.subplots(1, 2)
     for marker, (name, group) in zip(MARKERS, groups.items(), strict=False):
-        axes = right if "rows" in name or name == "draws" else left
+        axes = right if name in OF_SCORES else left
         slope = exponent(group["size"].tolist(), group["ms"].tolist())
         axes.plot(group["size"], group["ms"], marker=marker, label=f"{name}: exponent {slope:.2f}")
     for axes, title in ((left, "one training step"), (right, "scores, planar 5")):

@@ -50,6 +50,12 @@ def test_a_folder_imports_from_itself_and_those_before_it(folder: str) -> None:
     for path in (PACKAGE / folder).glob("*.py"):
         assert {MODULES[name].parent.name for name in own_imports(path)} <= below, path.name
         assert "pyro_vaeflow.cli" not in own_imports(path), path.name
+        # A public name would be found past this test, wherever it lives.
+        assert not {f"pyro_vaeflow.{name}" for name in pyro_vaeflow._HOME} & modules_imported(path)
+
+
+def test_what_checks_arguments_imports_nothing_of_ours() -> None:
+    assert not own_imports(PACKAGE / "checked.py")
 
 
 def test_inference_knows_no_encoder() -> None:

@@ -70,7 +70,8 @@ class VAEFlowDetector(OutlierMixin, BaseEstimator):
             20 of fresh rows that are like the training rows, or one in n + 1 if only n rows, below
             19, are kept for calibration (a tenth of the training rows, unless it is set).
         kinds: column name -> ``categorical``, ``discrete``, ``continuous`` or ``positive``, where
-            the training rows should not decide.
+            the training rows should not decide. They find heavy tails above 0 to be positive: then
+            0 and below are as far away as a number can be.
         prior: ``exemplar``, a mixture around training rows, or ``normal``.
         calibration_share: of the training rows, kept from training for conformal p-values.
         validation_share: of the others, at most 500, whose ELBO chooses the step to keep.
@@ -498,14 +499,12 @@ class VAEFlowDetector(OutlierMixin, BaseEstimator):
     def _set_threshold(
         self, scores: np.ndarray, kept: np.ndarray, weights: np.ndarray | None
     ) -> None:
-        self.calibration_scores_ = np.sort(scores[kept])
-        if self.contamination != "auto":
-            share, among = float(self.contamination), scores
-        else:  # training rows are less odd to the programs than fresh ones
-            share = AUTO
-            among = self.calibration_scores_ if len(self.calibration_scores_) else scores
-        if among is not scores:  # of n + 1 fresh rows, each is as likely as the next to be the odd
-            offset = np.quantile(among, share, method="weibull")
+        fresh = self.calibration_scores_ = np.sort(scores[kept])
+        share = AUTO if self.contamination == "auto" else float(self.contamination)
+        if self.contamination == "auto" and len(fresh):
+            # Training rows are less odd to the programs than fresh ones, of n + 1 of which each is
+            # as likely to be the oddest.
+            offset = np.quantile(fresh, share, method="weibull")
         elif weights is not None:
             offset = np.quantile(scores, share, weights=weights, method="inverted_cdf")
         else:

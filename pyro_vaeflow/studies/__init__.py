@@ -1,1 +1,1 @@
-"""Questions put to finished runs, each one command: gaps, draws, flows, scores, potentials."""
+"""Studies, each one command: gaps, draws, flows and scores of finished runs; fits of potentials."""
