@@ -30,12 +30,11 @@ from pyro_vaeflow import (
     History,
     InterruptedWarning,
     VAEFlowDetector,
-    checkpoint,
     linear,
-    resume,
     train,
 )
 from pyro_vaeflow.cli import main
+from pyro_vaeflow.inference import checkpoint, resume
 from pyro_vaeflow.inference.fingerprint import structure
 from pyro_vaeflow.inference.state import state_of
 from pyro_vaeflow.inference.svi import OneOptimizer

@@ -12,12 +12,11 @@ from pyro_vaeflow import (
     KhatWarning,
     Scores,
     contributions,
-    importance,
     log_weights,
     score,
-    scoring,
     train,
 )
+from pyro_vaeflow.inference import importance, scoring
 from pyro_vaeflow.inference.draws import draws
 from pyro_vaeflow.inference.pooling import pooled_evidence
 from pyro_vaeflow.inference.traces import take_rows
