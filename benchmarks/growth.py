@@ -58,7 +58,7 @@ def step_ms(
 def row_ms(num_rows: int, num_samples: int, exemplars: int = 0) -> float:
     """The processor's milliseconds of all rows' scores, under an exemplar prior if it is given."""
     guide = Guide(NUM_FEATURES, flow="planar", num_flows=5)
-    prior = ExemplarPrior(rows(exemplars), guide.locate, 12) if exemplars else None
+    prior = ExemplarPrior(rows(exemplars), guide.locate, latent_dim=12) if exemplars else None
     model, x = Model(NUM_FEATURES, prior=prior), rows(num_rows)
     train(model, guide, x, num_steps=1, progress=False)
     start = time.process_time()

@@ -152,7 +152,7 @@ def test_what_rounding_leaves_of_a_constant_has_no_heavy_tail(middle: float) -> 
     sums = middle * (1.0 + np.finfo(float).eps * np.random.default_rng(0).integers(-9, 9, 500))
     constant = column(sums)
     assert constant.kind == "continuous"
-    assert abs(constant.encode(pd.Series([1.05 * middle]))[0]) < 1.0 or constant.scale > 0.01
+    assert constant.scale == 1.0
 
 
 @pytest.mark.parametrize("num_data", [300, 500, 1000, 3000])
@@ -172,8 +172,9 @@ def test_groups_of_a_closed_column_keep_the_gaps_between_them() -> None:
     values = np.repeat(np.setdiff1d(np.arange(0.0, 200.0), [50.0, 51.0, 52.0]), 20)
     learned = column(values, kind="discrete")
     assert learned.num_levels < 100
-    codes = learned.encode(pd.Series([49.0, 51.0, 53.0]))
-    assert codes[1] == 0.0 and codes[0] != codes[2] or learned.highs[int(codes[0]) - 1] >= 53.0
+    assert {*learned.lows, *learned.highs} <= set(values)
+    between = 0.5 * (np.array(learned.highs[:-1]) + np.array(learned.lows[1:]))
+    assert (learned.encode(pd.Series(between)) == 0.0).all()
 
 
 def test_ids_keep_all_their_digits_as_categories_and_warn_as_numbers() -> None:
