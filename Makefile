@@ -40,6 +40,7 @@ potentials: $(INSTALLED)
 # Speed and memory beside hand-written torch; one thread, for networks this small. Ten minutes.
 bench: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks
+	OMP_NUM_THREADS=2 $(BIN)/python -m benchmarks --items score gemm
 
 # Goes on with what is missing; the page and its figures say how much of the design has run.
 flow-study: $(INSTALLED)

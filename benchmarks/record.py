@@ -13,6 +13,7 @@ import torch
 from pyro_vaeflow.inference.versions import package_versions
 
 COLUMNS = ["item", "case", "ours", "reference", "ratio", "unit", "threads"]
+KEY = ["item", "threads"]
 
 
 @dataclass(frozen=True)
@@ -34,14 +35,14 @@ class Line:
 
 
 def write(lines: Sequence[Line], out: Path) -> Path:
-    """Puts the lines into ``out/summary.csv``, in place of earlier ones of their items."""
+    """Puts the lines into ``out/summary.csv``, in place of earlier ones of item and threads."""
     frame = pd.DataFrame([line.to_dict() for line in lines], columns=COLUMNS)
     path = out / "summary.csv"
     if path.is_file():
-        earlier = pd.read_csv(path)
-        frame = pd.concat([earlier[~earlier["item"].isin(frame["item"])], frame])
+        earlier, key = pd.read_csv(path).set_index(KEY, drop=False), frame.set_index(KEY).index
+        frame = pd.concat([earlier[~earlier.index.isin(key)], frame])
     out.mkdir(parents=True, exist_ok=True)
-    frame.sort_values("item", kind="stable").to_csv(path, index=False, float_format="%.4g")
+    frame.sort_values(KEY, kind="stable").to_csv(path, index=False, float_format="%.4g")
     (out / "machine.json").write_text(json.dumps(machine(), indent=2) + "\n")
     return path
 

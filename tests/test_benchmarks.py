@@ -1,6 +1,7 @@
 """The benchmarks measure the same arithmetic on all sides, and every item runs."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -37,11 +38,13 @@ def test_growth_is_fitted_and_drawn(tmp_path: Path) -> None:
 
 
 def test_an_item_that_is_measured_again_takes_the_place_of_the_old(tmp_path: Path) -> None:
-    write([Line("b", "x", 1.0, 2.0, "s", threads=1), Line("a", "x", 1.0, None, "s")], tmp_path)
-    path = write([Line("b", "y", 3.0, 2.0, "s", threads=2)], tmp_path)
+    b, a = Line("b", "x", 1.0, 2.0, "s", threads=1), Line("a", "x", 1.0, None, "s", threads=1)
+    write([b, a, replace(b, threads=2)], tmp_path)
+    path = write([replace(b, case="y", ours=3.0)], tmp_path)
     frame = pd.read_csv(path)
-    assert list(frame) == COLUMNS and frame["item"].tolist() == ["a", "b"]
-    assert frame["ratio"].iloc[1] == 1.5 and frame["threads"].iloc[1] == 2
+    assert list(frame) == COLUMNS and frame["item"].tolist() == ["a", "b", "b"]
+    assert frame["ratio"].iloc[1:].tolist() == [1.5, 0.5]
+    assert frame["case"].tolist() == ["x", "y", "x"]
     assert json.loads((tmp_path / "machine.json").read_text())["versions"]["torch"]
 
 

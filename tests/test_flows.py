@@ -2,6 +2,7 @@
 
 import copy
 import math
+from typing import Any
 
 import pyro.distributions as dist
 import pytest
@@ -10,6 +11,7 @@ from pyro.distributions import transforms
 from pyro.distributions.transforms.planar import ConditionedPlanar
 from pyro.nn import ConditionalAutoRegressiveNN
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from pyro_vaeflow import FLOWS, Guide, Model, score, train
 from pyro_vaeflow.programs import iaf_steps
@@ -203,6 +205,36 @@ def test_the_iaf_gradient_by_hand_is_autograds(num_flows: int, clip: float | Non
         assert torch.autograd.gradcheck(
             lambda *values: iaf_steps.IAFSteps.apply(*values, clip), inputs
         )
+
+
+class _Operations(TorchDispatchMode):
+    """Notes each operation and what it is given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[tuple[Any, tuple]] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.seen.append((func, args))
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("kind", ["planar", "iaf", "iaf_gated"])
+def test_a_step_has_as_many_operations_at_any_depth(kind: str) -> None:
+    """So a recorded one is as short; and torch may do with ours what it does with its own."""
+    name, options = KINDS[kind]
+    seen = []
+    for num_flows in (2, 7):
+        (stack,) = FLOWS[name](4, num_flows, CONTEXT, **options)
+        with _Operations() as operations:
+            y, log_det = push([stack.condition(torch.randn(9, CONTEXT))], torch.randn(9, 4))
+            (y.sum() + log_det.sum()).backward()
+        seen.append(operations.seen)
+    assert [func for func, _ in seen[0]] == [func for func, _ in seen[1]]
+    ours = [(func, args) for func, args in seen[1] if func.namespace == "pyro_vaeflow"]
+    assert len(ours) == 2
+    for func, args in ours:
+        torch.library.opcheck(func, args, test_utils=("test_schema", "test_faketensor"))
 
 
 def test_gates_that_are_all_but_shut_have_a_finite_log_scale() -> None:

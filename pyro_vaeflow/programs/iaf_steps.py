@@ -10,7 +10,6 @@ context's part h, a layer is
 with a clipped r in the second form. The log-scales are :math:`\log\sigma(r)`, or r.
 """
 
-from itertools import pairwise
 from typing import Any
 
 import torch
@@ -18,6 +17,7 @@ import torch.nn.functional as F
 from torch.autograd.function import once_differentiable
 
 from pyro_vaeflow.programs.bernoulli import log_of_product
+from pyro_vaeflow.programs.operation import operation
 
 NUMBERS = 2**18  # of the hidden layer in a block: 1 MiB of float32
 
@@ -100,63 +100,90 @@ class IAFSteps(torch.autograd.Function):
         bias_out: torch.Tensor,
         clip: float | None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        num_flows, (dim, num_data) = len(hidden), z.shape
-        path = z.new_empty(num_flows + 1, dim, num_data)
-        path[0] = z
-        acts = torch.empty_like(hidden)
-        out = z.new_empty(num_flows, 2 * dim, num_data)
-        shifts, raws = out.split(dim, 1)
-        scales = torch.empty_like(raws)
-        given = (hidden, weight_in, weight_out, bias_out.unsqueeze(-1))
-        of_layers = (*given, acts, out, shifts, raws, scales)
-        layers = zip(pairwise(path.unbind()), *(t.unbind() for t in of_layers), strict=True)
-        for (before, after), h, v, w, b, act, out_k, shift, raw, scale in layers:
-            torch.addmm(h, v, before, out=act)
-            torch.addmm(b, w, act.relu_(), out=out_k)
-            if clip is None:
-                torch.sigmoid(raw, out=scale)
-                torch.lerp(shift, before, scale, out=after)
-            else:
-                torch.exp(raw.clamp(-clip, clip), out=scale)
-                torch.addcmul(shift, scale, before, out=after)
+        z, log_scale, *kept = _iaf_forward(z, hidden, weight_in, weight_out, bias_out, clip)
         ctx.clip = clip
-        ctx.save_for_backward(weight_in, weight_out, path, acts, out, scales)
-        return path[-1].clone(), _log_scale(raws, scales, clip)
+        ctx.save_for_backward(weight_in, weight_out, *kept)
+        return z, log_scale
 
     @staticmethod
     @once_differentiable
     def backward(
         ctx: Any, grad_z: torch.Tensor, grad_log_scale: torch.Tensor
     ) -> tuple[torch.Tensor | None, ...]:
-        weight_in, weight_out, path, acts, out, scales = ctx.saved_tensors
-        clip, dim = ctx.clip, path.shape[1]
-        grads = [torch.empty_like(t) for t in (acts, weight_in, weight_out)]
-        grad_bias = out.new_empty(out.shape[:2])
-        grad_out, of_raw = torch.empty_like(out[0]), torch.empty_like(path[0])
-        grad_shift, grad_raw = grad_out.split(dim)
-        grad = grad_z  # at a layer's output, from the last layer to the first
-        shifts, raws = out.split(dim, 1)
-        of_layers = (*grads, grad_bias, weight_in.mT, weight_out.mT, acts, shifts, raws, scales)
-        steps = pairwise(reversed(path.unbind()))
-        layers = zip(steps, *(reversed(t.unbind()) for t in of_layers), strict=True)
-        for (after, before), h, g_v, g_w, g_b, v, w, act, shift, raw, scale in layers:
-            if clip is None:
-                torch.sub(1.0, scale, out=of_raw)
-                torch.mul(grad, of_raw, out=grad_shift)
-            else:
-                torch.le(raw.abs(), clip, out=of_raw)
-                grad_shift.copy_(grad)
-            # z' changes with r by its slope times z' - mu, in either form
-            torch.sub(after, shift, out=grad_raw)
-            torch.addcmul(grad_log_scale, grad_raw, grad, out=grad_raw)
-            grad_raw.mul_(of_raw)
-            torch.mm(grad_out, act.T, out=g_w)
-            torch.sum(grad_out, 1, out=g_b)
-            torch.mm(w, grad_out, out=h)
-            torch.ops.aten.threshold_backward(h, act, 0.0, grad_input=h)
-            torch.mm(h, before.T, out=g_v)
-            grad = (grad * scale).addmm_(v, h)
-        return grad, *grads, grad_bias, None
+        return *_iaf_backward(grad_z, grad_log_scale, *ctx.saved_tensors, ctx.clip), None
+
+
+@operation
+def _iaf_forward(
+    z: torch.Tensor,
+    hidden: torch.Tensor,
+    weight_in: torch.Tensor,
+    weight_out: torch.Tensor,
+    bias_out: torch.Tensor,
+    clip: float | None,
+) -> list[torch.Tensor]:
+    """The results of `iaf_steps`, then what `_iaf_backward` needs: path, acts, out and scales."""
+    num_flows, (dim, num_data) = len(hidden), z.shape
+    path = z.new_empty(num_flows + 1, dim, num_data)
+    path[0] = z
+    acts = torch.empty_like(hidden)
+    out = z.new_empty(num_flows, 2, dim, num_data)
+    shifts, raws = out.unbind(1)
+    scales = torch.empty_like(raws)
+    given = (hidden, weight_in, weight_out, bias_out.unsqueeze(-1))
+    made = (path[1:], acts, out.flatten(1, 2), shifts, raws, scales)
+    layers = zip(*(t.unbind() for t in (path[:-1], *given, *made)), strict=True)
+    for before, h, v, w, b, after, act, out_k, shift, raw, scale in layers:
+        torch.addmm(h, v, before, out=act).relu_()
+        torch.addmm(b, w, act, out=out_k)
+        if clip is None:
+            torch.sigmoid(raw, out=scale)
+            torch.lerp(shift, before, scale, out=after)
+        else:
+            torch.exp(raw.clamp(-clip, clip), out=scale)
+            torch.addcmul(shift, scale, before, out=after)
+    return [path[-1].clone(), _log_scale(raws, scales, clip), path, acts, out, scales]
+
+
+@operation
+def _iaf_backward(
+    grad_z: torch.Tensor,
+    grad_log_scale: torch.Tensor,
+    weight_in: torch.Tensor,
+    weight_out: torch.Tensor,
+    path: torch.Tensor,
+    acts: torch.Tensor,
+    out: torch.Tensor,
+    scales: torch.Tensor,
+    clip: float | None,
+) -> list[torch.Tensor]:
+    """The gradients at z, h, V, W and b."""
+    grads = [torch.empty_like(t) for t in (acts, weight_in, weight_out)]
+    grad_bias = out.new_empty(weight_out.shape[:2])
+    shifts, raws = out.unbind(1)
+    # What comes from the layers behind, for z' and for r; then the gradients at mu and r.
+    ahead, grad_out, of_raw = (torch.empty_like(t) for t in (out[0], out[0], scales[0]))
+    (grad, grad_raw), flat = ahead, grad_out.flatten(0, 1)
+    grad.copy_(grad_z)
+    transposed = (weight_in.mT, weight_out.mT, acts.mT, path[:-1].mT)
+    of_layers = (*grads, grad_bias, *transposed, path[1:], acts, shifts, raws, scales)
+    layers = zip(*(reversed(t.unbind()) for t in of_layers), strict=True)
+    for h, g_v, g_w, g_b, v, w, act_t, before_t, after, act, shift, raw, scale in layers:
+        # z' changes with r by its slope times z' - mu, in either form
+        torch.sub(after, shift, out=grad_raw)
+        torch.addcmul(grad_log_scale, grad_raw, grad, out=grad_raw)
+        if clip is None:
+            torch.mul(ahead, torch.sub(1.0, scale, out=of_raw), out=grad_out)
+        else:
+            grad_raw.mul_(torch.le(raw.abs(), clip, out=of_raw))
+            grad_out.copy_(ahead)
+        torch.mm(flat, act_t, out=g_w)
+        torch.sum(flat, 1, out=g_b)
+        torch.mm(w, flat, out=h)
+        torch.ops.aten.threshold_backward(h, act, 0.0, grad_input=h)
+        torch.mm(h, before_t, out=g_v)
+        grad.mul_(scale).addmm_(v, h)
+    return [grad.clone(), *grads, grad_bias]
 
 
 def _log_scale(raws: torch.Tensor, scales: torch.Tensor, clip: float | None) -> torch.Tensor:
