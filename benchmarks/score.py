@@ -3,6 +3,7 @@
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from statistics import median
 
 import torch
@@ -11,7 +12,6 @@ import torch.nn.functional as F
 from benchmarks.cases import NUM_FEATURES, cases, programs, rows
 from benchmarks.record import Line
 from pyro_vaeflow import KhatWarning, score, train
-from pyro_vaeflow.experiments.config import ExperimentConfig
 from pyro_vaeflow.programs.iaf import ConditionalIAFStack
 from pyro_vaeflow.programs.vae import Guide, Model
 
@@ -24,52 +24,68 @@ def clock() -> Callable[[], float]:
     return time.process_time if torch.get_num_threads() == 1 else time.perf_counter
 
 
-def floor(config: ExperimentConfig, model: Model, guide: Guide) -> Callable[[], None]:
-    """The matrix products of `AT_ONCE` draws: the decoder's and those of an IAF."""
-    layers = [part for part in [*model.decoder, model.likelihood.logits] if hasattr(part, "weight")]
-    weights = [layer.weight.detach() for layer in layers]
-    for stack in guide.flow:
-        if isinstance(stack, ConditionalIAFStack):
-            pairs = zip(stack.weight_in.detach(), stack.weight_out.detach(), strict=True)
-            weights += [weight for pair in pairs for weight in pair]
-    inputs = [torch.randn(AT_ONCE, weight.shape[1]) for weight in weights]
+@dataclass(frozen=True)
+class Products:
+    """The matrix products of `AT_ONCE` draws alone: the decoder's and those of an IAF."""
 
-    def products() -> None:
-        for x, weight in zip(inputs, weights, strict=True):
-            F.linear(x, weight)
+    weights: list[torch.Tensor]
 
-    return products
+    @classmethod
+    def of(cls, model: Model, guide: Guide) -> "Products":
+        layers = [*model.decoder, model.likelihood.logits]
+        weights = [layer.weight.detach() for layer in layers if hasattr(layer, "weight")]
+        for stack in guide.flow:
+            if isinstance(stack, ConditionalIAFStack):
+                pairs = zip(stack.weight_in.detach(), stack.weight_out.detach(), strict=True)
+                weights += [weight for pair in pairs for weight in pair]
+        return cls(weights)
+
+    @property
+    def flop(self) -> int:
+        return sum(2 * AT_ONCE * weight.numel() for weight in self.weights)
+
+    def seconds(self, times: int) -> list[float]:
+        """Of all of them, once after the other."""
+        inputs = [torch.randn(AT_ONCE, weight.shape[1]) for weight in self.weights]
+        now, found = clock(), []
+        for _ in range(times):
+            start = now()
+            for x, weight in zip(inputs, self.weights, strict=True):
+                F.linear(x, weight)
+            found.append(now() - start)
+        return found
+
+
+WIDEST = Products([torch.randn(NUM_FEATURES, 128)])
 
 
 def measure(num_rows: int, num_rounds: int) -> Iterator[Line]:
-    """Seconds for `NUM_ROWS` distinct rows, from `num_rows` of them; the products in turn."""
+    """Seconds for `NUM_ROWS` distinct rows, from `num_rows` of them; the products in turn.
+
+    The reference is what the products take, or would take at the rate of the widest of them.
+    """
     x, now = rows(num_rows), clock()
+    chunks = NUM_ROWS * NUM_DRAWS / AT_ONCE
     for name in ("base VAE", "planar 5", "IAF 5"):
-        config = cases()[name]
-        model, guide = programs(config)
+        model, guide = programs(cases()[name])
         train(model, guide, x, num_steps=1, progress=False)
-        products = floor(config, model, guide)
-        ours, bare = [], []
+        products = Products.of(model, guide)
+        ours, bare, widest = [], [], []
         for _ in range(num_rounds):
             start = now()
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", KhatWarning)
                 score(model, guide, x, num_samples=NUM_DRAWS)
             ours.append((now() - start) * NUM_ROWS / num_rows)
-            for _ in range(200):
-                start = now()
-                products()
-                bare.append((now() - start) * NUM_ROWS * NUM_DRAWS / AT_ONCE)
-        yield Line("score", name, median(ours), median(bare), "s for 98,805 rows x 100 draws")
+            bare += products.seconds(200)
+            widest += WIDEST.seconds(200)
+        unit = "s for 98,805 rows x 100 draws"
+        yield Line("score", name, median(ours), chunks * median(bare), unit)
+        at_rate = chunks * products.flop / WIDEST.flop * median(widest)
+        yield Line("score_vs_gemm_rate", name, median(ours), at_rate, unit)
 
 
 def gemm_rate(num_rounds: int) -> Iterator[Line]:
     """The rate of the widest product."""
-    x, weight, now = torch.randn(AT_ONCE, 128), torch.randn(NUM_FEATURES, 128), clock()
-    seconds = []
-    for _ in range(num_rounds * 40):
-        start = now()
-        F.linear(x, weight)
-        seconds.append(now() - start)
-    rate = 2e-9 * AT_ONCE * 128 * NUM_FEATURES / median(seconds)
+    rate = 1e-9 * WIDEST.flop / median(WIDEST.seconds(num_rounds * 40))
     yield Line("gemm", f"{AT_ONCE} x 128 x {NUM_FEATURES}", rate, None, "GFLOP/s")
