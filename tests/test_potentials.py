@@ -2,8 +2,6 @@
 
 import json
 import math
-import subprocess
-import sys
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -13,7 +11,7 @@ import torch
 from pyro.infer import Trace_ELBO
 
 from pyro_vaeflow import log_weights, score, train
-from pyro_vaeflow.studies import potential_run
+from pyro_vaeflow.studies import potential_run, potential_study
 from pyro_vaeflow.studies.many_fits import AdamByFit, ManyGuides, ManyPotentials
 from pyro_vaeflow.studies.potential_run import EDGES, PotentialRun, fit_potentials
 from pyro_vaeflow.studies.potential_study import write_results
@@ -162,13 +160,13 @@ def test_one_seed_has_no_deviation_and_the_page_says_how_it_was_made(tmp_path: P
 
 
 @pytest.mark.slow
-def test_the_study_goes_on_from_its_finished_runs(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "pyro_vaeflow.studies.potential_study", "--quick", "--out"]
-    subprocess.run([*command, str(tmp_path)], check=True, capture_output=True)
+def test_the_study_goes_on_from_its_finished_runs(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr("sys.argv", ["potential_study", "--quick", "--out", str(tmp_path)])
+    potential_study.main()
     runs = sorted((tmp_path / "runs").glob("*.json"))
     assert len(runs) == 24 and (tmp_path / "densities.png").stat().st_size > 0
     assert len((tmp_path / "summary.csv").read_text().splitlines()) == 25
     result = json.loads(runs[0].read_text())
     runs[0].write_text(json.dumps(result | {"kl": 123.0}))
-    subprocess.run([*command, str(tmp_path)], check=True, capture_output=True)
+    potential_study.main()
     assert "123" in (tmp_path / "summary.csv").read_text()  # kept, not run again
