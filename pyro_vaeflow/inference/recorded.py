@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch.fx import Graph, GraphModule, Node
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils._python_dispatch import TorchDispatchMode
 
 Function = Callable[..., Sequence[torch.Tensor | None]]
 
@@ -29,23 +30,32 @@ def recorded(function: Function, *inputs: torch.Tensor) -> Callable[..., list]:
         >>> replayed(torch.tensor([3.0]), torch.tensor(1.0))
         [tensor(18.)]
     """
+
+    def watched(*each: torch.Tensor) -> list[torch.Tensor | None]:
+        with _FixedShapes():
+            return list(function(*each))
+
     leaves = [each.detach().requires_grad_(each.requires_grad) for each in inputs]
-    module = make_fx(lambda *each: list(function(*each)))(*leaves)
-    for node in module.graph.nodes:
-        if _has_shape_of_numbers(node):
-            raise RuntimeError(f"the shape of what {node.target} gives depends on numbers")
+    module = make_fx(watched)(*leaves)
     module.graph.eliminate_dead_code()
     return _compiled(module)
 
 
-def _has_shape_of_numbers(node: Node) -> bool:
-    if torch.Tag.dynamic_output_shape not in getattr(node.target, "tags", ()):
-        return False
-    if node.target is not torch.ops.aten.index.Tensor:
-        return True
-    indices: Any = node.args[1]
-    masks = (torch.bool, torch.uint8)  # whole numbers choose as many entries as there are of them
-    return any(each is not None and each.meta["val"].dtype in masks for each in indices)
+class _FixedShapes(TorchDispatchMode):
+    """Refuses operations whose results have shapes that depend on numbers."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if torch.Tag.dynamic_output_shape in func.tags and not _chooses_by_place(func, args):
+            raise RuntimeError(f"the shape of what {func} gives depends on numbers")
+        return func(*args, **(kwargs or {}))
+
+
+def _chooses_by_place(func: Any, args: Any) -> bool:
+    """Whole numbers choose as many entries as there are of them; masks as many as are true."""
+    masks = (torch.bool, torch.uint8)
+    return func is torch.ops.aten.index.Tensor and not any(
+        each is not None and each.dtype in masks for each in args[1]
+    )
 
 
 def _compiled(module: GraphModule) -> Callable[..., list]:

@@ -22,7 +22,7 @@ from pyro_vaeflow.inference.svi import Report, SVIStep
 from pyro_vaeflow.inference.traces import Args, row_terms, sample_sites
 from pyro_vaeflow.inference.watchers import watched
 
-WORTH = 1000  # steps: a recording takes as long as some 500 of them save
+WORTH = 500  # steps: a recording takes as long as some 200 of them save
 CHECKED = 2  # steps that are taken both ways: other rows, another beta, moved parameters
 KNOWN = {"torch", "pyro", "pyro_vaeflow", "builtins", "abc", "typing"}
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
