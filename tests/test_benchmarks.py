@@ -7,10 +7,12 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from benchmarks import score
 from benchmarks.__main__ import items, main
-from benchmarks.cases import cases, rows
+from benchmarks.cases import NUM_FEATURES, cases, programs, rows
 from benchmarks.growth import exponent, plot
 from benchmarks.record import COLUMNS, Line, write
+from benchmarks.score import AT_ONCE, Products
 from benchmarks.steps import Steps
 
 
@@ -23,10 +25,21 @@ def test_hand_written_steps_have_the_losses_of_train(name: str) -> None:
     assert layerwise == pytest.approx(ours, abs=1e-4)
 
 
-@pytest.mark.parametrize("name", ["score", "gemm"])
-def test_the_small_budget_runs(name: str, tmp_path: Path) -> None:
-    lines = list(items(quick=True, out=tmp_path)[name]())
+def test_the_small_budget_runs(tmp_path: Path) -> None:
+    lines = list(items(quick=True, out=tmp_path)["gemm"]())
     assert lines and all(line.ours > 0.0 for line in lines)
+
+
+def test_products_are_those_of_a_draw() -> None:
+    decoder = [(64, 12), (128, 64), (NUM_FEATURES, 128)]
+    of_layers = [(24, 12), (24, 24)] * 5
+    for name, layers in {"base VAE": [], "planar 5": [], "IAF 5": of_layers}.items():
+        products = Products.of(*programs(cases()[name]))
+        assert [tuple(weight.shape) for weight in products.weights] == decoder + layers
+        assert products.flop == 2 * AT_ONCE * sum(m * n for m, n in decoder + layers)
+    by_products, at_rate = list(score.measure(num_rows=20, num_rounds=1))[:2]
+    assert by_products.ours == at_rate.ours
+    assert 0.2 < by_products.reference / at_rate.reference < 5.0
 
 
 def test_growth_is_fitted_and_drawn(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from pyro_vaeflow.inference.devices import check_device
 from pyro_vaeflow.inference.isolation import seeded
 from pyro_vaeflow.inference.noise import RowNoise
 from pyro_vaeflow.inference.run_state import _random_state, _set_random_state
+from pyro_vaeflow.programs import iaf_steps, planar_steps
 from pyro_vaeflow.programs.priors import ExemplarPrior
 from pyro_vaeflow.tables.columns import Column
 from tests.test_fanout import TINY
@@ -95,8 +96,10 @@ class _Elsewhere(TorchDispatchMode):
 @pytest.mark.parametrize("likelihood", ["bernoulli", "student_t", "mixed"])
 @pytest.mark.parametrize("conditioned", [True, False])
 def test_programs_make_no_tensor_beside_their_rows(
-    flow: str, depth: int, likelihood: str, conditioned: bool
+    flow: str, depth: int, likelihood: str, conditioned: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    for steps, name in ((iaf_steps, "_iaf_forward"), (planar_steps, "_planar_forward")):
+        monkeypatch.setattr(steps, name, getattr(steps, name).__wrapped__)  # to see inside
     row = COLUMNS if likelihood == "mixed" else 2
     guide = Guide(row, 3, (8,), flow=flow, num_flows=depth, conditioned=conditioned)
     model = Model(row, 3, (8,), likelihood=likelihood)

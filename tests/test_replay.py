@@ -218,6 +218,33 @@ def test_what_python_decides_is_found_out(shift, reason: str, replays: list, req
         assert same(found, trained(make, replay=False))  # of the others a recording is a call
 
 
+@pytest.mark.parametrize(
+    "chosen",
+    [
+        lambda x: x[x > 0.0],
+        lambda x: x[(x > 0.0).to(torch.uint8)],
+        lambda x: x.masked_select(x > 0.0),
+        lambda x: x[x.nonzero()],
+        lambda x: x.unique(),
+    ],
+)
+def test_shapes_that_depend_on_numbers_are_not_recorded(chosen) -> None:
+    with warnings.catch_warnings(), pytest.raises(RuntimeError, match="depends on numbers"):
+        warnings.simplefilter("ignore")  # uint8 masks are deprecated
+        recorded(lambda x: [chosen(x).sum()], torch.arange(-2.0, 3.0))
+
+
+def test_whole_numbers_and_branches_of_torch_are_recorded() -> None:
+    def function(x: torch.Tensor) -> list[torch.Tensor]:
+        sine = torch.cond(x.sum() > 0.0, torch.sin, torch.cos, (x,))
+        return [x[torch.tensor([0, 2])], sine]
+
+    x = torch.arange(3.0)
+    replayed = recorded(function, torch.ones(3))
+    for values in (x, -x):
+        assert all(map(torch.equal, replayed(values), function(values)))
+
+
 def tied() -> Pair:
     weight = nn.Parameter(torch.ones(3))
     return Pair(Plain(weight), Shifted(lambda *_: 0.0, weight), rows())

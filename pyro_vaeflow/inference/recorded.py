@@ -6,9 +6,10 @@ from typing import Any
 import torch
 from torch.fx import Graph, GraphModule, Node
 from torch.fx.experimental.proxy_tensor import make_fx
-from torch.utils._python_dispatch import TorchDispatchMode
 
 Function = Callable[..., Sequence[torch.Tensor | None]]
+INDEX = torch.ops.aten.index.Tensor
+SHAPE = "the shape of what {} gives depends on numbers"
 
 
 def recorded(function: Function, *inputs: torch.Tensor) -> Callable[..., list]:
@@ -30,32 +31,22 @@ def recorded(function: Function, *inputs: torch.Tensor) -> Callable[..., list]:
         >>> replayed(torch.tensor([3.0]), torch.tensor(1.0))
         [tensor(18.)]
     """
-
-    def watched(*each: torch.Tensor) -> list[torch.Tensor | None]:
-        with _FixedShapes():
-            return list(function(*each))
-
     leaves = [each.detach().requires_grad_(each.requires_grad) for each in inputs]
-    module = make_fx(watched)(*leaves)
+    # A table of torch's decompositions is where an operation can be refused before it is made.
+    module = make_fx(lambda *each: list(function(*each)), {INDEX: _refuse_masks})(*leaves)
+    for node in module.graph.nodes:
+        tags = getattr(node.target, "tags", ())
+        if torch.Tag.dynamic_output_shape in tags and node.target is not INDEX:
+            raise RuntimeError(SHAPE.format(node.target))
     module.graph.eliminate_dead_code()
     return _compiled(module)
 
 
-class _FixedShapes(TorchDispatchMode):
-    """Refuses operations whose results have shapes that depend on numbers."""
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if torch.Tag.dynamic_output_shape in func.tags and not _chooses_by_place(func, args):
-            raise RuntimeError(f"the shape of what {func} gives depends on numbers")
-        return func(*args, **(kwargs or {}))
-
-
-def _chooses_by_place(func: Any, args: Any) -> bool:
-    """Whole numbers choose as many entries as there are of them; masks as many as are true."""
-    masks = (torch.bool, torch.uint8)
-    return func is torch.ops.aten.index.Tensor and not any(
-        each is not None and each.dtype in masks for each in args[1]
-    )
+def _refuse_masks(x: torch.Tensor, indices: list[torch.Tensor | None]) -> Any:
+    """Whole numbers choose as many entries as there are of them, masks as many as are true."""
+    if any(each is not None and each.dtype in (torch.bool, torch.uint8) for each in indices):
+        raise RuntimeError(SHAPE.format(INDEX))
+    return NotImplemented  # recorded as it is
 
 
 def _compiled(module: GraphModule) -> Callable[..., list]:

@@ -183,7 +183,7 @@ def _iaf_backward(
         torch.ops.aten.threshold_backward(h, act, 0.0, grad_input=h)
         torch.mm(h, before_t, out=g_v)
         grad.mul_(scale).addmm_(v, h)
-    return [grad.clone(), *grads, grad_bias]
+    return [grad.clone(), *grads, grad_bias]  # a copy, lest all of `ahead` stays with it
 
 
 def _log_scale(raws: torch.Tensor, scales: torch.Tensor, clip: float | None) -> torch.Tensor:
