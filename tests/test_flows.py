@@ -14,7 +14,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pyro_vaeflow import FLOWS, Guide, Model, score, train
-from pyro_vaeflow.programs import iaf_steps
+from pyro_vaeflow.programs import blocks, iaf_steps
 from pyro_vaeflow.programs.flows import MAX_FLOWS, planar
 from pyro_vaeflow.programs.iaf import ConditionalIAFStack, gate_bias, layer_order
 from pyro_vaeflow.programs.planar import ConditionalPlanarStack
@@ -268,10 +268,10 @@ def test_a_draw_a_row_has_the_gradient_of_a_plate_of_draws(kind: str) -> None:
 
 @pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize("stable", [False, True])
-@pytest.mark.parametrize("numbers", [iaf_steps.NUMBERS, 8 * 6 * 3])  # in a block: all draws, or 3
+@pytest.mark.parametrize("numbers", [blocks.NUMBERS, 8 * 6 * 3])  # in a block: all draws, or 3
 def test_our_iaf_stack_is_pyros_layers(stable: bool, numbers: int, monkeypatch) -> None:
     """Pyro 1.9.2's ConditionalAffineAutoregressive, one a layer, given the parameters of ours."""
-    monkeypatch.setattr(iaf_steps, "NUMBERS", numbers)
+    monkeypatch.setattr(blocks, "NUMBERS", numbers)
     stack = ConditionalIAFStack(4, CONTEXT, num_flows=3, hidden_dim=8, stable=stable)
     context, z = torch.randn(6, CONTEXT), torch.randn(20, 6, 4)
     layers = []

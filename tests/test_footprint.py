@@ -7,7 +7,7 @@ from pyro_vaeflow import Guide, Model, contributions, score
 from pyro_vaeflow.inference import draws
 from pyro_vaeflow.inference.footprint import peak_bytes
 from pyro_vaeflow.inference.isolation import seeded
-from pyro_vaeflow.programs.blocks import InBlocks
+from pyro_vaeflow.programs.blocks import NUMBERS, InBlocks, draws_of_a_block
 from tests.programs import ZOO
 
 pytestmark = pytest.mark.filterwarnings("ignore::pyro_vaeflow.inference.scoring.KhatWarning")
@@ -62,6 +62,15 @@ def test_blocks_of_draws_are_the_whole() -> None:
         drawn = whole.sample()
     with seeded(1):
         assert torch.equal(blocks.sample(), drawn)
+
+
+def test_each_thread_adds_as_much_to_a_chunk_and_to_a_block(monkeypatch) -> None:
+    monkeypatch.setattr("torch.get_num_threads", lambda: 3)
+    monkeypatch.setattr(draws, "DRAWS_PER_CHUNK", 20)
+    chunks = draws.trace_chunks(Model(5), Guide(5), torch.rand(15, 5), num_samples=10)
+    sizes = [guide_trace.nodes["z"]["value"].shape[:2] for _, guide_trace in chunks]
+    assert sizes == [(10, 6), (10, 6), (10, 3)]
+    assert draws_of_a_block(NUMBERS // 4) == 12
 
 
 def test_contributions_of_a_model_in_blocks_have_no_dropout(monkeypatch) -> None:

@@ -23,9 +23,9 @@ from pyro_vaeflow.inference.traces import (
     take_rows,
 )
 
-# Rows times draws of one chunk, if they fit into memory: the more, the less does the time around a
-# run of the programs count, some 3 ms; with more than these, programs that know nothing of blocks
-# fall out of the cache.
+# Rows times draws of one chunk, for each thread, if they fit into memory: the more, the less does
+# the time around a run of the programs count, some 3 ms; with more than these, programs that know
+# nothing of blocks fall out of the cache.
 DRAWS_PER_CHUNK = 30_000
 MEMORY_BUDGET = 512 * 2**20  # bytes of tensors that a chunk may hold at once
 
@@ -55,7 +55,8 @@ def trace_chunks(
     depth = check_contract(model, guide, args, plate=plate)
     if chunk_size is None:
         a_row = _bytes_of_a_row(model, guide, args, num_samples, depth, plate)
-        fitting = min(DRAWS_PER_CHUNK // num_samples, MEMORY_BUDGET // max(1, a_row))
+        at_once = DRAWS_PER_CHUNK * torch.get_num_threads()
+        fitting = min(at_once // num_samples, MEMORY_BUDGET // max(1, a_row))
         chunk_size = max(1, fitting)
     starts = range(0, len(args[0]), chunk_size)
     hold_memory()

@@ -59,7 +59,8 @@ def score(
         max_samples: with `tol`, the most draws a row, at least `num_samples`.
         seed: of the draws.
         chunk_size: rows at once; memory grows with it, the scores do not change. By default as
-            many as make 30,000 draws, or fewer, so that a chunk's tensors take at most 512 MiB.
+            many as make 30,000 draws for each of torch's threads, or fewer, so that a chunk's
+            tensors take at most 512 MiB.
         plate: the name of the plate of rows.
         progress: whether to show a bar; `train` shows one by default.
 

@@ -13,7 +13,12 @@ from torch.distributions import constraints
 
 from pyro_vaeflow.inference.attribution import feature_log_prob
 
-NUMBERS = 2**18  # of the widest layer in a block: 1 MiB of float32
+NUMBERS = 2**18  # of the widest layer in a block, for each thread: 1 MiB of float32
+
+
+def draws_of_a_block(numbers: int) -> int:
+    """How many draws fit the processor's cache, each with so many numbers in its widest layer."""
+    return max(1, NUMBERS * torch.get_num_threads() // numbers)
 
 
 class InBlocks(TorchDistribution):
@@ -64,7 +69,7 @@ def in_blocks(
         width: of the widest layer behind it.
         features: columns of a row.
     """
-    per_block = max(1, NUMBERS // (width * z[0].numel() // z.shape[-1])) if z.dim() > 2 else 0
+    per_block = draws_of_a_block(width * z[0].numel() // z.shape[-1]) if z.dim() > 2 else 0
     if torch.is_grad_enabled() or not 0 < per_block < len(z):
         return decode(z)
     return InBlocks(decode, z, per_block, torch.Size([features]))

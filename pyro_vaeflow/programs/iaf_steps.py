@@ -17,9 +17,8 @@ import torch.nn.functional as F
 from torch.autograd.function import once_differentiable
 
 from pyro_vaeflow.programs.bernoulli import log_of_product
+from pyro_vaeflow.programs.blocks import draws_of_a_block
 from pyro_vaeflow.programs.operation import operation
-
-NUMBERS = 2**18  # of the hidden layer in a block: 1 MiB of float32
 
 
 def shift_and_gate(
@@ -81,7 +80,7 @@ def iaf_steps_in_blocks(
     z: torch.Tensor, hidden: torch.Tensor, *others: Any
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """`iaf_steps` of z ``(dim, num_samples, ...)``, of so many draws at once as fit the cache."""
-    per_block = max(1, NUMBERS // (hidden.shape[1] * z[0, 0].numel()))
+    per_block = draws_of_a_block(hidden.shape[1] * z[0, 0].numel())
     parts = [iaf_steps(part, hidden, *others) for part in z.split(per_block, 1)]
     z, log_scale = (torch.cat(part, 1) for part in zip(*parts, strict=True))
     return z, log_scale
