@@ -9,7 +9,6 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 Function = Callable[..., Sequence[torch.Tensor | None]]
 INDEX = torch.ops.aten.index.Tensor
-SHAPE = "the shape of what {} gives depends on numbers"
 
 
 def recorded(function: Function, *inputs: torch.Tensor) -> Callable[..., list]:
@@ -37,7 +36,7 @@ def recorded(function: Function, *inputs: torch.Tensor) -> Callable[..., list]:
     for node in module.graph.nodes:
         tags = getattr(node.target, "tags", ())
         if torch.Tag.dynamic_output_shape in tags and node.target is not INDEX:
-            raise RuntimeError(SHAPE.format(node.target))
+            _refuse(node.target)
     module.graph.eliminate_dead_code()
     return _compiled(module)
 
@@ -45,8 +44,12 @@ def recorded(function: Function, *inputs: torch.Tensor) -> Callable[..., list]:
 def _refuse_masks(x: torch.Tensor, indices: list[torch.Tensor | None]) -> Any:
     """Whole numbers choose as many entries as there are of them, masks as many as are true."""
     if any(each is not None and each.dtype in (torch.bool, torch.uint8) for each in indices):
-        raise RuntimeError(SHAPE.format(INDEX))
+        _refuse(INDEX)
     return NotImplemented  # recorded as it is
+
+
+def _refuse(operation: Any) -> None:
+    raise RuntimeError(f"the shape of what {operation} gives depends on numbers")
 
 
 def _compiled(module: GraphModule) -> Callable[..., list]:
