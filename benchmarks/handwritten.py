@@ -2,11 +2,12 @@
 
 No Pyro and no distributions: fused losses, densities in terms of the noise, constants that cancel
 left out, one fused Adam. `FUSED` computes the parameters of all layers of a flow in one product,
-as the package does; `LAYERWISE` is the straightforward way, one small network a layer.
+as the package does; `LAYERWISE` is the straightforward way, one small network a layer, and torch's
+dropout.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from copy import deepcopy
 from typing import Any
 
@@ -14,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from pyro_vaeflow.programs.dropout import Dropout
 from pyro_vaeflow.programs.iaf import ConditionalIAFStack, gate_bias
 from pyro_vaeflow.programs.iaf_steps import IAFSteps
 from pyro_vaeflow.programs.planar import ConditionalPlanarStack
@@ -130,21 +132,29 @@ FUSED: dict[type, Callable[..., nn.Module]] = {
 LAYERWISE: dict[type, Callable[..., nn.Module]] = {
     ConditionalPlanarStack: LayerwisePlanar,
     ConditionalIAFStack: LayerwiseIAF,
+    Dropout: lambda layer: nn.Dropout(layer.p),
 }
 
 
 class Network(nn.Module):
-    """Encoder, flow and decoder with copies of the parameters of two programs."""
+    """Encoder, flow and decoder with copies of the parameters of two programs.
+
+    Args:
+        ways: how parts of these types are written; others are copied.
+    """
 
     def __init__(
-        self, model: Model, guide: Guide, flows: dict[type, Callable[..., nn.Module]]
+        self, model: Model, guide: Guide, ways: dict[type, Callable[..., nn.Module]]
     ) -> None:
         super().__init__()
-        # In lists of one: the programs themselves must not become parts.
-        self.encoder, self.decoder = deepcopy(guide.encoder), deepcopy(model.decoder)
+
+        def written(parts: Iterable[nn.Module]) -> nn.Sequential:
+            copies = deepcopy(list(parts))
+            return nn.Sequential(*(ways[type(c)](c) if type(c) in ways else c for c in copies))
+
+        self.encoder, self.decoder = written(guide.encoder), written(model.decoder)
         self.base, self.out = deepcopy(guide.base), deepcopy(model.likelihood.logits)
-        stacks = list(guide.flow)
-        self.flow: Any = flows[type(stacks[0])](deepcopy(stacks[0])) if stacks else NoFlow()
+        self.flow: Any = written(guide.flow)[0] if len(guide.flow) else NoFlow()
 
     def loss(self, x: torch.Tensor, beta: float) -> torch.Tensor:
         """The annealed loss, nats a row."""
@@ -177,7 +187,8 @@ def loop(
     losses, times = [], []
     for step in range(num_steps):
         place = step % (len(x) // batch_size) * batch_size
-        loss = network.loss(x[order[place : place + batch_size]], beta(step))
+        batch = x.index_select(0, order[place : place + batch_size])
+        loss = network.loss(batch, beta(step))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from statistics import median
 
 import torch
@@ -21,7 +22,7 @@ FIRST = 1 + CHECKED  # steps of `train` that are recorded and checked: not like 
 
 @dataclass(frozen=True)
 class Steps:
-    """The three ways to take the same steps of one configuration.
+    """The ways to take the same steps of one configuration.
 
     Each method returns the loss of each step, nats a row, and the processor's seconds of each
     step but the first. All start from the same parameters and see the same noise.
@@ -31,7 +32,7 @@ class Steps:
     x: torch.Tensor
     num_steps: int
 
-    def ours(self) -> tuple[list[float], list[float]]:
+    def ours(self, replay: bool = True) -> tuple[list[float], list[float]]:
         starts: dict[int, float] = {}
 
         def rate(step: int) -> float:  # asked at the start of each step: it sees the clock
@@ -49,7 +50,7 @@ class Steps:
             learning_rate=rate,
             schedule=self._beta,
             progress=False,
-            replay=True,
+            replay=replay,
         )
         losses = history.frame["loss"].tolist()[: self.num_steps]
         return losses, _between(list(starts.values())[FIRST:])
@@ -61,9 +62,9 @@ class Steps:
         return self._by_hand(LAYERWISE)
 
     def _by_hand(
-        self, flows: dict[type, Callable[..., torch.nn.Module]]
+        self, ways: dict[type, Callable[..., torch.nn.Module]]
     ) -> tuple[list[float], list[float]]:
-        network = Network(*programs(self.config), flows)
+        network = Network(*programs(self.config), ways)
         with module_mode(network, training=True), seeded(0):
             losses, ends = loop(
                 network,
@@ -84,7 +85,12 @@ def measure(num_steps: int, num_rounds: int) -> Iterator[Line]:
     """`train` against the hand-written loop and against the layer-by-layer one, case by case."""
     for name, config in cases().items():
         steps = Steps(config, rows(10_000), num_steps)
-        ways = {"ours": steps.ours, "fused": steps.fused, "layerwise": steps.layerwise}
+        ways: dict[str, Callable[[], tuple[list[float], list[float]]]] = {
+            "ours": steps.ours,
+            "unreplayed": partial(steps.ours, replay=False),
+            "fused": steps.fused,
+            "layerwise": steps.layerwise,
+        }
         seconds: dict[str, list[float]] = {way: [] for way in ways}
         for number in range(num_rounds):
             turn = list(ways) if number % 2 == 0 else list(reversed(ways))
@@ -92,6 +98,7 @@ def measure(num_steps: int, num_rounds: int) -> Iterator[Line]:
                 seconds[way] += ways[way]()[1]
         ms = {way: 1e3 * median(values) for way, values in seconds.items()}
         yield Line("train_step", name, ms["ours"], ms["fused"], "ms")
+        yield Line("train_step_unreplayed", name, ms["unreplayed"], ms["fused"], "ms")
         yield Line("train_step_vs_layerwise", name, ms["ours"], ms["layerwise"], "ms")
 
 

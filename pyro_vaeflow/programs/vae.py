@@ -14,6 +14,7 @@ from torch import nn
 
 from pyro_vaeflow.inference.sizes import check_positive, check_size
 from pyro_vaeflow.programs.blocks import in_blocks
+from pyro_vaeflow.programs.dropout import Dropout
 from pyro_vaeflow.programs.flows import FLOWS
 from pyro_vaeflow.programs.likelihoods import LIKELIHOODS
 from pyro_vaeflow.programs.mixed import MixedHead, MixedInput
@@ -39,7 +40,7 @@ def mlp(first: nn.Module, sizes: Sequence[int], dropout: float, activation: str)
     layers: list[nn.Module] = []
     for layer in (first, *linear):
         layers += [layer, make()]
-        layers += [nn.Dropout(dropout)] if dropout > 0 else []
+        layers += [Dropout(dropout)] if dropout > 0 else []
     return nn.Sequential(*layers)
 
 
