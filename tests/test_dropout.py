@@ -30,6 +30,13 @@ def test_the_numbers_are_torchs(
     assert ours[0].dtype == dtype
 
 
+@pytest.mark.parametrize(
+    "x", [torch.rand(7, 5).T, torch.rand(4, 3, 6).transpose(0, 2), torch.rand(5).expand(4, 5)]
+)
+def test_numbers_that_lie_otherwise_have_torchs_mask(x: torch.Tensor) -> None:
+    assert all(map(torch.equal, dropped(Dropout(0.5), x), dropped(nn.Dropout(0.5), x)))
+
+
 @pytest.mark.skipif(not UNIFORM_BELOW, reason="here torch draws other numbers for its masks")
 def test_the_programs_draw_their_masks_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(F, "dropout", None)

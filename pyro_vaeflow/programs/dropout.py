@@ -35,5 +35,5 @@ class Dropout(nn.Dropout):
         keep = 1.0 - self.p
         if not (self.training and 0.0 < keep < 1.0 and x.device.type == "cpu" and UNIFORM_BELOW):
             return super().forward(x)
-        noise = torch.empty(x.shape, dtype=torch.float64).uniform_().lt_(keep)
+        noise = torch.empty_like(x, dtype=torch.float64).uniform_().lt_(keep)
         return x * noise.to(x.dtype).div_(keep)
