@@ -6,14 +6,17 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from torch import nn
 
 from benchmarks import score
 from benchmarks.__main__ import items, main
 from benchmarks.cases import NUM_FEATURES, cases, programs, rows
 from benchmarks.growth import exponent, plot
+from benchmarks.handwritten import FUSED, LAYERWISE, Network
 from benchmarks.record import COLUMNS, Line, write
 from benchmarks.score import AT_ONCE, Products
 from benchmarks.steps import Steps
+from pyro_vaeflow.programs.dropout import Dropout
 
 
 @pytest.mark.parametrize("name", cases())
@@ -23,6 +26,18 @@ def test_hand_written_steps_have_the_losses_of_train(name: str) -> None:
     assert len(ours) == 4 and len(set(ours)) == 4
     assert fused == pytest.approx(ours, abs=1e-4)
     assert layerwise == pytest.approx(ours, abs=1e-4)
+
+
+def test_each_way_is_what_its_name_says(monkeypatch) -> None:
+    steps = Steps(cases()["base VAE"], rows(2000), num_steps=1)
+    recorded = []
+    monkeypatch.setattr("pyro_vaeflow.inference.training.ReplayedStep", recorded.append)
+    steps.ours(replay=False)
+    assert not recorded
+    model_and_guide = programs(steps.config)
+    for ways, kind in ((FUSED, Dropout), (LAYERWISE, nn.Dropout)):
+        network = Network(*model_and_guide, ways)
+        assert {type(m) for m in network.modules() if isinstance(m, nn.Dropout)} == {kind}
 
 
 def test_the_small_budget_runs(tmp_path: Path) -> None:

@@ -1,12 +1,15 @@
 """Dropout: torch's own numbers, however they are drawn."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from pyro_vaeflow import Guide, Model
-from pyro_vaeflow.programs.dropout import UNIFORM_BELOW, Dropout
+from pyro_vaeflow.programs.dropout import UNIFORM_BELOW, Dropout, _are_uniform_below
 
 
 def dropped(layer: nn.Module, x: torch.Tensor) -> list[torch.Tensor]:
@@ -44,7 +47,31 @@ def test_the_programs_draw_their_masks_at_once(monkeypatch: pytest.MonkeyPatch) 
     Model(3, latent_dim=2).decode(torch.rand(5, 2))
 
 
+def test_in_place_is_in_place() -> None:
+    x = torch.ones(3)
+    assert Dropout(0.5, inplace=True)(x) is x
+
+
 def test_where_torch_draws_otherwise_it_is_torchs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pyro_vaeflow.programs.dropout.UNIFORM_BELOW", False)
     monkeypatch.setattr(torch.Tensor, "uniform_", None)
     Dropout(0.5)(torch.rand(3))
+
+
+@pytest.mark.parametrize("of_uniform, drawn", [(lambda u: u >= 0.2, 0), (lambda u: u < 0.8, 1)])
+def test_other_numbers_or_more_of_them_are_noticed(of_uniform, drawn, monkeypatch) -> None:
+    def others(mask: torch.Tensor, keep: float, generator: torch.Generator) -> torch.Tensor:
+        uniform = torch.rand(mask.shape, dtype=torch.float64, generator=generator)
+        torch.rand(drawn, generator=generator)
+        return mask.copy_(of_uniform(uniform))
+
+    assert _are_uniform_below(0.8) == UNIFORM_BELOW
+    monkeypatch.setattr(torch.Tensor, "bernoulli_", others)
+    assert not _are_uniform_below(0.8)
+
+
+def test_programs_are_imported_under_any_default_device() -> None:
+    code = (
+        "import torch; torch.set_default_device('meta'); from pyro_vaeflow import Model; Model(3)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -84,7 +84,10 @@ def as_args(x: Any) -> Args:
 
 
 def take_rows(args: Args, rows: torch.Tensor | slice) -> Args:
-    """The arguments for these rows: each tensor with as many rows as the first is cut alike."""
+    """The arguments for these rows: each tensor with as many rows as the first is cut alike.
+
+    `rows` is a slice, or numbers of rows from 0, one dimension of them.
+    """
     num_data = len(args[0])
 
     def take(arg: Any) -> Any:
