@@ -3,9 +3,9 @@
 import torch
 
 from pyro_vaeflow.experiments.config import ExperimentConfig
-from pyro_vaeflow.experiments.recipe import build
 from pyro_vaeflow.experiments.results import method_name
-from pyro_vaeflow.experiments.study_files import load_study
+from pyro_vaeflow.experiments.study import load_study
+from pyro_vaeflow.programs.fitting import build
 from pyro_vaeflow.programs.vae import Guide, Model
 
 NUM_FEATURES = 115  # of KDD Cup 99, one-hot

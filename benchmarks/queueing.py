@@ -1,7 +1,7 @@
 """How long chunks of rows wait for one of two workers: a real run beside what queueing says.
 
 Chunks arrive at random times (a Poisson stream) at two worker processes, which score them with
-`pyro_vaeflow.detector.score_files.score_chunk`. From the seconds that each chunk took in its worker
+`pyro_vaeflow.files.score.score_chunk`. From the seconds that each chunk took in its worker
 and the rate of arrivals, three predictions of the mean wait are made: the recursion of Kiefer and
 Wolfowitz (1955) on the very arrivals and seconds of the run; the same on random ones, 500 times,
 with the interval in which 90 of 100 such runs lie; and the formula of Lee and Longton (1959) for
@@ -20,9 +20,9 @@ import pandas as pd
 from joblib.externals.loky import ProcessPoolExecutor
 
 from pyro_vaeflow import VAEFlowDetector
-from pyro_vaeflow.detector.score_files import Job, digest_of, score_chunk
-from pyro_vaeflow.tables.chunks import Chunk
-from pyro_vaeflow.tables.tablefiles import chunks_of, find_files
+from pyro_vaeflow.files.chunks import Chunk
+from pyro_vaeflow.files.score import Job, digest_of, score_chunk
+from pyro_vaeflow.files.table_files import chunks_of, find_files
 
 sys.path.insert(0, str(Path(__file__).parent))
 from streaming import pieces, write_table  # noqa: E402

@@ -16,8 +16,8 @@ import pandas as pd
 from tqdm.auto import tqdm
 
 from pyro_vaeflow import VAEFlowDetector
-from pyro_vaeflow.detector.score_files import Job, digest_of, score_chunk
-from pyro_vaeflow.tables.tablefiles import chunks_of, find_files
+from pyro_vaeflow.files.score import Job, digest_of, score_chunk
+from pyro_vaeflow.files.table_files import chunks_of, find_files
 
 sys.path.insert(0, str(Path(__file__).parent))
 from streaming import pieces, write_table  # noqa: E402

@@ -13,9 +13,9 @@ from benchmarks.handwritten import FUSED, LAYERWISE, Network, loop
 from benchmarks.record import Line
 from pyro_vaeflow import train
 from pyro_vaeflow.experiments.config import ExperimentConfig
-from pyro_vaeflow.experiments.recipe import annealing
-from pyro_vaeflow.inference.isolation import module_mode, seeded
+from pyro_vaeflow.inference.parameters import module_mode, seeded
 from pyro_vaeflow.inference.replay import CHECKED
+from pyro_vaeflow.programs.fitting import annealing
 
 FIRST = 1 + CHECKED  # steps of `train` that are recorded and checked: not like the later ones
 

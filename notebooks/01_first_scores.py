@@ -31,10 +31,10 @@ from matplotlib.figure import Figure
 from sklearn.metrics import roc_curve
 
 from pyro_vaeflow import Guide, KhatWarning, Model, contributions, cosine, linear, score, train
-from pyro_vaeflow.experiments.metrics import detection_metrics
-from pyro_vaeflow.plots.plotting import plot_history
-from pyro_vaeflow.tables.datasets import load_breast_cancer_table, one_class_split
-from pyro_vaeflow.tables.tabular import TableEncoder
+from pyro_vaeflow.datasets.registry import load_breast_cancer_table, one_class_split
+from pyro_vaeflow.metrics import detection_metrics
+from pyro_vaeflow.plots.maps import plot_history
+from pyro_vaeflow.tables.table_encoder import TableEncoder
 
 # %% [markdown]
 # The budget: `VAEFLOW_QUICK` makes every cell run in seconds, to test that it runs.

@@ -49,8 +49,8 @@ from pyro_vaeflow import (
     score,
     train,
 )
-from pyro_vaeflow.experiments.metrics import detection_metrics
-from pyro_vaeflow.plots.plotting import plot_history
+from pyro_vaeflow.metrics import detection_metrics
+from pyro_vaeflow.plots.maps import plot_history
 
 # %% [markdown]
 # The budget: `VAEFLOW_QUICK` makes every cell run in seconds, to test that it runs.

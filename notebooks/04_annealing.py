@@ -41,7 +41,7 @@ from pyro_vaeflow import (
     score,
     train,
 )
-from pyro_vaeflow.plots.plotting import plot_schedules
+from pyro_vaeflow.plots.maps import plot_schedules
 
 # %% [markdown]
 # The budget: `VAEFLOW_QUICK` makes every cell run in seconds, to test that it runs.

@@ -7,8 +7,11 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from pyro_vaeflow.datasets.registry import load_kddcup99 as load_kddcup99
+    from pyro_vaeflow.datasets.registry import make_ring as make_ring
     from pyro_vaeflow.detector.estimator import VAEFlowDetector as VAEFlowDetector
     from pyro_vaeflow.experiments.tracking import TensorBoard as TensorBoard
+    from pyro_vaeflow.inference.active_units import active_units as active_units
     from pyro_vaeflow.inference.annealing import CapacityELBO as CapacityELBO
     from pyro_vaeflow.inference.annealing import anneal as anneal
     from pyro_vaeflow.inference.annealing import constant as constant
@@ -16,17 +19,16 @@ if TYPE_CHECKING:
     from pyro_vaeflow.inference.annealing import cyclical as cyclical
     from pyro_vaeflow.inference.annealing import linear as linear
     from pyro_vaeflow.inference.annealing import warmup as warmup
-    from pyro_vaeflow.inference.attribution import contributions as contributions
     from pyro_vaeflow.inference.calibration import (
         simulation_based_calibration as simulation_based_calibration,
     )
-    from pyro_vaeflow.inference.diagnostics import inference_gap as inference_gap
+    from pyro_vaeflow.inference.contributions import contributions as contributions
     from pyro_vaeflow.inference.draws import log_weights as log_weights
     from pyro_vaeflow.inference.group import GroupError as GroupError
     from pyro_vaeflow.inference.group import join_group as join_group
+    from pyro_vaeflow.inference.inference_gap import inference_gap as inference_gap
     from pyro_vaeflow.inference.interrupt import InterruptedWarning as InterruptedWarning
-    from pyro_vaeflow.inference.isolation import param_scope as param_scope
-    from pyro_vaeflow.inference.latents import active_units as active_units
+    from pyro_vaeflow.inference.parameters import param_scope as param_scope
     from pyro_vaeflow.inference.resume import Checkpoint as Checkpoint
     from pyro_vaeflow.inference.row_scores import Scores as Scores
     from pyro_vaeflow.inference.scoring import KhatWarning as KhatWarning
@@ -43,9 +45,7 @@ if TYPE_CHECKING:
     from pyro_vaeflow.programs.vae import Guide as Guide
     from pyro_vaeflow.programs.vae import Model as Model
     from pyro_vaeflow.tables.columns import Column as Column
-    from pyro_vaeflow.tables.datasets import load_kddcup99 as load_kddcup99
-    from pyro_vaeflow.tables.datasets import make_ring as make_ring
-    from pyro_vaeflow.tables.mixed_table import MixedEncoder as MixedEncoder
+    from pyro_vaeflow.tables.mixed_encoder import MixedEncoder as MixedEncoder
 
 __version__ = "0.1.0"
 
@@ -53,20 +53,20 @@ _HOME = {
     name: module
     for module, names in {
         "inference.annealing": "CapacityELBO anneal constant cosine cyclical linear warmup",
-        "inference.attribution": "contributions",
+        "inference.contributions": "contributions",
         "inference.calibration": "simulation_based_calibration",
         "tables.columns": "Column",
-        "tables.datasets": "load_kddcup99 make_ring",
+        "datasets.registry": "load_kddcup99 make_ring",
         "detector.estimator": "VAEFlowDetector",
-        "inference.diagnostics": "inference_gap",
+        "inference.inference_gap": "inference_gap",
         "inference.draws": "log_weights",
         "programs.flows": "FLOWS",
         "inference.group": "GroupError join_group",
         "inference.interrupt": "InterruptedWarning",
-        "inference.isolation": "param_scope",
-        "inference.latents": "active_units",
+        "inference.parameters": "param_scope",
+        "inference.active_units": "active_units",
         "programs.likelihoods": "LIKELIHOODS",
-        "tables.mixed_table": "MixedEncoder",
+        "tables.mixed_encoder": "MixedEncoder",
         "programs.priors": "ExemplarPrior",
         "programs.vae": "Guide Model",
         "inference.resume": "Checkpoint",

@@ -11,10 +11,10 @@ from typing import Any, NoReturn
 
 from jsonargparse import ArgumentParser
 
-from pyro_vaeflow.checked import ConfigError
-from pyro_vaeflow.detector.file_commands import DEVICE, FILE_COMMANDS, add_file_commands
 from pyro_vaeflow.experiments.config import ExperimentConfig
-from pyro_vaeflow.experiments.study_files import Study, load_study, preset_names
+from pyro_vaeflow.experiments.study import Study, load_study, preset_names
+from pyro_vaeflow.files.commands import DEVICE, FILE_COMMANDS, add_file_commands
+from pyro_vaeflow.validation import ConfigError
 
 ON_TERMINAL = "F1, top 20%|F1, true ratio|AUROC|AP|log evidence|train s".split("|")
 
@@ -146,11 +146,11 @@ def _run_study(
     published: Path | None,
     options: dict[str, Any],
 ) -> int:
-    from pyro_vaeflow.experiments.claims import claim
     from pyro_vaeflow.experiments.fanout import run_all
     from pyro_vaeflow.experiments.report import write_tables
-    from pyro_vaeflow.experiments.summaries import HEADINGS, PAPER_HEADING, aggregate
+    from pyro_vaeflow.experiments.tables import HEADINGS, PAPER_HEADING, aggregate
     from pyro_vaeflow.experiments.text_tables import as_text
+    from pyro_vaeflow.locks import claim
     from pyro_vaeflow.plots.figures import draw_figures
 
     outcome = run_all(configs, out, jobs=jobs, command=command, dask=dask, **options)
@@ -172,7 +172,7 @@ def _run_study(
 
 
 def _table(out: Path, style: str) -> int:
-    from pyro_vaeflow.experiments.summaries import aggregate, read_summary
+    from pyro_vaeflow.experiments.tables import aggregate, read_summary
     from pyro_vaeflow.experiments.text_tables import as_text
 
     table = read_summary(out)

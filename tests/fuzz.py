@@ -33,13 +33,13 @@ import torch
 from safetensors.torch import load_file, save
 
 from pyro_vaeflow import VAEFlowDetector
+from pyro_vaeflow.datasets.registry import load_adbench, load_arrhythmia, load_kddcup99
 from pyro_vaeflow.experiments.config import ExperimentConfig
 from pyro_vaeflow.experiments.fanout import run_all
 from pyro_vaeflow.experiments.results import finished_runs, read_csv
-from pyro_vaeflow.experiments.runfolder import load_programs
-from pyro_vaeflow.experiments.study_files import PRESETS, load_study
+from pyro_vaeflow.experiments.run_folder import load_programs
+from pyro_vaeflow.experiments.study import PRESETS, load_study
 from pyro_vaeflow.inference import checkpoint
-from pyro_vaeflow.tables.datasets import load_adbench, load_arrhythmia, load_kddcup99
 
 ROOT = Path(__file__).parents[1]
 PATIENCE = 10.0  # seconds of processor time a case: others may be at work on the machine

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from pyro_vaeflow import contributions
-from pyro_vaeflow.inference.attribution import feature_log_prob
+from pyro_vaeflow.inference.contributions import feature_log_prob
 from pyro_vaeflow.inference.draws import draws
 from tests.programs import ZOO, LinearGaussian
 

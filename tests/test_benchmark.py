@@ -7,12 +7,12 @@ import pandas as pd
 import pytest
 from scipy.stats import rankdata
 
-from pyro_vaeflow.checked import ConfigError
 from pyro_vaeflow.cli import main
 from pyro_vaeflow.experiments.benchmark import less_first, per_set, seconds, write_benchmark
 from pyro_vaeflow.experiments.rank_plot import plot_ranks
 from pyro_vaeflow.experiments.ranks import critical_difference, friedman_p, indistinct, ranks
-from pyro_vaeflow.experiments.summaries import COLUMNS
+from pyro_vaeflow.experiments.tables import COLUMNS
+from pyro_vaeflow.validation import ConfigError
 
 # Table 6 of J. Demsar, Statistical Comparisons of Classifiers over Multiple Data Sets, 2006,
 # JMLR 7: AUC of C4.5 and its three variants on 14 data sets. In the second to last row he prints

@@ -12,7 +12,7 @@ import pytest
 
 from pyro_vaeflow.cli import main
 from pyro_vaeflow.experiments.results import finished_runs
-from pyro_vaeflow.experiments.study_files import preset_names
+from pyro_vaeflow.experiments.study import preset_names
 
 STUDY = """
 description: small

@@ -7,9 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import norm
 
-from pyro_vaeflow.checked import ConfigError
 from pyro_vaeflow.tables.columns import GROUP_MASS, HEAVY, Column, learn_column
-from pyro_vaeflow.tables.mixed_table import MixedEncoder
+from pyro_vaeflow.tables.mixed_encoder import MixedEncoder
+from pyro_vaeflow.validation import ConfigError
 
 
 def column(values, **options) -> Column:

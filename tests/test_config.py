@@ -7,9 +7,9 @@ from dataclasses import fields, replace
 
 import pytest
 
-from pyro_vaeflow.checked import ConfigError
 from pyro_vaeflow.experiments.config import AnnealingConfig, ExperimentConfig, GapSettings
-from pyro_vaeflow.experiments.study_files import load_study, merge, parse_study, preset_names
+from pyro_vaeflow.experiments.study import load_study, merge, parse_study, preset_names
+from pyro_vaeflow.validation import ConfigError
 
 CONFIG = ExperimentConfig(num_steps=10)
 OTHER = {
@@ -108,7 +108,7 @@ def test_a_changed_option_after_the_fact_does_not_reach_the_configuration() -> N
 
 
 def test_configurations_need_no_torch() -> None:
-    code = "import sys, pyro_vaeflow.experiments.study_files; sys.exit('torch' in sys.modules)"
+    code = "import sys, pyro_vaeflow.experiments.study; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 

@@ -11,7 +11,7 @@ import torch
 from pyro_vaeflow import Guide, Model, VAEFlowDetector, contributions, score, train
 from pyro_vaeflow.experiments.config import GapSettings
 from pyro_vaeflow.experiments.experiment import run
-from pyro_vaeflow.inference.isolation import seeded
+from pyro_vaeflow.inference.parameters import seeded
 from tests.test_fanout import TINY
 
 pytestmark = [

@@ -10,7 +10,7 @@ import scipy.integrate
 import scipy.io
 from sklearn.model_selection import train_test_split
 
-from pyro_vaeflow.tables.datasets import (
+from pyro_vaeflow.datasets.registry import (
     Dataset,
     adbench_names,
     holdout_split,

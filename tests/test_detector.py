@@ -14,7 +14,7 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from pyro_vaeflow import Guide, Model, VAEFlowDetector, score
-from pyro_vaeflow.plots.score_plots import plot_scores
+from pyro_vaeflow.plots.scores import plot_scores
 from tests.programs import LinearGaussian
 
 QUICK = {"num_steps": 20, "num_samples": 5, "random_state": 0}
@@ -196,7 +196,7 @@ def test_auto_flags_one_in_twenty_fresh_rows_or_one_in_as_many_as_there_are(num_
 
 def test_it_trains_as_an_experiment_does() -> None:
     """The same rows and seed: `recipe` gives the parameters that `fit` leaves."""
-    from pyro_vaeflow.experiments import recipe
+    from pyro_vaeflow.programs import fitting as recipe
 
     rows = table(80)
     detector = VAEFlowDetector(**QUICK, calibration_share=0.0).fit(rows)

@@ -15,8 +15,8 @@ from torch.utils._pytree import tree_leaves
 from pyro_vaeflow import Guide, Model, VAEFlowDetector
 from pyro_vaeflow.experiments.experiment import run
 from pyro_vaeflow.inference.devices import check_device
-from pyro_vaeflow.inference.isolation import seeded
 from pyro_vaeflow.inference.noise import RowNoise
+from pyro_vaeflow.inference.parameters import seeded
 from pyro_vaeflow.inference.run_state import _random_state, _set_random_state
 from pyro_vaeflow.programs import iaf_steps, planar_steps
 from pyro_vaeflow.programs.priors import ExemplarPrior

@@ -14,26 +14,27 @@ import pytest
 import torch
 from pyro.distributions import transforms
 
-from pyro_vaeflow.checked import ConfigError
-from pyro_vaeflow.experiments import paper, recipe
+from pyro_vaeflow.datasets.distinct_rows import distinct_rows, training_rows
+from pyro_vaeflow.datasets.splits import Split
+from pyro_vaeflow.experiments import paper
 from pyro_vaeflow.experiments.config import AnnealingConfig, ExperimentConfig
 from pyro_vaeflow.experiments.experiment import measure, run
 from pyro_vaeflow.experiments.fanout import run_all
-from pyro_vaeflow.experiments.recipe import annealing, build, check_registered, fit
 from pyro_vaeflow.experiments.report import write_tables
 from pyro_vaeflow.experiments.results import finished_runs
-from pyro_vaeflow.experiments.runfolder import load_programs
-from pyro_vaeflow.experiments.study_files import load_study, preset_names
-from pyro_vaeflow.experiments.summaries import COLUMNS, aggregate, read_summary
+from pyro_vaeflow.experiments.run_folder import load_programs
+from pyro_vaeflow.experiments.study import load_study, preset_names
+from pyro_vaeflow.experiments.tables import COLUMNS, aggregate, read_summary
 from pyro_vaeflow.experiments.tasks import TASKS, Task, load_task
 from pyro_vaeflow.experiments.text_tables import as_text
 from pyro_vaeflow.inference.row_scores import Scores
 from pyro_vaeflow.inference.scoring import score
 from pyro_vaeflow.plots.figures import draw_figures
+from pyro_vaeflow.programs import fitting as recipe
+from pyro_vaeflow.programs.fitting import annealing, build, check_registered, fit
 from pyro_vaeflow.programs.flows import FLOWS
 from pyro_vaeflow.programs.vae import ACTIVATIONS
-from pyro_vaeflow.tables.distinct import distinct_rows, training_rows
-from pyro_vaeflow.tables.protocol import Split
+from pyro_vaeflow.validation import ConfigError
 
 TINY = ExperimentConfig(
     dataset="breast_cancer", num_steps=4, num_samples=3, encoder_dims=(8,), decoder_dims=(8,)
@@ -43,7 +44,8 @@ KILLED = """
 import os, signal
 from pathlib import Path
 import numpy as np
-from pyro_vaeflow.experiments import experiment, recipe, runfolder
+from pyro_vaeflow.experiments import experiment, run_folder as runfolder
+from pyro_vaeflow.programs import fitting as recipe
 from pyro_vaeflow.experiments.config import ExperimentConfig
 from pyro_vaeflow.experiments.fanout import run_all
 def die(*args, **kwargs):

@@ -14,14 +14,15 @@ import joblib
 import pandas as pd
 import pytest
 
-from pyro_vaeflow.checked import ConfigError
-from pyro_vaeflow.experiments import experiment, fanout, workers
-from pyro_vaeflow.experiments.claims import claim
+from pyro_vaeflow import workers
+from pyro_vaeflow.experiments import experiment, fanout
 from pyro_vaeflow.experiments.config import ExperimentConfig
 from pyro_vaeflow.experiments.fanout import attempt, run_all
 from pyro_vaeflow.experiments.results import finished_runs
-from pyro_vaeflow.experiments.runfolder import claim_of
-from pyro_vaeflow.experiments.workers import THREADS, Processes
+from pyro_vaeflow.experiments.run_folder import claim_of
+from pyro_vaeflow.locks import claim
+from pyro_vaeflow.validation import ConfigError
+from pyro_vaeflow.workers import THREADS, Processes
 
 TINY = ExperimentConfig(
     dataset="breast_cancer", num_steps=4, num_samples=3, encoder_dims=(8,), decoder_dims=(8,)
@@ -61,7 +62,7 @@ def test_a_claim_is_one_holders_until_it_is_killed(tmp_path) -> None:
     code = f"""
 import time
 from pathlib import Path
-from pyro_vaeflow.experiments.claims import claim
+from pyro_vaeflow.locks import claim
 with claim(Path({str(path)!r})) as mine:
     print(mine, flush=True)
     time.sleep(60)

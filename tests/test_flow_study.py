@@ -8,16 +8,16 @@ import pandas as pd
 import pytest
 import torch
 
-from pyro_vaeflow.checked import ConfigError
 from pyro_vaeflow.cli import main
 from pyro_vaeflow.experiments.config import ExperimentConfig, GapSettings
 from pyro_vaeflow.experiments.experiment import run
 from pyro_vaeflow.experiments.measured_gaps import held_out_rows
-from pyro_vaeflow.experiments.study_files import combinations, load_study, parse_study
-from pyro_vaeflow.experiments.summaries import by_run, by_score, read_summary
+from pyro_vaeflow.experiments.study import combinations, load_study, parse_study
+from pyro_vaeflow.experiments.tables import by_run, by_score, read_summary
 from pyro_vaeflow.experiments.tasks import load_task
-from pyro_vaeflow.inference.diagnostics import inference_gap
+from pyro_vaeflow.inference.inference_gap import inference_gap
 from pyro_vaeflow.programs.vae import Guide, Model
+from pyro_vaeflow.validation import ConfigError
 
 RING = ExperimentConfig(
     dataset="ring", preprocessing="none", likelihood="normal", latent_dim=2, encoder_dims=(16,),

@@ -5,8 +5,8 @@ import torch
 
 from pyro_vaeflow import Guide, Model, contributions, score
 from pyro_vaeflow.inference import draws
-from pyro_vaeflow.inference.footprint import peak_bytes
-from pyro_vaeflow.inference.isolation import seeded
+from pyro_vaeflow.inference.memory import peak_bytes
+from pyro_vaeflow.inference.parameters import seeded
 from pyro_vaeflow.programs.blocks import NUMBERS, InBlocks, draws_of_a_block
 from tests.programs import ZOO
 

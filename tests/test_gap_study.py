@@ -12,21 +12,21 @@ import pytest
 import torch
 
 from pyro_vaeflow import Guide, Model, log_weights, score
-from pyro_vaeflow.checked import ConfigError
+from pyro_vaeflow.datasets.registry import ring_log_density
 from pyro_vaeflow.experiments.config import ExperimentConfig
 from pyro_vaeflow.experiments.fanout import run_all
 from pyro_vaeflow.experiments.measured_gaps import held_out_rows
 from pyro_vaeflow.experiments.report import write_tables
 from pyro_vaeflow.experiments.results import FinishedRun, finished_runs
-from pyro_vaeflow.experiments.runfolder import load_programs
-from pyro_vaeflow.experiments.summaries import settings_apart
+from pyro_vaeflow.experiments.run_folder import load_programs
+from pyro_vaeflow.experiments.tables import settings_apart
 from pyro_vaeflow.experiments.tasks import load_task
 from pyro_vaeflow.inference.importance import log_evidence, log_evidence_stderr
 from pyro_vaeflow.studies import draw_study, gap_study
 from pyro_vaeflow.studies.draw_study import fixed_as_good
 from pyro_vaeflow.studies.gap_study import GapSettings, file_name
 from pyro_vaeflow.studies.prior_gap import prior_gap
-from pyro_vaeflow.tables.datasets import ring_log_density
+from pyro_vaeflow.validation import ConfigError
 
 RING = {
     "dataset": "ring", "preprocessing": "none", "likelihood": "normal", "latent_dim": 2,

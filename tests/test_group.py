@@ -12,10 +12,10 @@ import torch
 from safetensors.torch import load_file
 
 from pyro_vaeflow import train
+from pyro_vaeflow.inference.contract import row_terms, run_once, take_rows
 from pyro_vaeflow.inference.group import Group, GroupError, join_group, joined, sharing
 from pyro_vaeflow.inference.group_noise import part_of_noise
-from pyro_vaeflow.inference.isolation import module_mode, param_scope, seeded
-from pyro_vaeflow.inference.traces import row_terms, run_once, take_rows
+from pyro_vaeflow.inference.parameters import module_mode, param_scope, seeded
 from tests.group_cases import EVERY, OPTIONS, fitted, long_training, steps_until, trained
 from tests.programs import ZOO, Pair
 

@@ -13,13 +13,13 @@ import pytest
 import torch
 
 from pyro_vaeflow import Guide, Model, TensorBoard, VAEFlowDetector, train, watching
-from pyro_vaeflow.checked import ConfigError
 from pyro_vaeflow.cli import main
 from pyro_vaeflow.experiments.config import ExperimentConfig, GapSettings
 from pyro_vaeflow.experiments.fanout import run_all
 from pyro_vaeflow.experiments.report import write_tables
 from pyro_vaeflow.plots.html_page import MAX_ROWS, Page
 from pyro_vaeflow.plots.html_report import labels, study_page, write_report
+from pyro_vaeflow.validation import ConfigError
 
 CHROMIUM = shutil.which("chromium")
 needs_browser = pytest.mark.skipif(

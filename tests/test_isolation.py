@@ -13,7 +13,7 @@ from pyro.util import get_rng_state
 from torch import nn
 
 from pyro_vaeflow import Guide, Model, param_scope, score, train
-from pyro_vaeflow.inference.isolation import (
+from pyro_vaeflow.inference.parameters import (
     module_mode,
     modules,
     named_parameters,

@@ -10,9 +10,9 @@ import pytest
 from sklearn.model_selection import train_test_split
 from sklearn.utils import Bunch
 
-from pyro_vaeflow.tables import kddcup99
-from pyro_vaeflow.tables.datasets import Dataset, holdout_split, load_kddcup99
-from pyro_vaeflow.tables.tabular import TableEncoder
+from pyro_vaeflow.datasets import kddcup99
+from pyro_vaeflow.datasets.registry import Dataset, holdout_split, load_kddcup99
+from pyro_vaeflow.tables.table_encoder import TableEncoder
 
 # Three rows in the published form: normal, an attack, an attack with another service.
 ROWS = """\

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from pyro_vaeflow import train
-from pyro_vaeflow.inference.latents import active_units
+from pyro_vaeflow.inference.active_units import active_units
 from tests.programs import ZOO, Pair
 
 pytestmark = pytest.mark.usefixtures("float64")

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import f1_score, precision_score, recall_score, roc_auc_score
 
-from pyro_vaeflow.experiments.metrics import (
+from pyro_vaeflow.metrics import (
     auroc,
     average_precision,
     detection_metrics,

@@ -9,23 +9,23 @@ import pyro
 import pytest
 import torch
 
-from pyro_vaeflow.checked import ConfigError
+from pyro_vaeflow.datasets.splits import Split, first_of_each
 from pyro_vaeflow.experiments import peers
 from pyro_vaeflow.experiments.config import OF_PEERS, ExperimentConfig
 from pyro_vaeflow.experiments.detection import detection
 from pyro_vaeflow.experiments.experiment import run
 from pyro_vaeflow.experiments.fanout import run_all
-from pyro_vaeflow.experiments.metrics import auroc, average_precision
 from pyro_vaeflow.experiments.peer_detectors import distinct
 from pyro_vaeflow.experiments.peers import PEERS
-from pyro_vaeflow.experiments.recipe import check_registered
 from pyro_vaeflow.experiments.report import write_tables
 from pyro_vaeflow.experiments.results import finished_runs
-from pyro_vaeflow.experiments.runfolder import load_programs
-from pyro_vaeflow.experiments.study_files import parse_study
-from pyro_vaeflow.experiments.summaries import aggregate, by_class, read_summary
+from pyro_vaeflow.experiments.run_folder import load_programs
+from pyro_vaeflow.experiments.study import parse_study
+from pyro_vaeflow.experiments.tables import aggregate, by_class, read_summary
 from pyro_vaeflow.experiments.tasks import TASKS, Task, load_task
-from pyro_vaeflow.tables.protocol import Split, first_of_each
+from pyro_vaeflow.metrics import auroc, average_precision
+from pyro_vaeflow.programs.fitting import check_registered
+from pyro_vaeflow.validation import ConfigError
 
 FEW_EPOCHS = {"pyod_vae": {"epoch_num": 3}}
 PEER = ExperimentConfig(dataset="breast_cancer", preprocessing="standard", detector="knn1")

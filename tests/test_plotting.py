@@ -10,8 +10,8 @@ import pandas as pd
 import pytest
 from matplotlib.collections import QuadMesh
 
-from pyro_vaeflow.plots import plotting
-from pyro_vaeflow.plots.plotting import plot_history, plot_points, plot_schedules, plot_score_maps
+from pyro_vaeflow.plots import maps as plotting
+from pyro_vaeflow.plots.maps import plot_history, plot_points, plot_schedules, plot_score_maps
 
 AXIS = np.linspace(-1, 1, 21)
 XX, YY = np.meshgrid(AXIS, AXIS)
@@ -175,7 +175,7 @@ def test_schedules_are_drawn_over_their_steps():
 
 def test_neither_pyplot_nor_torch_is_imported():
     code = (
-        "import sys, pyro_vaeflow.plots.plotting as p; p.plot_points([[0, 1]]);"
+        "import sys, pyro_vaeflow.plots.maps as p; p.plot_points([[0, 1]]);"
         "assert not {'matplotlib.pyplot', 'torch'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

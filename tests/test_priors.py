@@ -9,13 +9,13 @@ import pytest
 import torch
 
 from pyro_vaeflow import Guide, Model, inference_gap, score, train
-from pyro_vaeflow.experiments import recipe
 from pyro_vaeflow.experiments.config import ExperimentConfig
 from pyro_vaeflow.experiments.experiment import run
-from pyro_vaeflow.experiments.recipe import build, fit
-from pyro_vaeflow.experiments.runfolder import load_programs, write
-from pyro_vaeflow.inference.isolation import seeded
+from pyro_vaeflow.experiments.run_folder import load_programs, write
+from pyro_vaeflow.inference.parameters import seeded
+from pyro_vaeflow.programs import fitting as recipe
 from pyro_vaeflow.programs import priors
+from pyro_vaeflow.programs.fitting import build, fit
 from pyro_vaeflow.programs.priors import BROAD_WEIGHT, ExemplarMixture, ExemplarPrior
 from tests.programs import rows
 

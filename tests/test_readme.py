@@ -18,7 +18,7 @@ def test_the_python_blocks_run_one_after_another(capsys: pytest.CaptureFixture) 
 
 
 def test_the_targets_and_presets_that_it_names_exist() -> None:
-    from pyro_vaeflow.experiments.study_files import preset_names
+    from pyro_vaeflow.experiments.study import preset_names
 
     text = README.read_text()
     makefile = (README.parent / "Makefile").read_text()

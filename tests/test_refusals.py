@@ -20,14 +20,14 @@ import scipy.io
 import torch
 
 from pyro_vaeflow import Guide, Model, VAEFlowDetector, score, train
-from pyro_vaeflow.experiments import runfolder
+from pyro_vaeflow.datasets.registry import load_adbench, load_arrhythmia, load_kddcup99
+from pyro_vaeflow.experiments import run_folder as runfolder
 from pyro_vaeflow.experiments.config import ExperimentConfig
 from pyro_vaeflow.experiments.fanout import run_all
 from pyro_vaeflow.experiments.results import finished_runs, read_csv
-from pyro_vaeflow.experiments.study_files import load_study
+from pyro_vaeflow.experiments.study import load_study
 from pyro_vaeflow.inference import checkpoint
-from pyro_vaeflow.tables.datasets import load_adbench, load_arrhythmia, load_kddcup99
-from pyro_vaeflow.tables.tabular import TableEncoder
+from pyro_vaeflow.tables.table_encoder import TableEncoder
 from tests.guide_tables import check, rows
 from tests.test_checkpoint import edit, edit_tensors
 from tests.test_input import ARRAY, NUM, TINY, frame

@@ -23,8 +23,8 @@ from pyro_vaeflow import (
     watching,
 )
 from pyro_vaeflow.inference import replay as replay_module
-from pyro_vaeflow.inference.footprint import peak_bytes
-from pyro_vaeflow.inference.isolation import modules
+from pyro_vaeflow.inference.memory import peak_bytes
+from pyro_vaeflow.inference.parameters import modules
 from pyro_vaeflow.inference.recorded import recorded
 from pyro_vaeflow.inference.replay import CHECKED, NoReplayWarning, can_replay
 from pyro_vaeflow.programs.priors import ExemplarPrior

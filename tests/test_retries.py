@@ -7,7 +7,7 @@ from threading import Timer
 import pytest
 from distributed.scheduler import KilledWorker
 
-from pyro_vaeflow.experiments.retries import DEATHS, as_ended, died
+from pyro_vaeflow.worker_retries import DEATHS, as_ended, died
 
 
 def test_work_is_tried_again_where_a_process_died_until_it_is_given_up() -> None:

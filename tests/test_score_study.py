@@ -6,12 +6,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pyro_vaeflow.checked import ConfigError
 from pyro_vaeflow.experiments.config import ExperimentConfig
 from pyro_vaeflow.experiments.fanout import run_all
 from pyro_vaeflow.experiments.results import finished_runs
 from pyro_vaeflow.studies import score_study
 from pyro_vaeflow.studies.score_study import parts
+from pyro_vaeflow.validation import ConfigError
 
 TINY = {
     "dataset": "ring", "preprocessing": "none", "likelihood": "normal", "latent_dim": 2,

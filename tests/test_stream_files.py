@@ -8,11 +8,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pyro_vaeflow.checked import ConfigError
-from pyro_vaeflow.detector.fit_files import read_rows
-from pyro_vaeflow.tables.chunks import Reject
-from pyro_vaeflow.tables.row_values import to_frame
-from pyro_vaeflow.tables.tablefiles import chunks_of, find_files, read_chunk, read_schemas
+from pyro_vaeflow.files.chunks import Reject
+from pyro_vaeflow.files.fit import read_rows
+from pyro_vaeflow.files.parsing import to_frame
+from pyro_vaeflow.files.table_files import chunks_of, find_files, read_chunk, read_schemas
+from pyro_vaeflow.validation import ConfigError
 
 NUMERIC = {"a": True, "kind": False}
 FATES = {  # line -> the numbers of its row, or why it is none
@@ -149,7 +149,7 @@ def test_the_draw_is_uniform_and_the_same_for_any_chunks(tmp_path, monkeypatch, 
     frame.to_csv(path, index=False) if suffix == "csv" else frame.to_parquet(path)
     draws = []
     for chunk_rows in (10_000, 170):
-        monkeypatch.setattr("pyro_vaeflow.detector.fit_files.CHUNK_ROWS", chunk_rows)
+        monkeypatch.setattr("pyro_vaeflow.files.fit.CHUNK_ROWS", chunk_rows)
         draws.append(read_rows(str(path), max_rows=200, seed=1).frame["a"])
     pd.testing.assert_series_equal(*draws)
     assert draws[0].is_monotonic_increasing and draws[0].is_unique and len(draws[0]) == 200

@@ -16,11 +16,11 @@ import pandas as pd
 import pytest
 
 from pyro_vaeflow import VAEFlowDetector
-from pyro_vaeflow.checked import ConfigError
 from pyro_vaeflow.cli import main
-from pyro_vaeflow.detector.score_files import score_chunk, score_files
-from pyro_vaeflow.experiments.workers import Here
+from pyro_vaeflow.files.score import score_chunk, score_files
 from pyro_vaeflow.inference import checkpoint
+from pyro_vaeflow.validation import ConfigError
+from pyro_vaeflow.workers import Here
 
 QUICK = {
     "num_steps": 20,
@@ -163,7 +163,7 @@ def test_a_kill_at_any_moment_loses_no_row_and_scores_none_twice(model, data, tm
     parts = {path.name: path.read_bytes() for path in whole.glob("part-*")}
     assert len(parts) == 11
     context = multiprocessing.get_context("forkserver")  # a process that has imported torch
-    context.set_forkserver_preload(["pyro_vaeflow.detector.score_files"])
+    context.set_forkserver_preload(["pyro_vaeflow.files.score"])
     finished = []
     # (what is called, which call of it, before it or after): a file is fsynced, renamed, and its
     # folder fsynced. The first three kills fall on the manifest, others on rejects and parts.
@@ -293,7 +293,7 @@ def test_a_folder_that_cannot_be_made_is_one_line(model, data, tmp_path, capsys)
 
 
 def test_a_file_that_changes_meanwhile_is_an_error(model, data, tmp_path, monkeypatch) -> None:
-    from pyro_vaeflow.detector import score_files as module
+    from pyro_vaeflow.files import score as module
 
     plain = module.score_chunk
 
@@ -371,9 +371,7 @@ def test_a_chunk_whose_worker_died_is_scored_again(
 ) -> None:
     whole, out = tmp_path / "whole", tmp_path / "out"
     score_files(model, str(data), whole, chunk_rows=30)
-    monkeypatch.setattr(
-        "pyro_vaeflow.detector.score_files.workers", lambda *_: nullcontext(Dying(deaths))
-    )
+    monkeypatch.setattr("pyro_vaeflow.files.score.workers", lambda *_: nullcontext(Dying(deaths)))
     if deaths < 3:
         assert score_files(model, str(data), out, chunk_rows=30).num_parts == 4
         same(whole, out)
@@ -394,7 +392,7 @@ def score_that_dies_once(job, number, chunk) -> int:
 def test_the_chunk_of_a_killed_process_goes_to_another(model, data, tmp_path, monkeypatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     score_files(model, str(data), tmp_path / "one", chunk_rows=9)
-    monkeypatch.setattr("pyro_vaeflow.detector.score_files.score_chunk", score_that_dies_once)
+    monkeypatch.setattr("pyro_vaeflow.files.score.score_chunk", score_that_dies_once)
     done = score_files(model, str(data), tmp_path / "two", chunk_rows=9, jobs=2)
     assert (tmp_path / "died").exists()
     assert (done.num_scored, done.num_parts, done.num_found) == (88, 11, 0)

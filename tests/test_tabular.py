@@ -7,7 +7,7 @@ import torch
 from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
 
-from pyro_vaeflow.tables.tabular import FAR, TableEncoder
+from pyro_vaeflow.tables.table_encoder import FAR, TableEncoder
 
 
 @pytest.fixture

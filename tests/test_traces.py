@@ -7,7 +7,7 @@ import torch
 from pyro import poutine
 
 from pyro_vaeflow import anneal, param_scope, score, train
-from pyro_vaeflow.inference.traces import (
+from pyro_vaeflow.inference.contract import (
     as_args,
     check_contract,
     paired_traces,

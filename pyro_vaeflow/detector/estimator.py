@@ -19,25 +19,25 @@ from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 
 from pyro_vaeflow.detector import conformal
-from pyro_vaeflow.detector.saved_detector import load_detector, save_detector
+from pyro_vaeflow.detector.saving import load_detector, save_detector
 from pyro_vaeflow.experiments.config import ExperimentConfig
-from pyro_vaeflow.experiments.metrics import number_flagged
-from pyro_vaeflow.experiments.recipe import build, fit, score_rows
-from pyro_vaeflow.inference.attribution import contributions
+from pyro_vaeflow.inference.contributions import contributions
 from pyro_vaeflow.inference.devices import Device, check_device, move
 from pyro_vaeflow.inference.fingerprint import named_digest, structure, tensor_digest
-from pyro_vaeflow.inference.isolation import Program, modules
+from pyro_vaeflow.inference.parameters import Program, modules
 from pyro_vaeflow.inference.row_scores import Scores
 from pyro_vaeflow.inference.scoring import KhatWarning, NoScoreWarning
-from pyro_vaeflow.inference.sizes import check_size
 from pyro_vaeflow.inference.state import state_of
-from pyro_vaeflow.plots.curves import plot_history
-from pyro_vaeflow.plots.score_plots import plot_contributions, plot_scores
+from pyro_vaeflow.metrics import number_flagged
+from pyro_vaeflow.plots.history import plot_history
+from pyro_vaeflow.plots.scores import plot_contributions, plot_scores
+from pyro_vaeflow.programs.fitting import build, fit, score_rows
 from pyro_vaeflow.programs.priors import ExemplarPrior
 from pyro_vaeflow.programs.vae import Guide, Model
 from pyro_vaeflow.tables.columns import is_numeric
-from pyro_vaeflow.tables.given_table import as_table
-from pyro_vaeflow.tables.mixed_table import MixedEncoder
+from pyro_vaeflow.tables.frames import as_table
+from pyro_vaeflow.tables.mixed_encoder import MixedEncoder
+from pyro_vaeflow.validation import check_size
 
 # Criterion -> the log probability of a row, in nats, that is its score.
 CRITERIA = {"importance": "log_evidence", "reconstruction": "expected_log_likelihood"}

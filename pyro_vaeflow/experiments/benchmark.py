@@ -6,13 +6,13 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from pyro_vaeflow.checked import ConfigError
 from pyro_vaeflow.experiments.effects import Effect, effect
 from pyro_vaeflow.experiments.rank_plot import plot_ranks
 from pyro_vaeflow.experiments.ranks import critical_difference, friedman_p, ranks
 from pyro_vaeflow.experiments.results import method_name, read_csv
-from pyro_vaeflow.experiments.summaries import settings_apart
+from pyro_vaeflow.experiments.tables import settings_apart
 from pyro_vaeflow.experiments.text_tables import as_text
+from pyro_vaeflow.validation import ConfigError
 
 FEWEST_SETS = 3  # data sets that every method has run on; below it no page is written
 PREFIX = "adbench:"
@@ -22,7 +22,7 @@ def write_benchmark(table: pd.DataFrame, out: Path, published: Path | None = Non
     """Writes benchmark.md, auroc.csv and figures/ranks.png from a summary; the paths made.
 
     Args:
-        table: as of `pyro_vaeflow.experiments.summaries.summary`.
+        table: as of `pyro_vaeflow.experiments.tables.summary`.
         published: a table of others' AUROC in percent, one row a data set, for orientation.
 
     Raises:

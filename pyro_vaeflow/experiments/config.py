@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from pyro_vaeflow.checked import Checked, ConfigError, check_used, setting
+from pyro_vaeflow.validation import Checked, ConfigError, check_used, setting
 
 # Choice -> its value -> settings that would then do nothing: they are refused.
 IGNORED: dict[str, dict[str, tuple[str, ...]]] = {
@@ -98,7 +98,7 @@ class ExperimentConfig(Checked):
 
     Args:
         study: the name under which its results are kept.
-        dataset: kddcup99, ring, breast_cancer or another name of `pyro_vaeflow.tables.datasets`.
+        dataset: kddcup99, ring, breast_cancer or another name of `pyro_vaeflow.datasets.registry`.
         split_seed: draws the training and the test rows, and the rows of generated data; null
             draws them with the seed, so that each seed has a split of its own.
         max_rows: at most so many rows of each part, drawn with split_seed; all by default.

@@ -6,13 +6,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from pyro_vaeflow.experiments.metrics import (
+from pyro_vaeflow.experiments.tasks import Task
+from pyro_vaeflow.metrics import (
     auroc,
     average_precision,
     detection_metrics,
     flagged_by_class,
 )
-from pyro_vaeflow.experiments.tasks import Task
 
 
 def detection(task: Task, scores: Mapping[str, ArrayLike]) -> dict[str, Any]:

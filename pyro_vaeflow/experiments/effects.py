@@ -45,7 +45,7 @@ def paired(
     """Differences from the run that is as `other` in the same cell and seed, a row a run.
 
     Args:
-        wide: as of `pyro_vaeflow.experiments.summaries.by_run`.
+        wide: as of `pyro_vaeflow.experiments.tables.by_run`.
         other: settings of the run that the others are compared with, one in each cell.
         apart: the settings in which the two may differ; in all others they are alike.
 

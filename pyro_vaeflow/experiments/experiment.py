@@ -11,12 +11,11 @@ import numpy as np
 import pandas as pd
 import torch
 
-from pyro_vaeflow.checked import ConfigError
+from pyro_vaeflow.datasets.distinct_rows import training_rows
 from pyro_vaeflow.experiments.config import ExperimentConfig
 from pyro_vaeflow.experiments.detection import detection
 from pyro_vaeflow.experiments.measured_gaps import held_out_rows, measure_gaps
 from pyro_vaeflow.experiments.peers import PEERS
-from pyro_vaeflow.experiments.recipe import build, check_registered, fit, score_rows
 from pyro_vaeflow.experiments.tasks import Task, load_task
 from pyro_vaeflow.inference.devices import Device, check_device, move
 from pyro_vaeflow.inference.interrupt import InterruptedWarning
@@ -24,9 +23,10 @@ from pyro_vaeflow.inference.rounds import KHAT_LIMIT
 from pyro_vaeflow.inference.row_scores import Scores
 from pyro_vaeflow.inference.state import state_of
 from pyro_vaeflow.inference.training import History
+from pyro_vaeflow.programs.fitting import build, check_registered, fit, score_rows
 from pyro_vaeflow.programs.vae import Guide, Model
 from pyro_vaeflow.tables.columns import Column
-from pyro_vaeflow.tables.distinct import training_rows
+from pyro_vaeflow.validation import ConfigError
 
 SCORES = ("reconstruction", "importance")
 OWN = "own"  # the one score of a peer

@@ -15,17 +15,17 @@ from uuid import uuid4
 
 from tqdm.auto import tqdm
 
-from pyro_vaeflow.checked import ConfigError
-from pyro_vaeflow.experiments.claims import claim
 from pyro_vaeflow.experiments.config import ExperimentConfig
 from pyro_vaeflow.experiments.experiment import Result, run
-from pyro_vaeflow.experiments.recipe import check_registered
-from pyro_vaeflow.experiments.retries import DEATHS, as_ended, died
-from pyro_vaeflow.experiments.runfolder import claim_of, is_finished, sweep, write
+from pyro_vaeflow.experiments.run_folder import claim_of, is_finished, sweep, write
 from pyro_vaeflow.experiments.tracking import TensorBoard, check_installed
-from pyro_vaeflow.experiments.workers import Here, workers
 from pyro_vaeflow.inference.devices import Device, check_device
 from pyro_vaeflow.inference.training import NonFiniteError
+from pyro_vaeflow.locks import claim
+from pyro_vaeflow.programs.fitting import check_registered
+from pyro_vaeflow.validation import ConfigError
+from pyro_vaeflow.worker_retries import DEATHS, as_ended, died
+from pyro_vaeflow.workers import Here, workers
 
 PATIENCE = 1.0  # seconds that a worker waits for a run another one is at, before it looks further
 State = Literal["finished", "skipped", "busy", "failed"]

@@ -11,7 +11,7 @@ import numpy as np
 from sklearn.decomposition import PCA
 from sklearn.neighbors import NearestNeighbors
 
-from pyro_vaeflow.inference.isolation import seeded
+from pyro_vaeflow.inference.parameters import seeded
 
 
 class Detector(Protocol):

@@ -13,7 +13,7 @@ from pyro_vaeflow.experiments.config import ExperimentConfig
 from pyro_vaeflow.experiments.paper import PAPER_SOURCE
 from pyro_vaeflow.experiments.peers import PEERS
 from pyro_vaeflow.experiments.results import FinishedRun, finished_runs, flat_settings
-from pyro_vaeflow.experiments.summaries import (
+from pyro_vaeflow.experiments.tables import (
     DISTINCT,
     HEADINGS,
     PAPER_HEADING,

@@ -9,9 +9,9 @@ from zipfile import BadZipFile
 import numpy as np
 import pandas as pd
 
-from pyro_vaeflow.checked import ConfigError
 from pyro_vaeflow.experiments.config import ExperimentConfig
 from pyro_vaeflow.experiments.peers import PEERS
+from pyro_vaeflow.validation import ConfigError
 
 NAMES = {
     "diagonal": "base VAE",

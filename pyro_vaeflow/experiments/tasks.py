@@ -12,11 +12,7 @@ import pandas as pd
 import torch
 from sklearn.preprocessing import OrdinalEncoder
 
-from pyro_vaeflow.checked import ConfigError, check_names
-from pyro_vaeflow.experiments.config import ExperimentConfig
-from pyro_vaeflow.programs.vae import Row
-from pyro_vaeflow.tables.columns import Column
-from pyro_vaeflow.tables.datasets import (
+from pyro_vaeflow.datasets.registry import (
     Split,
     adbench_names,
     first_of_each,
@@ -28,8 +24,12 @@ from pyro_vaeflow.tables.datasets import (
     make_ring,
     one_class_split,
 )
-from pyro_vaeflow.tables.mixed_table import MixedEncoder
-from pyro_vaeflow.tables.tabular import SCALERS, TableEncoder
+from pyro_vaeflow.experiments.config import ExperimentConfig
+from pyro_vaeflow.programs.vae import Row
+from pyro_vaeflow.tables.columns import Column
+from pyro_vaeflow.tables.mixed_encoder import MixedEncoder
+from pyro_vaeflow.tables.table_encoder import SCALERS, TableEncoder
+from pyro_vaeflow.validation import ConfigError, check_names
 
 RING_REACH = 1.2  # of the square that the ring's anomalies fill
 

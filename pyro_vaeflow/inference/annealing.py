@@ -20,7 +20,7 @@ from pyro.poutine.trace_struct import Trace
 from pyro.poutine.util import site_is_subsample
 
 from pyro_vaeflow.inference.group import joined
-from pyro_vaeflow.inference.sizes import check_size
+from pyro_vaeflow.validation import check_size
 
 Schedule = Callable[[int], float]
 

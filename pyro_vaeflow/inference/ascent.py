@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 
 from pyro_vaeflow.inference.annealing import cosine
-from pyro_vaeflow.inference.local import RowGuides, Values
+from pyro_vaeflow.inference.row_guides import RowGuides, Values
 
 
 def optimise(

@@ -8,7 +8,7 @@ from typing import Any
 import pyro
 import torch
 
-from pyro_vaeflow.inference.isolation import Program, modules
+from pyro_vaeflow.inference.parameters import Program, modules
 
 
 class Best:

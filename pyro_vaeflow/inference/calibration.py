@@ -11,11 +11,11 @@ from pyro import poutine
 from pyro.poutine.trace_struct import Trace
 from scipy.stats import chi2
 
+from pyro_vaeflow.inference.active_units import latent_rows
+from pyro_vaeflow.inference.contract import Args, as_args, check_contract, paired_traces, take_rows
 from pyro_vaeflow.inference.draws import DRAWS_PER_CHUNK
-from pyro_vaeflow.inference.isolation import Program, evaluating
-from pyro_vaeflow.inference.latents import latent_rows
-from pyro_vaeflow.inference.sizes import check_size
-from pyro_vaeflow.inference.traces import Args, as_args, check_contract, paired_traces, take_rows
+from pyro_vaeflow.inference.parameters import Program, evaluating
+from pyro_vaeflow.validation import check_size
 
 Assemble = Callable[[dict[str, torch.Tensor]], torch.Tensor]
 
@@ -80,7 +80,7 @@ def simulation_based_calibration(
         Algorithms with Simulation-Based Calibration, 2018, arXiv:1804.06788, algorithm 1.
 
     Args:
-        model, guide: Pyro programs that meet the contract of `pyro_vaeflow.inference.traces`.
+        model, guide: Pyro programs that meet the contract of `pyro_vaeflow.inference.contract`.
         x: tensor ``(num_data, ...)`` or tuple of arguments, for shapes and further arguments; the
             values of its first are not used unless the model computes with them.
         num_draws: L, of the guide a simulation; L + 1 must be a multiple of `num_bins`.

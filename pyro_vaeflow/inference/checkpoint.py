@@ -15,8 +15,8 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 
-from pyro_vaeflow.checked import ConfigError, check_names
 from pyro_vaeflow.inference.state import CheckpointError
+from pyro_vaeflow.validation import ConfigError, check_names
 
 FORMAT = 1  # of the two files; a reader refuses any other
 KEYS = ("format", "versions", "content", "tensors", "sha256")

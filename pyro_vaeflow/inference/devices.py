@@ -3,8 +3,8 @@
 import pyro
 import torch
 
-from pyro_vaeflow.checked import ConfigError
-from pyro_vaeflow.inference.isolation import Program, modules, param_scope
+from pyro_vaeflow.inference.parameters import Program, modules, param_scope
+from pyro_vaeflow.validation import ConfigError
 
 Device = str | torch.device
 

@@ -9,11 +9,7 @@ import torch
 from pyro.poutine.trace_struct import Trace
 from tqdm.auto import tqdm
 
-from pyro_vaeflow.inference.footprint import hold_memory, peak_bytes
-from pyro_vaeflow.inference.isolation import Program, evaluating, own_parameters
-from pyro_vaeflow.inference.noise import RowNoise
-from pyro_vaeflow.inference.sizes import check_size
-from pyro_vaeflow.inference.traces import (
+from pyro_vaeflow.inference.contract import (
     Args,
     RowTerms,
     as_args,
@@ -22,6 +18,10 @@ from pyro_vaeflow.inference.traces import (
     row_terms,
     take_rows,
 )
+from pyro_vaeflow.inference.memory import hold_memory, peak_bytes
+from pyro_vaeflow.inference.noise import RowNoise
+from pyro_vaeflow.inference.parameters import Program, evaluating, own_parameters
+from pyro_vaeflow.validation import check_size
 
 # Rows times draws of one chunk, for each thread, if they fit into memory: the more, the less does
 # the time around a run of the programs count, some 3 ms; with more than these, programs that know

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from pyro_vaeflow.inference.isolation import Program, modules
+from pyro_vaeflow.inference.parameters import Program, modules
 
 PLAIN = (bool, int, float, str, type(None))
 

@@ -18,8 +18,8 @@ from pyro.poutine.util import site_is_subsample
 from torch.overrides import TorchFunctionMode
 
 from pyro_vaeflow.inference.group import Group
-from pyro_vaeflow.inference.isolation import seeded
 from pyro_vaeflow.inference.noise import stream
+from pyro_vaeflow.inference.parameters import seeded
 
 FILLS = (torch.Tensor.normal_, torch.Tensor.uniform_, torch.Tensor.exponential_)
 LIKE = {torch.rand_like: torch.Tensor.uniform_, torch.randn_like: torch.Tensor.normal_}

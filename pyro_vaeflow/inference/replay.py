@@ -16,10 +16,10 @@ from torch.func import functional_call
 from torch.nn.modules import module as torch_module
 
 from pyro_vaeflow.inference.annealing import anneal
-from pyro_vaeflow.inference.isolation import Program, modules
+from pyro_vaeflow.inference.contract import Args, row_terms, sample_sites
+from pyro_vaeflow.inference.parameters import Program, modules
 from pyro_vaeflow.inference.recorded import recorded
 from pyro_vaeflow.inference.svi import Report, SVIStep
-from pyro_vaeflow.inference.traces import Args, row_terms, sample_sites
 from pyro_vaeflow.inference.watchers import watched
 
 WORTH = 500  # steps: a recording takes as long as some 200 of them save

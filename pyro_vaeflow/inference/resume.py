@@ -12,9 +12,9 @@ from pyro_vaeflow.inference.checkpoint import Files, check_keys, read, write
 from pyro_vaeflow.inference.fingerprint import fingerprint, structure
 from pyro_vaeflow.inference.group import ALONE, Group
 from pyro_vaeflow.inference.run_state import Run
-from pyro_vaeflow.inference.sizes import check_size
 from pyro_vaeflow.inference.state import CheckpointError
 from pyro_vaeflow.inference.versions import package_versions
+from pyro_vaeflow.validation import check_size
 
 FILES = Files("training.json", "training")
 LEAST_EVERY = 500  # steps

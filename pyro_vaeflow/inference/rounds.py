@@ -6,10 +6,10 @@ from typing import Any
 
 import torch
 
+from pyro_vaeflow.inference.contract import Args, RowTerms, take_rows
 from pyro_vaeflow.inference.pooling import largest_of, pooled_evidence, pooled_mean
 from pyro_vaeflow.inference.psis import khat_of_largest
 from pyro_vaeflow.inference.row_scores import Scores, of_rows, together
-from pyro_vaeflow.inference.traces import Args, RowTerms, take_rows
 
 KHAT_LIMIT = 0.7  # Vehtari et al. 2024: above it more draws hardly help
 KHAT_DRAWS = 1000  # fewer have too short a tail to say of a row that more would not help

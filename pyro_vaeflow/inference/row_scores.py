@@ -7,7 +7,7 @@ import pandas as pd
 import torch
 
 from pyro_vaeflow.inference import importance
-from pyro_vaeflow.inference.traces import RowTerms
+from pyro_vaeflow.inference.contract import RowTerms
 
 TOGETHER = 500  # rows whose log weights are worked on at once
 

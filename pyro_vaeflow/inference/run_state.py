@@ -11,7 +11,7 @@ from torch.distributions import constraints
 
 from pyro_vaeflow.inference.best import Best
 from pyro_vaeflow.inference.fingerprint import is_plain
-from pyro_vaeflow.inference.isolation import Program, modules
+from pyro_vaeflow.inference.parameters import Program, modules
 from pyro_vaeflow.inference.state import CheckpointError, restore, state_of
 from pyro_vaeflow.inference.svi import OneOptimizer
 

@@ -8,12 +8,12 @@ from typing import Any
 
 import torch
 
+from pyro_vaeflow.inference.contract import as_args
 from pyro_vaeflow.inference.draws import draws
-from pyro_vaeflow.inference.isolation import Program
+from pyro_vaeflow.inference.parameters import Program
 from pyro_vaeflow.inference.rounds import KHAT_LIMIT, adaptive
 from pyro_vaeflow.inference.row_scores import Scores, in_place
-from pyro_vaeflow.inference.sizes import check_size
-from pyro_vaeflow.inference.traces import as_args
+from pyro_vaeflow.validation import check_size
 
 
 class KhatWarning(UserWarning):
@@ -50,7 +50,7 @@ def score(
         arXiv:1509.00519.
 
     Args:
-        model, guide: Pyro programs that meet the contract of `pyro_vaeflow.inference.traces`.
+        model, guide: Pyro programs that meet the contract of `pyro_vaeflow.inference.contract`.
         x: tensor ``(num_data, ...)``, or a tuple of arguments that starts with it.
         num_samples: K, draws a row.
         tol: the standard error, in nats, that the log evidence should reach. Rows above it are

@@ -6,8 +6,8 @@ import pyro
 import torch
 from torch import nn
 
-from pyro_vaeflow.inference.isolation import Program, modules, param_scope
-from pyro_vaeflow.inference.traces import run_once
+from pyro_vaeflow.inference.contract import run_once
+from pyro_vaeflow.inference.parameters import Program, modules, param_scope
 
 PLAIN = "#"  # before a tensor that a module holds as an attribute, outside its state dict
 

@@ -16,11 +16,11 @@ from pyro.poutine.runtime import Message
 from pyro.poutine.trace_struct import Trace
 
 from pyro_vaeflow.inference.annealing import CapacityELBO, anneal
+from pyro_vaeflow.inference.contract import Args, row_terms
 from pyro_vaeflow.inference.group import ALONE, Group
 from pyro_vaeflow.inference.group_noise import part_of_noise
-from pyro_vaeflow.inference.isolation import Program, UnseenParams, without_names
 from pyro_vaeflow.inference.noise import stream
-from pyro_vaeflow.inference.traces import Args, row_terms
+from pyro_vaeflow.inference.parameters import Program, UnseenParams, without_names
 
 Report = tuple[float, float, float]  # of a step, nats a row: loss, log-likelihood, KL
 
@@ -79,7 +79,7 @@ def make_svi(model: Program, guide: Program, optim: "OneOptimizer", loss: ELBO) 
     """An SVI object that leaves the finding of parameters to the optimizer.
 
     SVI looks parameters up in the global store by name. Parameters of modules are not in it here
-    (see `pyro_vaeflow.inference.isolation`), hence the block; `OneOptimizer` knows them all.
+    (see `pyro_vaeflow.inference.parameters`), hence the block; `OneOptimizer` knows them all.
     """
     model, guide = (UnseenParams()(without_names(program)) for program in (model, guide))
     return SVI(model, guide, optim, loss=loss.loss, loss_and_grads=loss.loss_and_grads)

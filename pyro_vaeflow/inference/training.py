@@ -16,12 +16,13 @@ from pyro.infer import ELBO, Trace_ELBO
 from tqdm.auto import tqdm
 
 from pyro_vaeflow.inference.annealing import Schedule, constant
+from pyro_vaeflow.inference.contract import Args, as_args, check_contract, run_once, take_rows
 from pyro_vaeflow.inference.fingerprint import plain_text
-from pyro_vaeflow.inference.footprint import hold_memory
 from pyro_vaeflow.inference.group import Group, joined
 from pyro_vaeflow.inference.group_training import check_group, lost_group
 from pyro_vaeflow.inference.interrupt import InterruptedWarning, ctrl_c
-from pyro_vaeflow.inference.isolation import (
+from pyro_vaeflow.inference.memory import hold_memory
+from pyro_vaeflow.inference.parameters import (
     Program,
     called_modules,
     module_mode,
@@ -33,10 +34,9 @@ from pyro_vaeflow.inference.replay import WORTH, ReplayedStep, can_replay
 from pyro_vaeflow.inference.resume import Checkpoint, folder_of, keeping
 from pyro_vaeflow.inference.run_state import RECORD, Run
 from pyro_vaeflow.inference.scoring import score
-from pyro_vaeflow.inference.sizes import check_size
 from pyro_vaeflow.inference.svi import LastTraces, OneOptimizer, Report, SVIStep
-from pyro_vaeflow.inference.traces import Args, as_args, check_contract, run_once, take_rows
 from pyro_vaeflow.inference.watchers import tell
+from pyro_vaeflow.validation import check_size
 
 ADAM = partial(torch.optim.Adam, fused=True)  # fused: one call for all parameters
 
@@ -105,7 +105,7 @@ def train(
     Ctrl-C ends training after the step at hand, with a warning; a second Ctrl-C ends it at once.
 
     Args:
-        model, guide: Pyro programs that meet the contract of `pyro_vaeflow.inference.traces`.
+        model, guide: Pyro programs that meet the contract of `pyro_vaeflow.inference.contract`.
         x: tensor ``(num_data, ...)``, or a tuple of arguments that starts with it.
         num_steps: mini-batches.
         batch_size: rows a batch, drawn without replacement within a pass over the data.

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import numpy as np
 from matplotlib.figure import Figure
 
-from pyro_vaeflow.plots.plotting import COLOURS
+from pyro_vaeflow.plots.maps import COLOURS
 
 
 def plot_densities(rows: Mapping[str, Mapping[str, np.ndarray]], edges: np.ndarray) -> Figure:

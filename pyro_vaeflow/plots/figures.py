@@ -5,10 +5,10 @@ from pathlib import Path
 
 import numpy as np
 
+from pyro_vaeflow.datasets.registry import ring_log_density
 from pyro_vaeflow.experiments.results import FinishedRun, finished_runs, method_name, read_arrays
 from pyro_vaeflow.experiments.tasks import load_task
-from pyro_vaeflow.plots.plotting import plot_points, plot_score_maps
-from pyro_vaeflow.tables.datasets import ring_log_density
+from pyro_vaeflow.plots.maps import plot_points, plot_score_maps
 
 
 def draw_figures(out: Path) -> list[Path]:

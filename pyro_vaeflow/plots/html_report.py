@@ -6,7 +6,6 @@ from pathlib import Path
 import pandas as pd
 import yaml
 
-from pyro_vaeflow.checked import ConfigError
 from pyro_vaeflow.experiments.report import commands_of, settings_of
 from pyro_vaeflow.experiments.results import (
     FinishedRun,
@@ -15,7 +14,7 @@ from pyro_vaeflow.experiments.results import (
     read_arrays,
     read_csv,
 )
-from pyro_vaeflow.experiments.summaries import (
+from pyro_vaeflow.experiments.tables import (
     IDENTITY,
     aggregate,
     read_summary,
@@ -24,7 +23,7 @@ from pyro_vaeflow.experiments.summaries import (
 )
 from pyro_vaeflow.inference.checkpoint import DETECTOR, read
 from pyro_vaeflow.inference.state import CheckpointError
-from pyro_vaeflow.plots.curves import plot_history
+from pyro_vaeflow.plots.history import plot_history
 from pyro_vaeflow.plots.html_page import Page
 from pyro_vaeflow.plots.report_figures import (
     MAX_LINES,
@@ -34,7 +33,8 @@ from pyro_vaeflow.plots.report_figures import (
     plot_histograms,
     plot_khats,
 )
-from pyro_vaeflow.plots.score_plots import plot_scores
+from pyro_vaeflow.plots.scores import plot_scores
+from pyro_vaeflow.validation import ConfigError
 
 MAX_SETS = 6  # data sets that have figures of their own
 MAX_PANELS = 12  # of histograms

@@ -7,7 +7,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 
-from pyro_vaeflow.plots.curves import LINES
+from pyro_vaeflow.plots.history import LINES
 
 MAX_LINES = 8  # in a panel
 SHADES = ("black", "0.55")

@@ -11,7 +11,7 @@ import torch
 from pyro.distributions import TorchDistribution
 from torch.distributions import constraints
 
-from pyro_vaeflow.inference.attribution import feature_log_prob
+from pyro_vaeflow.inference.contributions import feature_log_prob
 
 NUMBERS = 2**18  # of the widest layer in a block, for each thread: 1 MiB of float32
 

@@ -24,7 +24,6 @@ from pyro.distributions import transforms
 from pyro.nn import AutoRegressiveNN, ConditionalAutoRegressiveNN
 from torch import nn
 
-from pyro_vaeflow.inference.sizes import check_size
 from pyro_vaeflow.programs.iaf import (
     AutoregressiveLayers,
     ConditionalIAFStack,
@@ -32,6 +31,7 @@ from pyro_vaeflow.programs.iaf import (
     layer_order,
 )
 from pyro_vaeflow.programs.planar import ConditionalPlanarStack, PlanarLayers, start_near_identity
+from pyro_vaeflow.validation import check_size
 
 MAX_FLOWS = 100
 

@@ -13,10 +13,10 @@ import torch
 from pyro.distributions import TorchDistribution
 from torch import nn
 
-from pyro_vaeflow.inference.sizes import check_positive
 from pyro_vaeflow.programs.bernoulli import BernoulliRow
 from pyro_vaeflow.programs.mixed import MixedHead
 from pyro_vaeflow.programs.student_t import degrees_of_freedom, with_tails
+from pyro_vaeflow.validation import check_positive
 
 
 class BernoulliHead(nn.Module):

@@ -9,9 +9,9 @@ from pyro.distributions import TorchDistribution
 from torch import nn
 from torch.distributions import constraints
 
-from pyro_vaeflow.inference.sizes import check_positive
 from pyro_vaeflow.programs.student_t import degrees_of_freedom, with_tails
 from pyro_vaeflow.tables.columns import Column
+from pyro_vaeflow.validation import check_positive
 
 LARGE = 2**24  # entries of a matrix
 MAX_LOGIT = 25.0  # a value that no training row shows costs at most about twice as many nats

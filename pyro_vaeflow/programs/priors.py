@@ -12,7 +12,7 @@ from torch import nn
 from torch.distributions import constraints
 
 from pyro_vaeflow.inference.noise import row_hash
-from pyro_vaeflow.inference.sizes import check_size
+from pyro_vaeflow.validation import check_size
 
 LEAST = -80.0  # nats below the largest term, where terms count for nothing
 CACHED = 200_000  # numbers

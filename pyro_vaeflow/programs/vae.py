@@ -12,7 +12,6 @@ from pyro.distributions import TorchDistribution
 from pyro.nn import PyroModule
 from torch import nn
 
-from pyro_vaeflow.inference.sizes import check_positive, check_size
 from pyro_vaeflow.programs.blocks import in_blocks
 from pyro_vaeflow.programs.dropout import Dropout
 from pyro_vaeflow.programs.flows import FLOWS
@@ -20,6 +19,7 @@ from pyro_vaeflow.programs.likelihoods import LIKELIHOODS
 from pyro_vaeflow.programs.mixed import MixedHead, MixedInput
 from pyro_vaeflow.programs.normal import NormalRow
 from pyro_vaeflow.tables.columns import Column
+from pyro_vaeflow.validation import check_positive, check_size
 
 MIN_SCALE = 1e-4  # of the posterior's base: keeps its log-scale and the KL finite
 

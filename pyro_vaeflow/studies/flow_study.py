@@ -14,7 +14,7 @@ import pandas as pd
 from pyro_vaeflow.experiments.effects import BASE, FEWEST, Effect, effect, effects, paired
 from pyro_vaeflow.experiments.report import write_tables
 from pyro_vaeflow.experiments.results import method_name
-from pyro_vaeflow.experiments.study_files import load_study
+from pyro_vaeflow.experiments.study import load_study
 from pyro_vaeflow.experiments.text_tables import as_text
 from pyro_vaeflow.studies.flow_figures import (
     central,

@@ -14,17 +14,17 @@ from typing import Any
 import pandas as pd
 from tqdm.auto import tqdm
 
-from pyro_vaeflow.checked import ConfigError
+from pyro_vaeflow.datasets.registry import ring_log_density
 from pyro_vaeflow.experiments.config import GapSettings
 from pyro_vaeflow.experiments.measured_gaps import PARTS, held_out_rows, mean, measure_gaps
 from pyro_vaeflow.experiments.report import as_text
 from pyro_vaeflow.experiments.results import FinishedRun, finished_runs, read_csv
-from pyro_vaeflow.experiments.runfolder import load_programs
-from pyro_vaeflow.experiments.summaries import IDENTITY, RUN_GAPS, mean_std
+from pyro_vaeflow.experiments.run_folder import load_programs
+from pyro_vaeflow.experiments.tables import IDENTITY, RUN_GAPS, mean_std
 from pyro_vaeflow.experiments.tasks import load_task
 from pyro_vaeflow.inference.checkpoint import write_whole
 from pyro_vaeflow.studies.prior_gap import prior_gap
-from pyro_vaeflow.tables.datasets import ring_log_density
+from pyro_vaeflow.validation import ConfigError
 
 HEADINGS = {
     "true_log_density": "true log p(x)",

@@ -18,7 +18,7 @@ import torch
 from tqdm.auto import tqdm
 
 from pyro_vaeflow.experiments.report import as_text
-from pyro_vaeflow.experiments.summaries import mean_std
+from pyro_vaeflow.experiments.tables import mean_std
 from pyro_vaeflow.inference.checkpoint import write_whole
 from pyro_vaeflow.plots.densities import plot_densities
 from pyro_vaeflow.studies.potential_run import (

@@ -6,9 +6,9 @@ import numpy as np
 import torch
 
 from pyro_vaeflow.inference import importance
+from pyro_vaeflow.inference.active_units import latent_rows
+from pyro_vaeflow.inference.contract import row_terms
 from pyro_vaeflow.inference.draws import trace_chunks
-from pyro_vaeflow.inference.latents import latent_rows
-from pyro_vaeflow.inference.traces import row_terms
 
 EDGES = np.linspace(-6.0, 6.0, 241)  # of the histogram that stands for the aggregate posterior
 

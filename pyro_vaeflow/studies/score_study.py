@@ -12,11 +12,11 @@ from pathlib import Path
 import pandas as pd
 from scipy.stats import iqr, spearmanr
 
-from pyro_vaeflow.checked import ConfigError
-from pyro_vaeflow.experiments.metrics import auroc
 from pyro_vaeflow.experiments.results import FinishedRun, finished_runs, read_arrays
-from pyro_vaeflow.experiments.summaries import IDENTITY, by_run, mean_std, settings_apart, summary
+from pyro_vaeflow.experiments.tables import IDENTITY, by_run, mean_std, settings_apart, summary
 from pyro_vaeflow.experiments.text_tables import as_text
+from pyro_vaeflow.metrics import auroc
+from pyro_vaeflow.validation import ConfigError
 
 HEADINGS = {  # AUROC, shown in %
     "auroc_reconstruction": "reconstruction",

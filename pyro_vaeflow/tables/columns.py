@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from pyro_vaeflow.checked import Checked, ConfigError, setting
+from pyro_vaeflow.validation import Checked, ConfigError, setting
 
 KINDS = ("categorical", "discrete", "continuous", "positive")
 POINT_MASS = 0.5  # a share of the rows in one value: above it a numeric column is discrete ...

@@ -42,7 +42,7 @@ class Checked:
         ...     num_steps: int = setting(10, low=1)
         >>> Walk.from_dict({"num_steps": 0})
         Traceback (most recent call last):
-        pyro_vaeflow.checked.ConfigError: num_steps: expected at least 1, got 0
+        pyro_vaeflow.validation.ConfigError: num_steps: expected at least 1, got 0
     """
 
     def __post_init__(self) -> None:
@@ -86,7 +86,7 @@ def check_names(names: Iterable[str], allowed: Iterable[str], what: str) -> None
     Example:
         >>> check_names(["x"], ["iaf", "planar"], "model")
         Traceback (most recent call last):
-        pyro_vaeflow.checked.ConfigError: unknown model 'x'; allowed: iaf, planar
+        pyro_vaeflow.validation.ConfigError: unknown model 'x'; allowed: iaf, planar
     """
     allowed = list(allowed)
     for name in names:
@@ -151,3 +151,35 @@ def _plain(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _plain(item) for key, item in value.items()}
     return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
+def check_size(name: str, value: Any, low: int = 1, high: int | None = None) -> None:
+    """Refuses what is not an integer, NumPy's included, from `low` to `high`.
+
+    Raises:
+        ValueError: names the argument, the value and what is allowed.
+
+    Example:
+        >>> check_size("num_steps", 0)
+        Traceback (most recent call last):
+        ValueError: num_steps must be an integer of at least 1, got 0
+    """
+    right = isinstance(value, Integral) and not isinstance(value, bool)
+    if not right or value < low or (high is not None and value > high):
+        allowed = f"of at least {low}" if high is None else f"from {low} to {high}"
+        raise ValueError(f"{name} must be an integer {allowed}, got {value!r}")
+
+
+def check_positive(name: str, value: float) -> None:
+    """Refuses what is not a finite number above 0.
+
+    Raises:
+        ValueError: names the argument and the value.
+
+    Example:
+        >>> check_positive("start_scale", 0.0)
+        Traceback (most recent call last):
+        ValueError: start_scale must be a finite number above 0, got 0.0
+    """
+    if not (isinstance(value, Real) and 0.0 < value < math.inf):
+        raise ValueError(f"{name} must be a finite number above 0, got {value!r}")

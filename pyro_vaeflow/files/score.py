@@ -14,18 +14,17 @@ import pandas as pd
 import pyarrow as pa
 from tqdm.auto import tqdm
 
-from pyro_vaeflow.checked import ConfigError
 from pyro_vaeflow.detector.estimator import CRITERIA, VAEFlowDetector
-from pyro_vaeflow.detector.scores_folder import Summary, finish, open_folder, part, write_part
-from pyro_vaeflow.experiments.retries import DEATHS, as_ended, died
-from pyro_vaeflow.experiments.workers import workers
+from pyro_vaeflow.files.chunks import Chunk
+from pyro_vaeflow.files.parsing import check_types, to_frame
+from pyro_vaeflow.files.scores_folder import Summary, finish, open_folder, part, write_part
+from pyro_vaeflow.files.table_files import FORMATS, chunks_of, find_files, read_chunk, read_schemas
 from pyro_vaeflow.inference.checkpoint import DETECTOR
 from pyro_vaeflow.inference.devices import check_device
-from pyro_vaeflow.inference.sizes import check_size
 from pyro_vaeflow.inference.state import CheckpointError
-from pyro_vaeflow.tables.chunks import Chunk
-from pyro_vaeflow.tables.row_values import check_types, to_frame
-from pyro_vaeflow.tables.tablefiles import FORMATS, chunks_of, find_files, read_chunk, read_schemas
+from pyro_vaeflow.validation import ConfigError, check_size
+from pyro_vaeflow.worker_retries import DEATHS, as_ended, died
+from pyro_vaeflow.workers import workers
 
 TOP = 3  # contributing columns that are named
 NUMBERS = ("anomaly_score", "stderr", "ess", "khat")
@@ -73,7 +72,7 @@ def score_files(
     Args:
         model: the folder of `VAEFlowDetector.save`.
         data: a file, a folder or a glob.
-        out: the folder of the scores (see `pyro_vaeflow.detector.scores_folder`); a new one, or
+        out: the folder of the scores (see `pyro_vaeflow.files.scores_folder`); a new one, or
             that of an earlier call with the same arguments.
         row_id: a column to pass through.
         explain: whether columns are named of ``all`` rows, of the ``flagged`` or of ``none``.

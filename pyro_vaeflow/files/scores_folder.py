@@ -19,10 +19,10 @@ import pyarrow.csv
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
-from pyro_vaeflow.checked import ConfigError
+from pyro_vaeflow.files.chunks import Reject
 from pyro_vaeflow.inference.checkpoint import write_whole
 from pyro_vaeflow.inference.versions import package_versions
-from pyro_vaeflow.tables.chunks import Reject
+from pyro_vaeflow.validation import ConfigError
 
 FORMAT = 1  # of the folder
 MANIFEST = "_manifest.json"

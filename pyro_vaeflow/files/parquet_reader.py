@@ -9,8 +9,8 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 from pyarrow import fs
 
-from pyro_vaeflow.checked import ConfigError
-from pyro_vaeflow.tables.chunks import Chunk, Rows
+from pyro_vaeflow.files.chunks import Chunk, Rows
+from pyro_vaeflow.validation import ConfigError
 
 
 def schema(path: Path) -> pa.Schema:

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pyro_vaeflow.checked import ConfigError
-from pyro_vaeflow.tables import csv_rows, parquet_rows
-from pyro_vaeflow.tables.chunks import Chunk, Rows
+from pyro_vaeflow.files import csv_reader, parquet_reader
+from pyro_vaeflow.files.chunks import Chunk, Rows
+from pyro_vaeflow.validation import ConfigError
 
 
 @dataclass(frozen=True)
@@ -24,8 +24,10 @@ class Format:
 
 
 FORMATS = {
-    ".csv": Format(csv_rows.schema, csv_rows.chunks, csv_rows.read, typed=False),
-    ".parquet": Format(parquet_rows.schema, parquet_rows.chunks, parquet_rows.read, typed=True),
+    ".csv": Format(csv_reader.schema, csv_reader.chunks, csv_reader.read, typed=False),
+    ".parquet": Format(
+        parquet_reader.schema, parquet_reader.chunks, parquet_reader.read, typed=True
+    ),
 }
 
 

@@ -16,8 +16,8 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from pyro_vaeflow.checked import ConfigError, check_names, convert
 from pyro_vaeflow.experiments.config import IGNORED, ExperimentConfig, read_mapping, read_text
+from pyro_vaeflow.validation import ConfigError, check_names, convert
 
 CONFIG_KEYS = [entry.name for entry in fields(ExperimentConfig)]
 STUDY_KEYS = "description seeds seeds_first variants crossed datasets quick".split()

@@ -22,7 +22,7 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.trace_struct import Trace
 from pyro.poutine.util import site_is_subsample
 
-from pyro_vaeflow.inference.isolation import (
+from pyro_vaeflow.inference.parameters import (
     Program,
     UnseenParams,
     module_mode,

@@ -13,9 +13,9 @@ from pyro.poutine.trace_struct import Trace
 from pyro.poutine.util import prune_subsample_sites
 from torch.overrides import TorchFunctionMode
 
-from pyro_vaeflow.inference.isolation import Program, named_parameters
+from pyro_vaeflow.inference.contract import Args, paired_traces, row_terms, take_rows
 from pyro_vaeflow.inference.noise import RowNoise
-from pyro_vaeflow.inference.traces import Args, paired_traces, row_terms, take_rows
+from pyro_vaeflow.inference.parameters import Program, named_parameters
 
 Values = list[torch.Tensor]  # of the guide's parameters, in their order, each (rows, ...)
 

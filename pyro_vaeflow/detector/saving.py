@@ -9,9 +9,8 @@ import pandas as pd
 import torch
 
 from pyro_vaeflow.experiments.config import ExperimentConfig
-from pyro_vaeflow.experiments.recipe import build
 from pyro_vaeflow.inference.checkpoint import check_keys, read, write
-from pyro_vaeflow.inference.isolation import Program
+from pyro_vaeflow.inference.parameters import Program
 from pyro_vaeflow.inference.state import (
     CheckpointError,
     check_fits,
@@ -20,8 +19,9 @@ from pyro_vaeflow.inference.state import (
     state_of,
 )
 from pyro_vaeflow.inference.versions import package_versions
+from pyro_vaeflow.programs.fitting import build
 from pyro_vaeflow.tables.columns import Column
-from pyro_vaeflow.tables.mixed_table import MixedEncoder
+from pyro_vaeflow.tables.mixed_encoder import MixedEncoder
 
 # Programs are code; the folder and the device are this machine's.
 NOT_SAVED = ("model", "guide", "checkpoint_dir", "device")

@@ -13,16 +13,16 @@ import pandas as pd
 from scipy.io import loadmat
 from sklearn.datasets import load_breast_cancer
 
-from pyro_vaeflow.tables.datafiles import advice, bad_file, require_file, require_folder
-from pyro_vaeflow.tables.kddcup99 import load_kddcup99
-from pyro_vaeflow.tables.protocol import (
+from pyro_vaeflow.datasets.data_home import advice, bad_file, require_file, require_folder
+from pyro_vaeflow.datasets.kddcup99 import load_kddcup99
+from pyro_vaeflow.datasets.ring import make_ring, ring_log_density
+from pyro_vaeflow.datasets.splits import (
     Dataset,
     Split,
     first_of_each,
     holdout_split,
     one_class_split,
 )
-from pyro_vaeflow.tables.ring import make_ring, ring_log_density
 
 __all__ = [
     "Dataset",

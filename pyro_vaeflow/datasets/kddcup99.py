@@ -11,8 +11,8 @@ import numpy as np
 import pandas as pd
 import sklearn.datasets
 
-from pyro_vaeflow.tables.datafiles import advice, bad_file, data_folder, require_file
-from pyro_vaeflow.tables.protocol import Dataset
+from pyro_vaeflow.datasets.data_home import advice, bad_file, data_folder, require_file
+from pyro_vaeflow.datasets.splits import Dataset
 
 FILENAME = "kddcup.data_10_percent.gz"
 SOURCE = "the UCI KDD archive (http://kdd.ics.uci.edu/databases/kddcup99/kddcup99.html)"

@@ -24,7 +24,7 @@ def as_ended(todo: deque[Work], submit: Callable[[Work], Future]) -> Iterator[tu
         ConnectionError: a Dask scheduler has gone.
 
     Example:
-        >>> from pyro_vaeflow.experiments.workers import Here
+        >>> from pyro_vaeflow.workers import Here
         >>> for work, future in as_ended(deque([3, 4]), lambda n: Here().submit(pow, n, 2)):
         ...     print(work, future.result())
         3 9

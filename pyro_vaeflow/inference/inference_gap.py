@@ -8,12 +8,12 @@ import torch
 from tqdm.auto import tqdm
 
 from pyro_vaeflow.inference.ascent import optimise
+from pyro_vaeflow.inference.contract import Args, as_args, check_contract, take_rows
 from pyro_vaeflow.inference.gaps import Gaps, split_gap
-from pyro_vaeflow.inference.isolation import Program, evaluating
-from pyro_vaeflow.inference.local import RowGuides
 from pyro_vaeflow.inference.noise import row_hash
-from pyro_vaeflow.inference.sizes import check_size
-from pyro_vaeflow.inference.traces import Args, as_args, check_contract, take_rows
+from pyro_vaeflow.inference.parameters import Program, evaluating
+from pyro_vaeflow.inference.row_guides import RowGuides
+from pyro_vaeflow.validation import check_size
 
 # A chunk's rows times parameters, 32 MiB a copy in single precision, and its rows times draws.
 VALUES_PER_CHUNK = 2**23
@@ -51,7 +51,7 @@ def inference_gap(
         arXiv:1801.03558.
 
     Args:
-        model, guide: Pyro programs that meet the contract of `pyro_vaeflow.inference.traces`.
+        model, guide: Pyro programs that meet the contract of `pyro_vaeflow.inference.contract`.
         x: tensor ``(num_data, ...)``, or a tuple of arguments that starts with it.
         num_samples: draws a row behind each ELBO and the evidence.
         num_steps: steps of the local optimisation.

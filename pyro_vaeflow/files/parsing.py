@@ -14,8 +14,8 @@ import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.types as kinds_of
 
-from pyro_vaeflow.checked import ConfigError
-from pyro_vaeflow.tables.chunks import Reject, Rows
+from pyro_vaeflow.files.chunks import Reject, Rows
+from pyro_vaeflow.validation import ConfigError
 
 MISSING = pa.array(pa.csv.ConvertOptions().null_values)  # in csv files: "", NA, null and the like
 NUMBER = r"^[+-]?((\d+\.?\d*|\.\d+)([eE][+-]?\d+)?|(?i:inf|infinity|nan))$"

@@ -10,7 +10,7 @@ from sklearn.base import BaseEstimator
 from sklearn.utils.validation import check_is_fitted
 
 from pyro_vaeflow.tables.columns import learn_column
-from pyro_vaeflow.tables.given_table import check_frame, check_training_frame
+from pyro_vaeflow.tables.frames import check_frame, check_training_frame
 
 
 class MixedEncoder(BaseEstimator):

@@ -63,7 +63,7 @@ def first_of_each(split: Split) -> np.ndarray:
     Detectors are also compared on these rows, where no row counts twice.
 
     Example:
-        >>> from pyro_vaeflow.tables.datasets import holdout_split, load_breast_cancer_table
+        >>> from pyro_vaeflow.datasets.registry import holdout_split, load_breast_cancer_table
         >>> int(first_of_each(holdout_split(load_breast_cancer_table())).sum())
         114
     """
@@ -85,7 +85,7 @@ def holdout_split(data: Dataset, *, test_size: float = 0.2, seed: int = 42) -> S
         ValueError: when ``test_size`` is not inside (0, 1) or no inlier is left to train on.
 
     Example:
-        >>> from pyro_vaeflow.tables.datasets import holdout_split, load_breast_cancer_table
+        >>> from pyro_vaeflow.datasets.registry import holdout_split, load_breast_cancer_table
         >>> split = holdout_split(load_breast_cancer_table())
         >>> len(split.X_train), len(split.X_test), int(split.y_test.sum())
         (286, 114, 43)
@@ -108,7 +108,7 @@ def one_class_split(data: Dataset, *, seed: int = 0, train_fraction: float = 0.5
         ValueError: when ``train_fraction`` is not inside (0, 1) or leaves no inlier on one side.
 
     Example:
-        >>> from pyro_vaeflow.tables.datasets import load_breast_cancer_table, one_class_split
+        >>> from pyro_vaeflow.datasets.registry import load_breast_cancer_table, one_class_split
         >>> split = one_class_split(load_breast_cancer_table(), seed=0)
         >>> len(split.X_train), len(split.X_test), int(split.y_test.sum())
         (178, 391, 212)

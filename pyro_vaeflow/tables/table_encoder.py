@@ -12,7 +12,7 @@ from sklearn.preprocessing import FunctionTransformer, MinMaxScaler, OneHotEncod
 from sklearn.utils.validation import check_is_fitted
 
 from pyro_vaeflow.tables.columns import check_values
-from pyro_vaeflow.tables.given_table import check_frame, check_training_frame
+from pyro_vaeflow.tables.frames import check_frame, check_training_frame
 
 SCALERS = {
     # Test rows can lie far outside the inliers' range, where a Bernoulli "likelihood" rewards

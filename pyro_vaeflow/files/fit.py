@@ -11,13 +11,13 @@ import pandas as pd
 import pyarrow as pa
 from tqdm.auto import tqdm
 
-from pyro_vaeflow.checked import ConfigError, check_names
 from pyro_vaeflow.detector.estimator import VAEFlowDetector
+from pyro_vaeflow.files.chunks import Rows
+from pyro_vaeflow.files.parsing import check_types, find_numeric, to_frame
+from pyro_vaeflow.files.table_files import FORMATS, chunks_of, find_files, read_chunk, read_schemas
 from pyro_vaeflow.inference.group import joined
 from pyro_vaeflow.inference.training import NonFiniteError
-from pyro_vaeflow.tables.chunks import Rows
-from pyro_vaeflow.tables.row_values import check_types, find_numeric, to_frame
-from pyro_vaeflow.tables.tablefiles import FORMATS, chunks_of, find_files, read_chunk, read_schemas
+from pyro_vaeflow.validation import ConfigError, check_names
 
 CHUNK_ROWS = 65_536
 

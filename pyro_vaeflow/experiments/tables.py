@@ -6,7 +6,6 @@ from typing import Any
 
 import pandas as pd
 
-from pyro_vaeflow.checked import ConfigError
 from pyro_vaeflow.experiments.config import ExperimentConfig
 from pyro_vaeflow.experiments.paper import paper_f1
 from pyro_vaeflow.experiments.results import (
@@ -16,6 +15,7 @@ from pyro_vaeflow.experiments.results import (
     identity,
     read_csv,
 )
+from pyro_vaeflow.validation import ConfigError
 
 IDENTITY = ["dataset", "model", "num_flows"]
 DETECTION = ["f1_top20", "f1_true_ratio", "auroc", "average_precision"]

@@ -8,7 +8,7 @@ from typing import Any, cast
 import torch
 from pyro.infer import ELBO, Trace_ELBO
 
-from pyro_vaeflow.checked import ConfigError, check_names
+from pyro_vaeflow.datasets.distinct_rows import distinct_rows
 from pyro_vaeflow.experiments.config import VAEFLOW, AnnealingConfig, ExperimentConfig
 from pyro_vaeflow.experiments.peers import PEERS
 from pyro_vaeflow.experiments.tasks import check_task
@@ -21,7 +21,7 @@ from pyro_vaeflow.inference.annealing import (
     linear,
     warmup,
 )
-from pyro_vaeflow.inference.isolation import Program, seeded
+from pyro_vaeflow.inference.parameters import Program, seeded
 from pyro_vaeflow.inference.row_scores import Scores
 from pyro_vaeflow.inference.scoring import score
 from pyro_vaeflow.inference.training import History, train
@@ -31,7 +31,7 @@ from pyro_vaeflow.programs.mixed import MixedHead
 from pyro_vaeflow.programs.priors import ExemplarPrior
 from pyro_vaeflow.programs.vae import ACTIVATIONS, Guide, Model, Row
 from pyro_vaeflow.tables.columns import Column
-from pyro_vaeflow.tables.distinct import distinct_rows
+from pyro_vaeflow.validation import ConfigError, check_names
 
 MAX_LATENT = 64
 MAX_VALIDATION = 500  # rows

@@ -15,7 +15,7 @@ from typing import Any
 import joblib
 from joblib.externals.loky import ProcessPoolExecutor
 
-from pyro_vaeflow.checked import ConfigError
+from pyro_vaeflow.validation import ConfigError
 
 CONNECT = "10s"  # to wait for a scheduler
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")

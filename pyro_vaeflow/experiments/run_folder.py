@@ -11,16 +11,16 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from pyro_vaeflow.checked import ConfigError
-from pyro_vaeflow.experiments.claims import claim
 from pyro_vaeflow.experiments.config import ExperimentConfig
 from pyro_vaeflow.experiments.experiment import Result
-from pyro_vaeflow.experiments.recipe import build
 from pyro_vaeflow.experiments.results import read_json
 from pyro_vaeflow.inference.state import CheckpointError, restore
 from pyro_vaeflow.inference.versions import package_versions
+from pyro_vaeflow.locks import claim
+from pyro_vaeflow.programs.fitting import build
 from pyro_vaeflow.programs.vae import Guide, Model
 from pyro_vaeflow.tables.columns import Column
+from pyro_vaeflow.validation import ConfigError
 
 RUN_FILES = ("config.yaml", "metrics.json", "scores.npz")
 TRAINED_FILES = ("history.csv", "parameters.safetensors")  # peers have none

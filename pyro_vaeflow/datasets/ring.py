@@ -18,7 +18,7 @@ def make_ring(num_points: int = 10_000, noise: float = 0.01, seed: int = 0) -> t
         ValueError: when ``num_points`` is below 2 or ``noise`` is not positive.
 
     Example:
-        >>> from pyro_vaeflow.tables.datasets import make_ring
+        >>> from pyro_vaeflow.datasets.registry import make_ring
         >>> x = make_ring()
         >>> x.shape, round(float(x.norm(dim=-1).mean()), 3)
         (torch.Size([5000, 2]), 0.8)
@@ -44,7 +44,7 @@ def ring_log_density(
         ValueError: when the last dimension is not 2, or ``noise`` or ``radius`` is not positive.
 
     Example:
-        >>> from pyro_vaeflow.tables.datasets import make_ring, ring_log_density
+        >>> from pyro_vaeflow.datasets.registry import make_ring, ring_log_density
         >>> round(float(ring_log_density(make_ring(seed=1)).mean()), 2)  # expectation 1.57
         1.58
     """

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from jsonargparse import ArgumentParser
 from jsonargparse.typing import NonNegativeInt, PositiveInt
 
-from pyro_vaeflow.checked import ConfigError
+from pyro_vaeflow.validation import ConfigError
 
 if TYPE_CHECKING:
     from pyro_vaeflow.inference.group import Group
@@ -85,7 +85,7 @@ def run_fit(values: dict[str, Any]) -> int:
 
 
 def _fit(values: dict[str, Any], group: "Group") -> int:
-    from pyro_vaeflow.detector.fit_files import read_rows, train_and_save
+    from pyro_vaeflow.files.fit import read_rows, train_and_save
 
     row_id = values.pop("id", None)
     data, out, seed = values.pop("data"), Path(values.pop("out")), values.pop("seed", 0)
@@ -129,7 +129,7 @@ def _check_out(out: Path) -> None:
 
 def run_score(values: dict[str, Any]) -> int:
     """Runs ``vaeflow score`` with what was given."""
-    from pyro_vaeflow.detector.score_files import score_files
+    from pyro_vaeflow.files.score import score_files
 
     if "dask" in values and "jobs" in values:
         raise ConfigError("give one of --jobs and --dask")

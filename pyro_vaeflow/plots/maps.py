@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import AsinhLocator, MaxNLocator
 from numpy.typing import ArrayLike
 
-from pyro_vaeflow.plots.curves import plot_history, plot_schedules
+from pyro_vaeflow.plots.history import plot_history, plot_schedules
 
 __all__ = ["ScoreMap", "plot_history", "plot_points", "plot_schedules", "plot_score_maps"]
 

@@ -8,10 +8,10 @@ import torch
 from pyro.poutine.trace_struct import Trace
 from pyro.poutine.util import prune_subsample_sites
 
+from pyro_vaeflow.inference.contract import as_args
 from pyro_vaeflow.inference.draws import trace_chunks
-from pyro_vaeflow.inference.isolation import Program
-from pyro_vaeflow.inference.sizes import check_size
-from pyro_vaeflow.inference.traces import as_args
+from pyro_vaeflow.inference.parameters import Program
+from pyro_vaeflow.validation import check_size
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ def active_units(
         arXiv:1509.00519, section 5.2.
 
     Args:
-        model, guide: Pyro programs that meet the contract of `pyro_vaeflow.inference.traces`.
+        model, guide: Pyro programs that meet the contract of `pyro_vaeflow.inference.contract`.
         x: tensor ``(num_data, ...)`` of at least two rows, or a tuple of arguments.
         threshold: in the units of z squared; 0.01 for a standard normal prior.
         num_samples: draws a row behind each mean, at least 2.

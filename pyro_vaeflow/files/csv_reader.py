@@ -1,7 +1,7 @@
 """csv files in chunks of whole lines, as text; a line that is no row costs only itself.
 
 `pyarrow.dataset` guesses the types of a csv file and stops at the first value that does not fit, so
-lines go to pyarrow's parser as text, chunk by chunk, and `pyro_vaeflow.tables.row_values` makes
+lines go to pyarrow's parser as text, chunk by chunk, and `pyro_vaeflow.files.parsing` makes
 numbers of them. A row is a line: a line break inside quotes is an error of two rows.
 """
 
@@ -14,8 +14,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.csv
 
-from pyro_vaeflow.checked import ConfigError
-from pyro_vaeflow.tables.chunks import Chunk, Reject, Rows
+from pyro_vaeflow.files.chunks import Chunk, Reject, Rows
+from pyro_vaeflow.validation import ConfigError
 
 BOM = b"\xef\xbb\xbf"
 SHOWN = 1000  # characters of a line that is rejected
