@@ -259,6 +259,10 @@ class ExperimentConfig(Checked):
     def digest(self) -> str:
         """Eight hexadecimal digits of all that the run reads but the seed and the study's name."""
         settings = {k: v for k, v in self.to_dict().items() if k not in ("seed", "study")}
+        if not self.is_peer:  # in the words of version 0.1, so that its finished runs keep theirs
+            settings["model"] = settings.pop("flow")
+            if self.flow == "iaf":  # its layers had no gate unless asked for
+                settings["flow_options"] = {"stable": True, **self.flow_options}
         return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
 
     @property

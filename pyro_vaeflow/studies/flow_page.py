@@ -25,8 +25,8 @@ from 50 steps.
 ## How large
 
 Each flow less the diagonal posterior with the same rows, latent size, likelihood and seed
-({pairs} pairs of the factorial): the mean over data sets, and its 95% interval, by a bootstrap that draws data sets
-and their seeds.
+({pairs} pairs of the factorial): the mean over data sets, and its 95% interval, by a bootstrap
+that draws data sets and their seeds.
 
 {effects}
 
