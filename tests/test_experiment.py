@@ -14,7 +14,6 @@ import pytest
 import torch
 from pyro.distributions import transforms
 
-from pyro_vaeflow.datasets.distinct_rows import distinct_rows, training_rows
 from pyro_vaeflow.datasets.splits import Split
 from pyro_vaeflow.experiments import paper
 from pyro_vaeflow.experiments.config import AnnealingConfig, ExperimentConfig
@@ -34,6 +33,7 @@ from pyro_vaeflow.programs import fitting as recipe
 from pyro_vaeflow.programs.fitting import annealing, build, check_registered, fit
 from pyro_vaeflow.programs.flows import FLOWS
 from pyro_vaeflow.programs.vae import ACTIVATIONS
+from pyro_vaeflow.tables.distinct_rows import distinct_rows, training_rows
 from pyro_vaeflow.validation import ConfigError
 
 TINY = ExperimentConfig(

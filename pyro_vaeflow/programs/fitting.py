@@ -8,7 +8,6 @@ from typing import Any, cast
 import torch
 from pyro.infer import ELBO, Trace_ELBO
 
-from pyro_vaeflow.datasets.distinct_rows import distinct_rows
 from pyro_vaeflow.experiments.config import VAEFLOW, AnnealingConfig, ExperimentConfig
 from pyro_vaeflow.experiments.peers import PEERS
 from pyro_vaeflow.experiments.tasks import check_task
@@ -31,6 +30,7 @@ from pyro_vaeflow.programs.mixed import MixedHead
 from pyro_vaeflow.programs.priors import ExemplarPrior
 from pyro_vaeflow.programs.vae import ACTIVATIONS, Guide, Model, Row
 from pyro_vaeflow.tables.columns import Column
+from pyro_vaeflow.tables.distinct_rows import distinct_rows
 from pyro_vaeflow.validation import ConfigError, check_names
 
 MAX_LATENT = 64
