@@ -16,13 +16,12 @@ from uuid import uuid4
 from tqdm.auto import tqdm
 
 from pyro_vaeflow.experiments.config import ExperimentConfig
-from pyro_vaeflow.experiments.experiment import Result, run
+from pyro_vaeflow.experiments.experiment import Result, check_registered, run
 from pyro_vaeflow.experiments.run_folder import is_finished, lock_of, sweep, write
 from pyro_vaeflow.experiments.tracking import TensorBoard, check_installed
 from pyro_vaeflow.inference.devices import Device, check_device
 from pyro_vaeflow.inference.training import NonFiniteError
 from pyro_vaeflow.locks import hold_lock
-from pyro_vaeflow.programs.fitting import check_registered
 from pyro_vaeflow.validation import ConfigError
 from pyro_vaeflow.workers import DEATHS, Here, as_ended, died, workers
 
