@@ -21,13 +21,12 @@ from sklearn.utils.validation import _check_sample_weight, check_is_fitted, vali
 from pyro_vaeflow.detector import conformal
 from pyro_vaeflow.detector.saving import load_detector, save_detector
 from pyro_vaeflow.experiments.config import ExperimentConfig
+from pyro_vaeflow.inference.checkpoint import state_of
 from pyro_vaeflow.inference.contributions import contributions
 from pyro_vaeflow.inference.devices import Device, check_device, move
 from pyro_vaeflow.inference.fingerprint import named_digest, structure, tensor_digest
 from pyro_vaeflow.inference.parameters import Program, modules
-from pyro_vaeflow.inference.row_scores import Scores
-from pyro_vaeflow.inference.scoring import KhatWarning, NoScoreWarning
-from pyro_vaeflow.inference.state import state_of
+from pyro_vaeflow.inference.scoring import KhatWarning, NoScoreWarning, Scores
 from pyro_vaeflow.metrics import number_flagged
 from pyro_vaeflow.plots.history import plot_history
 from pyro_vaeflow.plots.scores import plot_contributions, plot_scores

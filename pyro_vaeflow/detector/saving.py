@@ -9,16 +9,10 @@ import pandas as pd
 import torch
 
 from pyro_vaeflow.experiments.config import ExperimentConfig
-from pyro_vaeflow.inference.checkpoint import check_keys, read, write
+from pyro_vaeflow.inference.checkpoint import check_fits, make_parameters, restore, state_of
+from pyro_vaeflow.inference.fingerprint import package_versions
 from pyro_vaeflow.inference.parameters import Program
-from pyro_vaeflow.inference.state import (
-    CheckpointError,
-    check_fits,
-    make_parameters,
-    restore,
-    state_of,
-)
-from pyro_vaeflow.inference.versions import package_versions
+from pyro_vaeflow.inference.saved_folder import CheckpointError, check_keys, read, write
 from pyro_vaeflow.programs.fitting import build
 from pyro_vaeflow.tables.columns import Column
 from pyro_vaeflow.tables.mixed_encoder import MixedEncoder

@@ -17,11 +17,10 @@ from pyro_vaeflow.experiments.detection import detection
 from pyro_vaeflow.experiments.measured_gaps import held_out_rows, measure_gaps
 from pyro_vaeflow.experiments.peers import PEERS
 from pyro_vaeflow.experiments.tasks import Task, load_task
+from pyro_vaeflow.inference.callbacks import InterruptedWarning
+from pyro_vaeflow.inference.checkpoint import state_of
 from pyro_vaeflow.inference.devices import Device, check_device, move
-from pyro_vaeflow.inference.interrupt import InterruptedWarning
-from pyro_vaeflow.inference.rounds import KHAT_LIMIT
-from pyro_vaeflow.inference.row_scores import Scores
-from pyro_vaeflow.inference.state import state_of
+from pyro_vaeflow.inference.scoring import KHAT_LIMIT, Scores
 from pyro_vaeflow.inference.training import History
 from pyro_vaeflow.programs.fitting import build, check_registered, fit, score_rows
 from pyro_vaeflow.programs.vae import Guide, Model

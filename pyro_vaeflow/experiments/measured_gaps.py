@@ -10,10 +10,9 @@ import torch
 from pyro_vaeflow.experiments.config import ExperimentConfig, GapSettings
 from pyro_vaeflow.experiments.tasks import Task
 from pyro_vaeflow.inference.active_units import active_units
-from pyro_vaeflow.inference.gaps import Gaps
-from pyro_vaeflow.inference.inference_gap import inference_gap
+from pyro_vaeflow.inference.inference_gap import Gaps, inference_gap
 from pyro_vaeflow.inference.parameters import Program
-from pyro_vaeflow.inference.rounds import KHAT_LIMIT
+from pyro_vaeflow.inference.scoring import KHAT_LIMIT
 
 PARTS = ["log_evidence", "approximation_gap", "amortization_gap", "elbo"]
 

@@ -14,8 +14,9 @@ from safetensors.torch import load_file, save_file
 from pyro_vaeflow.experiments.config import ExperimentConfig
 from pyro_vaeflow.experiments.experiment import Result
 from pyro_vaeflow.experiments.results import read_json
-from pyro_vaeflow.inference.state import CheckpointError, restore
-from pyro_vaeflow.inference.versions import package_versions
+from pyro_vaeflow.inference.checkpoint import restore
+from pyro_vaeflow.inference.fingerprint import package_versions
+from pyro_vaeflow.inference.saved_folder import CheckpointError
 from pyro_vaeflow.locks import claim
 from pyro_vaeflow.programs.fitting import build
 from pyro_vaeflow.programs.vae import Guide, Model

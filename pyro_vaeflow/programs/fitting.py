@@ -22,8 +22,7 @@ from pyro_vaeflow.inference.annealing import (
     warmup,
 )
 from pyro_vaeflow.inference.parameters import Program, seeded
-from pyro_vaeflow.inference.row_scores import Scores
-from pyro_vaeflow.inference.scoring import score
+from pyro_vaeflow.inference.scoring import Scores, score
 from pyro_vaeflow.inference.training import History, train
 from pyro_vaeflow.programs.flows import FLOWS
 from pyro_vaeflow.programs.likelihoods import LIKELIHOODS
