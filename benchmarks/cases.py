@@ -14,7 +14,7 @@ NUM_FEATURES = 115  # of KDD Cup 99, one-hot
 def cases() -> dict[str, ExperimentConfig]:
     """Name -> configuration at seed 0: base, planar 5, planar 50, IAF 5, IAF 50."""
     configs = load_study("kdd-paper").expand(seeds=[0])
-    return {method_name(config.model, config.num_flows): config for config in configs}
+    return {method_name(config.flow, config.num_flows): config for config in configs}
 
 
 def programs(config: ExperimentConfig) -> tuple[Model, Guide]:

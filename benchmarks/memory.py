@@ -46,7 +46,7 @@ def _main(num_rows: int, num_samples: int) -> None:
     warnings.simplefilter("ignore")
     # As bytes behind a lazy view they would be no rows: each is its own, made in place.
     x = torch.empty(num_rows, NUM_FEATURES).uniform_()
-    model, guide = programs(cases()["base VAE"])
+    model, guide = programs(cases()["diagonal"])
     train(model, guide, x, num_steps=1, progress=False)
     scores = score(model, guide, x, num_samples=num_samples)
     data = [x, *(getattr(scores, name) for name in scores.__dataclass_fields__)]

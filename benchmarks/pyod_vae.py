@@ -16,7 +16,7 @@ def measure(num_rows: int, num_epochs: int) -> Iterator[Line]:
     PyOD's score is one decoding of the mean; ours is the evidence and the expectation of 100 draws.
     """
     x, now = rows(num_rows), clock()
-    config = cases()["base VAE"]
+    config = cases()["diagonal"]
     model, guide = Model(NUM_FEATURES), Guide(NUM_FEATURES)
     batch_size = config.batch_size
     peer = PEERS["pyod_vae"](

@@ -66,7 +66,7 @@ def measure(num_rows: int, num_rounds: int) -> Iterator[Line]:
     """
     x, now = rows(num_rows), clock()
     chunks = NUM_ROWS * NUM_DRAWS / AT_ONCE
-    for name in ("base VAE", "planar 5", "IAF 5"):
+    for name in ("diagonal", "planar 5", "IAF 5"):
         model, guide = programs(cases()[name])
         train(model, guide, x, num_steps=1, progress=False)
         products = Products.of(model, guide)

@@ -21,13 +21,13 @@ if TYPE_CHECKING:
     from pyro_vaeflow.inference.calibration import (
         simulation_based_calibration as simulation_based_calibration,
     )
+    from pyro_vaeflow.inference.callbacks import BestOnHeldOut as BestOnHeldOut
+    from pyro_vaeflow.inference.callbacks import Callback as Callback
     from pyro_vaeflow.inference.callbacks import InterruptedWarning as InterruptedWarning
     from pyro_vaeflow.inference.callbacks import TensorBoard as TensorBoard
     from pyro_vaeflow.inference.checkpoint import Checkpoint as Checkpoint
     from pyro_vaeflow.inference.contributions import contributions as contributions
     from pyro_vaeflow.inference.draws import log_weights as log_weights
-    from pyro_vaeflow.inference.group import GroupError as GroupError
-    from pyro_vaeflow.inference.group import join_group as join_group
     from pyro_vaeflow.inference.inference_gap import inference_gap as inference_gap
     from pyro_vaeflow.inference.parameters import param_scope as param_scope
     from pyro_vaeflow.inference.saved_folder import CheckpointError as CheckpointError
@@ -38,7 +38,6 @@ if TYPE_CHECKING:
     from pyro_vaeflow.inference.training import History as History
     from pyro_vaeflow.inference.training import NonFiniteError as NonFiniteError
     from pyro_vaeflow.inference.training import train as train
-    from pyro_vaeflow.inference.watchers import watching as watching
     from pyro_vaeflow.programs.flows import FLOWS as FLOWS
     from pyro_vaeflow.programs.likelihoods import LIKELIHOODS as LIKELIHOODS
     from pyro_vaeflow.programs.priors import ExemplarPrior as ExemplarPrior
@@ -53,7 +52,7 @@ _HOME = {
     name: module
     for module, names in {
         "inference.annealing": "CapacityELBO anneal constant cosine cyclical linear warmup",
-        "inference.callbacks": "BestOnHeldOut Callback CtrlC InterruptedWarning ProgressBar TensorBoard",
+        "inference.callbacks": "BestOnHeldOut Callback InterruptedWarning TensorBoard",
         "inference.contributions": "contributions",
         "inference.calibration": "simulation_based_calibration",
         "tables.columns": "Column",

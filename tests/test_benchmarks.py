@@ -29,7 +29,7 @@ def test_hand_written_steps_have_the_losses_of_train(name: str) -> None:
 
 
 def test_each_way_is_what_its_name_says(monkeypatch) -> None:
-    steps = Steps(cases()["base VAE"], rows(2000), num_steps=1)
+    steps = Steps(cases()["diagonal"], rows(2000), num_steps=1)
     recorded = []
     monkeypatch.setattr("pyro_vaeflow.inference.training.ReplayedStep", recorded.append)
     steps.ours(replay=False)
@@ -48,7 +48,7 @@ def test_the_small_budget_runs(tmp_path: Path) -> None:
 def test_products_are_those_of_a_draw() -> None:
     decoder = [(64, 12), (128, 64), (NUM_FEATURES, 128)]
     of_layers = [(24, 12), (24, 24)] * 5
-    for name, layers in {"base VAE": [], "planar 5": [], "IAF 5": of_layers}.items():
+    for name, layers in {"diagonal": [], "planar 5": [], "IAF 5": of_layers}.items():
         products = Products.of(*programs(cases()[name]))
         assert [tuple(weight.shape) for weight in products.weights] == decoder + layers
         assert products.flop == 2 * AT_ONCE * sum(m * n for m, n in decoder + layers)

@@ -426,7 +426,7 @@ class VAEFlowDetector(OutlierMixin, BaseEstimator):
             likelihood="mixed",
             # Differences below 0.3 standard deviations count for little.
             likelihood_options={"min_scale": 0.3, "start_scale": 0.05},
-            model=self.flow,
+            flow=self.flow,
             num_flows=self.num_flows,
             flow_options=FLOW_OPTIONS.get(self.flow, {}),
             latent_dim=self.latent_dim,

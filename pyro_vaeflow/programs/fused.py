@@ -29,6 +29,7 @@ from torch.distributions import Transform, constraints
 # They act entry by entry, so it does not matter to them where the rows are.
 ELEMENTWISE = (nn.ReLU, nn.LeakyReLU, nn.ELU, nn.SiLU, nn.GELU, nn.Softplus, nn.Tanh, nn.Sigmoid)
 
+_LINEAR = ("weight", "bias")
 Outcome = tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]  # z, log|det|, log-scales if any
 
 
@@ -131,15 +132,16 @@ def _planar(layers: Sequence[Any], z: torch.Tensor, context: torch.Tensor | None
         arXiv:1505.05770, eq. (10)-(12) and appendix A.1.
     """
     if context is None:
-        numbers = torch.stack([torch.cat([layer.bias, layer.u, layer.w]) for layer in layers])
-    else:
-        maps = [layer.nn for layer in layers]
-        weight, bias = (torch.stack([getattr(m, n) for m in maps]) for n in ("weight", "bias"))
-        numbers = _of_context(weight, bias, context)
-    b, u, w = _before_rows(numbers, z).split([1, len(z), len(z)], 1)
+        parts = [torch.stack([getattr(layer, n) for layer in layers]) for n in ("bias", "u", "w")]
+    else:  # three products, not one that is then cut: its gradient would be put together again
+        sizes = [1, len(z), len(z)]
+        weight, bias = (torch.stack([getattr(layer.nn, n) for layer in layers]) for n in _LINEAR)
+        cut = zip(weight.split(sizes, 1), bias.split(sizes, 1), strict=True)
+        parts = [_of_context(w, b, context) for w, b in cut]
+    b, u, w = (_before_rows(part, z) for part in parts)
     along = (w * u).sum(1, keepdim=True)
     slope = F.softplus(along) - 1.0  # w^T u_hat: above -1 the layer is invertible
-    u_hat = u + (slope - along) * w / w.square().sum(1, keepdim=True)
+    u_hat = u + (slope - along) / w.square().sum(1, keepdim=True) * w
     acts = []
     for b_k, u_k, w_k in zip(b.unbind(), u_hat.unbind(), w.unbind(), strict=True):
         acts.append(torch.tanh((w_k * z).sum(0, keepdim=True) + b_k))
@@ -164,18 +166,21 @@ def _autoregressive(
     if context is not None:
         of_context, weight_in = weight_in.split([context.shape[-1], len(z)], -1)
         hidden = _of_context(of_context, hidden, context)
-    hidden, bias_out = _before_rows(hidden, z), _before_rows(bias_out, z)
     gated, log_scales = options[0]["stable"], []
+    if gated:  # their bias is added once, to all layers' own
+        gates = bias_out.new_tensor([[option["sigmoid_bias"]] for option in options])
+        bias_out = bias_out + torch.cat([0.0 * gates, gates], 1).repeat_interleave(len(z), 1)
+    hidden, bias_out = _before_rows(hidden, z), _before_rows(bias_out, z)
     numbers = [t.unbind() for t in (hidden, weight_in, weight_out, bias_out)]
     for net, option, h, v, w, b in zip(nets, options, *numbers, strict=True):
         shift, raw = _affine(w, net.f(_affine(v, z, h)), b).chunk(2)
         if gated:
-            log_scales.append(raw + option["sigmoid_bias"])
-            z = torch.lerp(shift, z, log_scales[-1].sigmoid())
+            z = torch.lerp(shift, z, raw.sigmoid())
         else:
             low, high = option["log_scale_min_clip"], option["log_scale_max_clip"]
-            log_scales.append(clamp_preserve_gradients(raw, low, high))
-            z = torch.addcmul(shift, log_scales[-1].exp(), z)
+            raw = clamp_preserve_gradients(raw, low, high)
+            z = torch.addcmul(shift, raw.exp(), z)
+        log_scales.append(raw)
     log_scale = torch.stack(log_scales)
     log_scale = (F.logsigmoid(log_scale) if gated else log_scale).sum(0)
     return z, log_scale.sum(0), log_scale
@@ -242,9 +247,9 @@ _DEFAULTS = {
 
 
 def _is_known(part: nn.Module, attributes: frozenset[str] | None = None) -> bool:
-    hooks = part._forward_hooks or part._forward_pre_hooks
-    attributes = attributes or _ATTRIBUTES.get(type(part))
-    return not (hooks or part._backward_hooks) and vars(part).keys() == attributes
+    values = vars(part)
+    hooked = values["_forward_hooks"] or values["_forward_pre_hooks"] or values["_backward_hooks"]
+    return not hooked and values.keys() == (attributes or _ATTRIBUTES.get(type(part)))
 
 
 def _kind(layer: nn.Module) -> tuple[Any, ...] | None:
