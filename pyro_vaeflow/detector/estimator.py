@@ -33,7 +33,7 @@ from pyro_vaeflow.plots.scores import plot_contributions, plot_scores
 from pyro_vaeflow.programs.fitting import build, fit, score_rows
 from pyro_vaeflow.programs.priors import ExemplarPrior
 from pyro_vaeflow.programs.vae import Guide, Model
-from pyro_vaeflow.tables.columns import is_numeric
+from pyro_vaeflow.tables.column_values import is_numeric
 from pyro_vaeflow.tables.frames import as_table
 from pyro_vaeflow.tables.mixed_encoder import MixedEncoder
 from pyro_vaeflow.validation import check_size
