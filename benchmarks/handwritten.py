@@ -13,13 +13,13 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import nn
-
 from pyro_vaeflow.programs.dropout import Dropout
 from pyro_vaeflow.programs.iaf import ConditionalIAFStack, gate_bias
 from pyro_vaeflow.programs.iaf_steps import IAFSteps
 from pyro_vaeflow.programs.planar import ConditionalPlanarStack
 from pyro_vaeflow.programs.planar_steps import PlanarSteps
+from torch import nn
+
 from pyro_vaeflow.programs.vae import MIN_SCALE, Guide, Model
 
 Flow = Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, Any]]

@@ -10,7 +10,7 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-from pyro_vaeflow.inference.versions import package_versions
+from pyro_vaeflow.inference.fingerprint import package_versions
 
 COLUMNS = ["item", "case", "ours", "reference", "ratio", "unit", "threads"]
 KEY = ["item", "threads"]

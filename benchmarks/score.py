@@ -8,11 +8,11 @@ from statistics import median
 
 import torch
 import torch.nn.functional as F
+from pyro_vaeflow.programs.iaf import ConditionalIAFStack
 
 from benchmarks.cases import NUM_FEATURES, cases, programs, rows
 from benchmarks.record import Line
 from pyro_vaeflow import KhatWarning, score, train
-from pyro_vaeflow.programs.iaf import ConditionalIAFStack
 from pyro_vaeflow.programs.vae import Guide, Model
 
 NUM_ROWS, NUM_DRAWS = 98_805, 100  # the paper's test rows, and its draws

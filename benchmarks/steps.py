@@ -7,6 +7,7 @@ from functools import partial
 from statistics import median
 
 import torch
+from pyro_vaeflow.inference.replay import CHECKED
 
 from benchmarks.cases import cases, programs, rows
 from benchmarks.handwritten import FUSED, LAYERWISE, Network, loop
@@ -14,7 +15,6 @@ from benchmarks.record import Line
 from pyro_vaeflow import train
 from pyro_vaeflow.experiments.config import ExperimentConfig
 from pyro_vaeflow.inference.parameters import module_mode, seeded
-from pyro_vaeflow.inference.replay import CHECKED
 from pyro_vaeflow.programs.fitting import annealing
 
 FIRST = 1 + CHECKED  # steps of `train` that are recorded and checked: not like the later ones

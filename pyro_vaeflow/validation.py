@@ -8,7 +8,7 @@ import json
 import math
 import reprlib
 import types
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
 from difflib import get_close_matches
 from numbers import Integral, Real
@@ -195,10 +195,9 @@ def convert(value: Any, hint: Any, name: str) -> Any:
             pass
     elif hint is int and isinstance(value, Integral) and not isinstance(value, bool):
         return int(value)  # NumPy's too
-    elif kind in (Mapping, Callable) and isinstance(value, kind):
-        return value
-    elif isinstance(hint, type) and isinstance(value, hint) and hint is not int:
-        return value
+    elif isinstance(hint if kind is None else kind, type) and hint is not int:
+        if isinstance(value, kind or hint):
+            return value
     raise ConfigError(f"{name}: expected {_name(hint)}, got {reprlib.repr(value)}")
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from pyro_vaeflow.programs.dropout import Dropout
 from torch import nn
 
 from benchmarks import score
@@ -16,7 +17,6 @@ from benchmarks.handwritten import FUSED, LAYERWISE, Network
 from benchmarks.record import COLUMNS, Line, write
 from benchmarks.score import AT_ONCE, Products
 from benchmarks.steps import Steps
-from pyro_vaeflow.programs.dropout import Dropout
 
 
 @pytest.mark.parametrize("name", cases())

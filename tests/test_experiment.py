@@ -26,8 +26,7 @@ from pyro_vaeflow.experiments.study import load_study, preset_names
 from pyro_vaeflow.experiments.tables import COLUMNS, aggregate, read_summary
 from pyro_vaeflow.experiments.tasks import TASKS, Task, load_task
 from pyro_vaeflow.experiments.text_tables import as_text
-from pyro_vaeflow.inference.row_scores import Scores
-from pyro_vaeflow.inference.scoring import score
+from pyro_vaeflow.inference.scoring import Scores, score
 from pyro_vaeflow.plots.figures import draw_figures
 from pyro_vaeflow.programs import fitting as recipe
 from pyro_vaeflow.programs.fitting import annealing, build, check_registered, fit

@@ -10,15 +10,15 @@ import torch
 from pyro.distributions import transforms
 from pyro.distributions.transforms.planar import ConditionedPlanar
 from pyro.nn import ConditionalAutoRegressiveNN
+from pyro_vaeflow.programs.iaf import ConditionalIAFStack, gate_bias, layer_order
+from pyro_vaeflow.programs.planar import ConditionalPlanarStack
+from pyro_vaeflow.programs.planar_steps import PlanarSteps, planar_steps
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pyro_vaeflow import FLOWS, Guide, Model, score, train
 from pyro_vaeflow.programs import blocks, iaf_steps
 from pyro_vaeflow.programs.flows import MAX_FLOWS, planar
-from pyro_vaeflow.programs.iaf import ConditionalIAFStack, gate_bias, layer_order
-from pyro_vaeflow.programs.planar import ConditionalPlanarStack
-from pyro_vaeflow.programs.planar_steps import PlanarSteps, planar_steps
 from tests.programs import ZOO, rows
 
 CONTEXT = 3

@@ -3,7 +3,6 @@
 import pyro.distributions as dist
 import pytest
 import torch
-
 from pyro_vaeflow.programs.normal import NormalRow
 
 

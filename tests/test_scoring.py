@@ -7,6 +7,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from pyro_vaeflow.inference.pooling import pooled_evidence
 
 from pyro_vaeflow import (
     KhatWarning,
@@ -17,9 +18,8 @@ from pyro_vaeflow import (
     train,
 )
 from pyro_vaeflow.inference import importance, scoring
-from pyro_vaeflow.inference.contract import take_rows
 from pyro_vaeflow.inference.draws import draws
-from pyro_vaeflow.inference.pooling import pooled_evidence
+from pyro_vaeflow.inference.traces import take_rows
 from tests.programs import ZOO, LinearGaussian, Pair
 
 pytestmark = pytest.mark.filterwarnings("ignore::pyro_vaeflow.inference.scoring.KhatWarning")

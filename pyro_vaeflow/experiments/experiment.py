@@ -2,7 +2,7 @@
 
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,11 +20,11 @@ from pyro_vaeflow.experiments.measurements import (
     measure_held_out,
 )
 from pyro_vaeflow.experiments.tasks import check_task, load_task
+from pyro_vaeflow.inference.callbacks import Callback, InterruptedWarning
+from pyro_vaeflow.inference.checkpoint import state_of
 from pyro_vaeflow.inference.devices import Device, check_device, move
-from pyro_vaeflow.inference.interrupt import InterruptedWarning
 from pyro_vaeflow.inference.parameters import named_parameters, param_scope
-from pyro_vaeflow.inference.row_scores import Scores
-from pyro_vaeflow.inference.state import state_of
+from pyro_vaeflow.inference.scoring import Scores
 from pyro_vaeflow.inference.training import History
 from pyro_vaeflow.programs.fitting import PROGRAMS, Make, build, check_pair, fit, score_rows, vae
 from pyro_vaeflow.tables.columns import Column
@@ -77,6 +77,7 @@ def run(
     progress: bool = False,
     checkpoint: Path | None = None,
     device: Device = "cpu",
+    callbacks: Iterable[Callback] = (),
 ) -> Result:
     """Trains on the inliers of the training rows and scores the test rows, two scores in one pass.
 
@@ -84,6 +85,7 @@ def run(
         progress: whether training and scoring show bars.
         checkpoint: a folder from which training resumes, if a killed process has left it there.
         device: where torch trains and scores, ``cuda`` say.
+        callbacks: of the training.
 
     Raises:
         ConfigError: a name that is not registered; the message names those that are. Or the
@@ -109,7 +111,7 @@ def run(
     started = time.perf_counter()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", InterruptedWarning)  # the command line says it
-        history = fit(config, model, guide, x_train, weights, progress, checkpoint)
+        history = fit(config, model, guide, x_train, weights, progress, checkpoint, callbacks)
     if history.interrupted:
         raise KeyboardInterrupt
     trained = time.perf_counter()

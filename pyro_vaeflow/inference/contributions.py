@@ -8,10 +8,10 @@ from pyro.distributions.torch import Independent
 from pyro.distributions.util import scale_and_mask
 
 from pyro_vaeflow.inference import importance
-from pyro_vaeflow.inference.contract import as_args, row_terms
 from pyro_vaeflow.inference.draws import trace_chunks
 from pyro_vaeflow.inference.parameters import Program, module_mode
 from pyro_vaeflow.inference.scoring import warn_of_tails
+from pyro_vaeflow.inference.traces import as_args, row_terms
 
 
 def contributions(

@@ -21,8 +21,8 @@ from pyro_vaeflow.experiments.tables import (
     settings_apart,
     summary,
 )
-from pyro_vaeflow.inference.checkpoint import DETECTOR, read
-from pyro_vaeflow.inference.state import CheckpointError
+from pyro_vaeflow.inference.checkpoint import DETECTOR
+from pyro_vaeflow.inference.saved_folder import CheckpointError, read
 from pyro_vaeflow.plots.history import plot_history
 from pyro_vaeflow.plots.html_page import Page
 from pyro_vaeflow.plots.report_figures import (

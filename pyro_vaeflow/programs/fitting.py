@@ -1,7 +1,7 @@
 """From settings to what they name: a pair of programs, its schedules and loss, a training, scores."""
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import fields
 from functools import partial
@@ -20,9 +20,9 @@ from pyro_vaeflow.inference.annealing import (
     linear,
     warmup,
 )
+from pyro_vaeflow.inference.callbacks import Callback
 from pyro_vaeflow.inference.parameters import Program, seeded
-from pyro_vaeflow.inference.row_scores import Scores
-from pyro_vaeflow.inference.scoring import score
+from pyro_vaeflow.inference.scoring import Scores, score
 from pyro_vaeflow.inference.training import History, train
 from pyro_vaeflow.programs.flows import FLOWS
 from pyro_vaeflow.programs.likelihoods import LIKELIHOODS
@@ -144,6 +144,7 @@ def fit(
     weights: torch.Tensor | None = None,
     progress: bool = False,
     checkpoint: Path | None = None,
+    callbacks: Iterable[Callback] = (),
 ) -> History:
     """Trains `model` and `guide` in place as the settings say; see `train` for the rest.
 
@@ -179,6 +180,7 @@ def fit(
         seed=settings.seed,
         progress=progress,
         checkpoint=checkpoint,
+        callbacks=callbacks,
     )
     if isinstance(prior, ExemplarPrior):
         with seeded(settings.seed):

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any, Union
 
 import pyro
 import pyro.distributions as dist
@@ -12,14 +12,14 @@ from pyro.distributions import TorchDistribution
 from pyro.nn import PyroModule
 from torch import nn
 
-from pyro_vaeflow.programs.blocks import in_blocks
-from pyro_vaeflow.programs.dropout import Dropout
 from pyro_vaeflow.programs.flows import FLOWS
+from pyro_vaeflow.programs.fused import fused
 from pyro_vaeflow.programs.likelihoods import LIKELIHOODS
 from pyro_vaeflow.programs.mixed import MixedHead, MixedInput
-from pyro_vaeflow.programs.normal import NormalRow
-from pyro_vaeflow.tables.columns import Column
 from pyro_vaeflow.validation import check_positive, check_size
+
+if TYPE_CHECKING:
+    from pyro_vaeflow.tables.columns import Column
 
 MIN_SCALE = 1e-4  # of the posterior's base: keeps its log-scale and the KL finite
 
@@ -29,8 +29,7 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "tanh": nn.Tanh,
 }
 
-
-Row = int | Sequence[Column]  # what x holds: so many numbers a row, or these columns
+Row = Union[int, "Sequence[Column]"]  # what x holds: so many numbers a row, or these columns
 
 
 def mlp(first: nn.Module, sizes: Sequence[int], dropout: float, activation: str) -> nn.Sequential:
@@ -40,7 +39,7 @@ def mlp(first: nn.Module, sizes: Sequence[int], dropout: float, activation: str)
     layers: list[nn.Module] = []
     for layer in (first, *linear):
         layers += [layer, make()]
-        layers += [Dropout(dropout)] if dropout > 0 else []
+        layers += [nn.Dropout(dropout)] if dropout > 0 else []
     return nn.Sequential(*layers)
 
 
@@ -93,19 +92,17 @@ class Model(PyroModule):
         first = nn.Linear(latent_dim, hidden_dims[0])
         self.decoder = mlp(first, hidden_dims, dropout, activation)
         self.likelihood = head(hidden_dims[-1], num_features, **(likelihood_options or {}))
-        outputs = (p.shape[0] for p in self.likelihood.parameters() if p.dim())
-        self.width = max(*hidden_dims, *outputs)
 
     def decode(self, z: torch.Tensor) -> TorchDistribution:
         """p(x | z): a distribution of rows, batch shape that of z ``(..., latent_dim)``."""
         return self.likelihood(self.decoder(z))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        standard = NormalRow(dist.Normal(x.new_zeros(self.latent_dim), 1.0), 1)
+        standard = dist.Normal(x.new_zeros(self.latent_dim), 1.0).to_event(1)
         prior = standard if self.prior is None else self.prior(x)
         with pyro.plate("data", len(x)):
             z = pyro.sample("z", prior)
-            return pyro.sample("x", in_blocks(self.decode, z, self.width, x.shape[-1]), obs=x)
+            return pyro.sample("x", self.decode(z), obs=x)
 
 
 class Guide(PyroModule):
@@ -181,9 +178,10 @@ class Guide(PyroModule):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         context = self.encoder(x)
         loc, raw_scale = self.base(context).chunk(2, dim=-1)
-        posterior: Any = NormalRow(dist.Normal(loc, F.softplus(raw_scale) + MIN_SCALE), 1)
-        if flow := list(self.flow):
-            conditional = dist.ConditionalTransformedDistribution(posterior, flow)
+        posterior: Any = dist.Normal(loc, F.softplus(raw_scale) + MIN_SCALE).to_event(1)
+        if len(self.flow):
+            layers = fused(self.flow)  # Pyro's layers, neighbours that are alike in one pass
+            conditional = dist.ConditionalTransformedDistribution(posterior, layers)
             posterior = conditional.condition(context)
         with pyro.plate("data", len(x)):
             return pyro.sample("z", posterior)

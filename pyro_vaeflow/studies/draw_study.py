@@ -25,9 +25,14 @@ from pyro_vaeflow.experiments.run_folder import load_programs
 from pyro_vaeflow.experiments.tasks import load_task
 from pyro_vaeflow.inference.draws import log_weights
 from pyro_vaeflow.inference.importance import log_evidence, log_evidence_stderr
-from pyro_vaeflow.inference.rounds import GROWTH, KHAT_DRAWS, KHAT_LIMIT
-from pyro_vaeflow.inference.row_scores import Scores
-from pyro_vaeflow.inference.scoring import KhatWarning, score
+from pyro_vaeflow.inference.scoring import (
+    GROWTH,
+    KHAT_DRAWS,
+    KHAT_LIMIT,
+    KhatWarning,
+    Scores,
+    score,
+)
 from pyro_vaeflow.validation import ConfigError, check_names
 
 FIXED = (25, 50, 100, 200, 400, 800, 1600, 3200, 6400)  # the first draws of one run

@@ -22,7 +22,7 @@ from pyro_vaeflow.experiments.results import FinishedRun, finished_runs, read_cs
 from pyro_vaeflow.experiments.run_folder import load_programs
 from pyro_vaeflow.experiments.tables import IDENTITY, RUN_GAPS, mean_std
 from pyro_vaeflow.experiments.tasks import load_task
-from pyro_vaeflow.inference.checkpoint import write_whole
+from pyro_vaeflow.inference.saved_folder import write_whole
 from pyro_vaeflow.studies.prior_gap import prior_gap
 from pyro_vaeflow.validation import ConfigError
 

@@ -14,9 +14,9 @@ from pyro.infer import Trace_ELBO
 from pyro.poutine.trace_struct import Trace
 
 from pyro_vaeflow.inference.annealing import cosine, linear, warmup
-from pyro_vaeflow.inference.contract import row_terms
 from pyro_vaeflow.inference.draws import trace_chunks
 from pyro_vaeflow.inference.parameters import seeded
+from pyro_vaeflow.inference.traces import row_terms
 from pyro_vaeflow.inference.training import train
 from pyro_vaeflow.studies.many_fits import AdamByFit, ManyGuides, ManyPotentials
 from pyro_vaeflow.studies.potentials import POTENTIALS, Energy, FlowGuide, log_normalizer

@@ -19,7 +19,7 @@ from tqdm.auto import tqdm
 
 from pyro_vaeflow.experiments.report import as_text
 from pyro_vaeflow.experiments.tables import mean_std
-from pyro_vaeflow.inference.checkpoint import write_whole
+from pyro_vaeflow.inference.saved_folder import write_whole
 from pyro_vaeflow.plots.densities import plot_densities
 from pyro_vaeflow.studies.potential_run import (
     CLIP_NORM,

@@ -6,9 +6,8 @@ import numpy as np
 import torch
 
 from pyro_vaeflow.inference import importance
-from pyro_vaeflow.inference.active_units import latent_rows
-from pyro_vaeflow.inference.contract import row_terms
 from pyro_vaeflow.inference.draws import trace_chunks
+from pyro_vaeflow.inference.traces import latent_rows, row_terms
 
 EDGES = np.linspace(-6.0, 6.0, 241)  # of the histogram that stands for the aggregate posterior
 
