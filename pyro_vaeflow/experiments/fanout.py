@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 from pyro_vaeflow.experiments.config import ExperimentConfig
 from pyro_vaeflow.experiments.experiment import Result, run
 from pyro_vaeflow.experiments.run_folder import is_finished, lock_of, sweep, write
-from pyro_vaeflow.inference.callbacks import TensorBoard, check_installed
+from pyro_vaeflow.experiments.tracking import TensorBoard, check_installed
 from pyro_vaeflow.inference.devices import Device, check_device
 from pyro_vaeflow.inference.training import NonFiniteError
 from pyro_vaeflow.locks import hold_lock

@@ -15,7 +15,6 @@ from pyro_vaeflow.detector.estimator import VAEFlowDetector
 from pyro_vaeflow.files.chunks import Rows
 from pyro_vaeflow.files.parsing import check_types, find_numeric, to_frame
 from pyro_vaeflow.files.table_files import FORMATS, chunks_of, find_files, read_chunk, read_schemas
-from pyro_vaeflow.inference.group import joined
 from pyro_vaeflow.inference.training import NonFiniteError
 from pyro_vaeflow.validation import ConfigError, check_names
 
@@ -97,8 +96,6 @@ def train_and_save(
 ) -> VAEFlowDetector:
     """Fits a detector with these settings to the rows and saves it in `out`.
 
-    Of a group, the first process saves it.
-
     Raises:
         ConfigError: a setting is out of range, or the rows cannot be learned from.
     """
@@ -108,8 +105,7 @@ def train_and_save(
     except (NonFiniteError, TypeError, ValueError) as error:
         raise ConfigError(f"cannot fit: {error}") from error
     detector.set_params(progress=False)  # who loads it wants no bars
-    if joined().first:
-        detector.save(out)
+    detector.save(out)
     return detector
 
 

@@ -21,7 +21,6 @@ from pyro_vaeflow.experiments.tables import (
     settings_apart,
     summary,
 )
-from pyro_vaeflow.inference.checkpoint import DETECTOR
 from pyro_vaeflow.inference.saved_folder import CheckpointError, read
 from pyro_vaeflow.plots.history import plot_history
 from pyro_vaeflow.plots.html_page import Page
@@ -56,7 +55,7 @@ def write_report(folder: Path, path: Path | None = None) -> Path:
     """
     if not folder.is_dir():
         raise ConfigError(f"DIR: no folder {str(folder)!r}")
-    page = detector_page(folder) if (folder / DETECTOR.content).is_file() else study_page(folder)
+    page = detector_page(folder) if (folder / "detector.json").is_file() else study_page(folder)
     path = folder / "report.html" if path is None else path
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(page.html())
