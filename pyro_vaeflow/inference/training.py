@@ -151,7 +151,8 @@ def train(
         check_contract(model, guide, args, plate=plate, seed=seed, shared_latents=held_out is None)
     batches = Batches(args[0], batch_size, weights, seed)
     rate, level = _schedules(learning_rate, schedule)
-    loss = Trace_ELBO() if loss is None else loss
+    last = LastTraces()
+    loss = last.watch(Trace_ELBO() if loss is None else loss)
     annealed = loss.at if isinstance(loss, CapacityELBO) else anneal
     watchers = _watchers(held_out, eval_every, patience, plate, callbacks, checkpoint, progress)
     call = dict(num_steps=num_steps, batch_size=batches.batch_size, clip_norm=clip_norm, seed=seed)
@@ -166,8 +167,10 @@ def train(
         stack.enter_context(pyro.validation_enabled(False))
         called = _make_parameters(model, guide, take_rows(args, batches(0)), seed)
         optim = OneOptimizer(named_parameters(model, guide), optimizer, clip_norm)
-        last, per_row = LastTraces(), PerRow(plate, batches.batch_size, len(args[0]))
-        svi = make_svi(model, guide, optim, last.watch(loss))
+        svi, per_row = (
+            make_svi(model, guide, optim, loss),
+            PerRow(plate, batches.batch_size, len(args[0])),
+        )
         run = Run(model, guide, optim, num_steps, call, called, watchers)
         for watcher in watchers:
             stack.callback(watcher.close)

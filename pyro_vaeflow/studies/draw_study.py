@@ -26,7 +26,6 @@ from pyro_vaeflow.experiments.tasks import load_task
 from pyro_vaeflow.inference.draws import log_weights
 from pyro_vaeflow.inference.importance import log_evidence, log_evidence_stderr
 from pyro_vaeflow.inference.scoring import (
-    2,
     KHAT_DRAWS,
     KHAT_LIMIT,
     KhatWarning,
