@@ -18,7 +18,7 @@ BETA = cyclical(100, num_cycles=6, ratio=0.8, start=0.01, stop=1.15)
 def cases() -> dict[str, ExperimentConfig]:
     """Name -> configuration at seed 0: diagonal, planar 5, planar 50, iaf 5, iaf 50."""
     configs = load_study("kdd-paper").expand(seeds=[0])
-    return {f"{c.model} {c.num_flows or ''}".strip(): c for c in configs}
+    return {f"{c.flow} {c.num_flows or ''}".strip(): c for c in configs}
 
 
 def programs(config: ExperimentConfig) -> tuple[Model, Guide]:
@@ -34,7 +34,7 @@ def sizes(config: ExperimentConfig) -> dict[str, Any]:
         "encoder_dims": config.encoder_dims,
         "decoder_dims": config.decoder_dims,
         "dropout": config.dropout,
-        "flow": config.model,
+        "flow": config.flow,
         "num_flows": config.num_flows,
         "made_dim": config.flow_options.get("hidden_dim", 24),
     }

@@ -31,7 +31,8 @@ from matplotlib.figure import Figure
 from sklearn.metrics import roc_curve
 
 from pyro_vaeflow import Guide, KhatWarning, Model, contributions, cosine, linear, score, train
-from pyro_vaeflow.datasets.registry import load_breast_cancer_table, one_class_split
+from pyro_vaeflow.datasets.registry import load_breast_cancer_table
+from pyro_vaeflow.datasets.splits import one_class_split
 from pyro_vaeflow.metrics import detection_metrics
 from pyro_vaeflow.plots.maps import plot_history
 from pyro_vaeflow.tables.table_encoder import TableEncoder

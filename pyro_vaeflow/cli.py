@@ -150,11 +150,11 @@ def _run_study(
     from pyro_vaeflow.experiments.report import write_tables
     from pyro_vaeflow.experiments.tables import HEADINGS, PAPER_HEADING, aggregate
     from pyro_vaeflow.experiments.text_tables import as_text
-    from pyro_vaeflow.locks import claim
+    from pyro_vaeflow.locks import hold_lock
     from pyro_vaeflow.plots.figures import draw_figures
 
     outcome = run_all(configs, out, jobs=jobs, command=command, dask=dask, **options)
-    with claim(out / ".tables.claim", patience=-1):  # another call may be writing them
+    with hold_lock(out / ".tables.lock", patience=-1):  # another call may be writing them
         table = write_tables(out, published)
         figures = draw_figures(out)
     if table is not None:

@@ -84,9 +84,9 @@ def check_names(names: Iterable[str], allowed: Iterable[str], what: str) -> None
     """Refuses the first name that is not allowed, naming those that are, the nearest first.
 
     Example:
-        >>> check_names(["x"], ["iaf", "planar"], "model")
+        >>> check_names(["x"], ["iaf", "planar"], "flow")
         Traceback (most recent call last):
-        pyro_vaeflow.validation.ConfigError: unknown model 'x'; allowed: iaf, planar
+        pyro_vaeflow.validation.ConfigError: unknown flow 'x'; allowed: iaf, planar
     """
     allowed = list(allowed)
     for name in names:

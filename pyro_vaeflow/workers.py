@@ -1,16 +1,18 @@
-"""Where calls are made: in this process, in processes of this machine, or on a Dask cluster.
+"""Workers: calls made in this process, in processes of this machine, or on a Dask cluster.
 
-All three are executors of ``concurrent.futures``, so the caller's loop is one.
+All three are executors of ``concurrent.futures``, so the caller's loop is one. Where a worker dies
+its call is made again, a few times.
 """
 
 import os
 import warnings
-from collections.abc import Callable, Iterator
+from collections import Counter, deque
+from collections.abc import Callable, Hashable, Iterator
 from concurrent.futures import BrokenExecutor, Executor, Future
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from queue import SimpleQueue
-from typing import Any
+from typing import Any, TypeVar
 
 import joblib
 from joblib.externals.loky import ProcessPoolExecutor
@@ -19,6 +21,8 @@ from pyro_vaeflow.validation import ConfigError
 
 CONNECT = "10s"  # to wait for a scheduler
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+DEATHS = 3  # of workers under one piece of work, after which it is given up
+Work = TypeVar("Work", bound=Hashable)
 
 
 @contextmanager
@@ -37,17 +41,59 @@ def workers(jobs: int = 1, dask: str | None = None) -> Iterator[Executor]:
         UserWarning: a Dask cluster has no workers, or they have threads that will be idle.
     """
     backend, _ = joblib.parallel.get_active_backend()
-    with ExitStack() as stack:
-        if dask is not None:
-            executor = _on_dask(stack.enter_context(_connect(dask)))
-        elif hasattr(backend, "client"):
-            executor = _on_dask(backend.client)
-        else:
-            executor = Here() if jobs == 1 else Processes(jobs)
+    cluster = _connect(dask) if dask is not None else nullcontext(getattr(backend, "client", None))
+    with cluster as client:
+        executor = _executor(jobs, client)
         try:
             yield executor
         finally:
             executor.shutdown(wait=False)
+
+
+def as_ended(todo: deque[Work], submit: Callable[[Work], Future]) -> Iterator[tuple[Work, Future]]:
+    """Submits all work and yields each piece, as it ends, with its future, which is done.
+
+    Where a worker died the work is submitted again; under `DEATHS` of them, the last future is
+    given, whose error `died` knows.
+
+    Args:
+        todo: is emptied; whoever iterates may add what has to be tried again.
+        submit: waits, or makes the call itself, where no worker is free for it.
+
+    Raises:
+        ConnectionError: a Dask scheduler has gone.
+
+    Example:
+        >>> for work, future in as_ended(deque([3, 4]), lambda n: Here().submit(pow, n, 2)):
+        ...     print(work, future.result())
+        3 9
+        4 16
+    """
+    running: dict[Future, Work] = {}
+    done: SimpleQueue[Future] = SimpleQueue()
+    deaths: Counter[Work] = Counter()
+    while todo or running:
+        if todo:
+            work = todo.popleft()
+            future = submit(work)
+            running[future] = work
+            future.add_done_callback(done.put)
+        while running and not (todo and done.empty()):
+            future = done.get()
+            work = running.pop(future)
+            if future.cancelled():
+                raise ConnectionError("the Dask scheduler has ended, or has dropped the work")
+            deaths[work] += isinstance(future.exception(), BrokenExecutor)
+            if isinstance(future.exception(), BrokenExecutor) and deaths[work] < DEATHS:
+                todo.append(work)
+            else:
+                yield work, future
+
+
+def died(error: Exception) -> bool:
+    """Whether a future's error says that workers died: of this machine, or Dask's."""
+    # Dask tries again by itself, and need not be installed.
+    return isinstance(error, BrokenExecutor) or type(error).__name__ == "KilledWorker"
 
 
 class Here(Executor):
@@ -66,9 +112,9 @@ class Here(Executor):
 class Processes(Executor):
     """Worker processes, each a pool of its own: one that dies takes no other's call with it.
 
-    A pool of many is broken as a whole when one of its processes dies. Here the call that was lost
-    raises `BrokenExecutor`, and a new process takes the next. The processors are shared out: each
-    process has as many threads as there are processors to one, unless the environment says.
+    The call of a dead process raises `BrokenExecutor`, and a new process takes the next. The
+    processors are shared out: each process has as many threads as there are processors to one,
+    unless the environment says.
 
     Args:
         jobs: processes, and so calls at a time; one more waits in `submit`.
@@ -108,6 +154,12 @@ class Processes(Executor):
             pool.shutdown(kill_workers=True)
 
 
+def _executor(jobs: int, client: Any) -> Executor:
+    if client is not None:
+        return _on_dask(client)
+    return Here() if jobs == 1 else Processes(jobs)
+
+
 def _connect(address: str) -> Any:
     try:
         from distributed import Client
@@ -115,10 +167,9 @@ def _connect(address: str) -> Any:
         raise ConfigError(
             f"dask={address!r} needs a package: pip install 'pyro_vaeflow[dask]'"
         ) from error
+    at = {"scheduler_file" if Path(address).is_file() else "address": address}
     try:
-        if Path(address).is_file():
-            return Client(scheduler_file=address, timeout=CONNECT)
-        return Client(address, timeout=CONNECT)
+        return Client(**at, timeout=CONNECT)
     except (OSError, ValueError) as error:
         raise ConfigError(
             f"no Dask scheduler answers at {address!r} ({error}); start one with `dask scheduler`, "
@@ -129,16 +180,17 @@ def _connect(address: str) -> Any:
 def _on_dask(client: Any) -> Executor:
     """Dask itself gives what a dead worker was at to another, three times, then `KilledWorker`."""
     threads = client.nthreads()
+    crowded = sorted(name for name, count in threads.items() if count > 1)
     if not threads:
         warnings.warn(
             "the Dask cluster has no workers yet, and the work waits for them: start some with "
             "`dask worker ADDRESS --nthreads 1`",
-            stacklevel=3,
+            stacklevel=4,
         )
-    if crowded := {name: count for name, count in threads.items() if count > 1}:
+    elif crowded:
         warnings.warn(
-            f"Dask workers {sorted(crowded)[:3]} have more than one thread, and a process makes "
+            f"Dask workers {crowded[:3]} have more than one thread, and a process makes "
             "one run at a time: start them with --nthreads 1, one for each core",
-            stacklevel=3,
+            stacklevel=4,
         )
     return client.get_executor(pure=False)

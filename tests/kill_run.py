@@ -48,7 +48,7 @@ SLOW = 0.004  # seconds that each part of a writing takes longer
 EVERY = 3  # steps
 TINY = ExperimentConfig(
     dataset="breast_cancer", num_steps=25, num_samples=3, encoder_dims=(8,), decoder_dims=(8,),
-    max_rows=100, model="iaf", num_flows=2,
+    max_rows=100, flow="iaf", num_flows=2,
 )  # fmt: skip
 
 

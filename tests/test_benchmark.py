@@ -92,7 +92,7 @@ def table() -> pd.DataFrame:
     ]  # fmt: skip
     rows = [
         dict.fromkeys(COLUMNS, 1.0)
-        | {"dataset": dataset, "model": model, "num_flows": depth, "seed": seed, "score": score}
+        | {"dataset": dataset, "flow": model, "num_flows": depth, "seed": seed, "score": score}
         | {"auroc": auroc + 0.01 * seed + 0.02 * place, "train_seconds": 2.0, "score_seconds": seed}
         for place, dataset in enumerate(["adbench:wine", "adbench:glass", "arrhythmia", "ring"])
         for model, depth, score, auroc in methods
@@ -123,7 +123,7 @@ def test_differences_from_the_first_are_paired(table) -> None:
 
 
 def test_the_page_ranks_complete_sets_and_keeps_published_figures_apart(table, tmp_path) -> None:
-    table = table[~((table["dataset"] == "ring") & (table["model"] == "lof"))]  # not yet run
+    table = table[~((table["dataset"] == "ring") & (table["flow"] == "lof"))]  # not yet run
     published = tmp_path / "theirs.csv"
     published.write_text("dataset,THEIRS\n45_wine,12.34\n14_glass,56.78\n99_other,99.99\n")
     paths = write_benchmark(table, tmp_path, published)
@@ -166,7 +166,7 @@ def test_published_figures_that_do_not_fit_are_refused(table, tmp_path, capsys) 
 
 
 def test_settings_that_tell_variants_apart_are_in_their_names(table) -> None:
-    wide = table[table["model"] == "planar"].assign(width=8)
+    wide = table[table["flow"] == "planar"].assign(width=8)
     both = pd.concat([table.assign(width=float("nan")), wide])
     names = list(per_set(both, "auroc"))
     assert "planar 5, width 8.0, importance" in names

@@ -48,7 +48,7 @@ def test_references_have_the_loss_and_gradient_of_the_package(name: str) -> None
         if len(guide.flow) != config.num_flows:
             pytest.skip("the layers' parameters lie together")
         options = sizes(config)
-        if config.model == "iaf":
+        if config.flow == "iaf":
             options["gate_bias"] = guide.flow[0].kwargs["sigmoid_bias"]
         network, vae = plain_torch.Network(**options), pyro_stock.VAE(**options)
         x = rows(50).double()

@@ -22,7 +22,7 @@ num_samples: 3
 encoder_dims: [8]
 decoder_dims: [8]
 seeds: [0, 1]
-variants: [{model: diagonal}, {model: planar, num_flows: 2}]
+variants: [{flow: diagonal}, {flow: planar, num_flows: 2}]
 quick: {num_steps: 3}
 """
 
@@ -56,12 +56,12 @@ def refusal(capsys, *argv: str) -> str:
         ("run ring --annealing.kind sine", "one of constant, linear, cyclical, capacity"),
         ("run ring --annealing.cycles 3", "--annealing.num_cycles"),
         (
-            "run ring --model iof --num_flows 3",
+            "run ring --flow iof --num_flows 3",
             "did you mean 'iaf'? allowed: diagonal, planar, iaf",
         ),
         ("run ring --dataset rnig", "allowed: kddcup99, ring, breast_cancer"),
         ("run ring --likelihood gauss", "allowed: bernoulli, normal"),
-        ("run ring --model iaf --flow_options.width 3", "allowed: hidden_dim, stable"),
+        ("run ring --flow iaf --flow_options.width 3", "allowed: hidden_dim, stable"),
         ("run ring --num_steps 3 --num_epochs 3", "give one of num_steps and num_epochs"),
         ("run rnig", "did you mean 'ring'? allowed: adbench"),
         ("run none.yaml", "no file 'none.yaml'"),
@@ -102,7 +102,7 @@ def test_overrides_reach_every_run(file, tmp_path) -> None:
     change = "--seeds 3 --num_steps 2 --encoder_dims [6,5] --annealing.stop 0.5 --clip_norm 1"
     assert main(["run", file, "--out", str(out), *change.split()]) == 0
     configs = [run.config for run in finished_runs(out)]
-    assert [config.model for config in configs] == ["diagonal", "planar"]
+    assert [config.flow for config in configs] == ["diagonal", "planar"]
     for config in configs:
         assert (config.seed, config.num_steps, config.encoder_dims) == (3, 2, (6, 5))
         assert (config.annealing.stop, config.clip_norm) == (0.5, 1.0)
@@ -146,7 +146,7 @@ def test_table_in_each_format(file, capsys, tmp_path) -> None:
     out = str(tmp_path / "out")
     main(["run", file, "--out", out])
     capsys.readouterr()
-    first = {"md": "| dataset ", "csv": "dataset,model,num_flows,seed,score,f1_top20"}
+    first = {"md": "| dataset ", "csv": "dataset,flow,num_flows,seed,score,f1_top20"}
     for style, start in {**first, "latex": r"\begin{tabular}"}.items():
         assert main(["table", out, "--format", style]) == 0
         assert capsys.readouterr().out.startswith(start)

@@ -14,7 +14,7 @@ from pyro_vaeflow.validation import ConfigError
 CONFIG = ExperimentConfig(num_steps=10)
 OTHER = {
     "study": "b", "dataset": "kddcup99", "split_seed": 1, "max_rows": 5, "preprocessing": "none",
-    "likelihood": "normal", "likelihood_options": {"min_scale": 0.1}, "model": "iaf",
+    "likelihood": "normal", "likelihood_options": {"min_scale": 0.1}, "flow": "iaf",
     "num_flows": 3, "conditioned": False, "flow_options": {"stable": True}, "latent_dim": 2,
     "encoder_dims": (8,), "decoder_dims": (8,), "dropout": 0.0, "num_steps": 11,
     "num_epochs": 2.5, "batch_size": 7, "learning_rate": 0.1, "learning_rate_schedule": "cosine",
@@ -125,7 +125,7 @@ def test_presets_are_complete(name: str) -> None:
 def test_kdd_paper_is_the_published_protocol() -> None:
     configs = load_study("kdd-paper").expand()
     models = [("diagonal", 0), ("planar", 5), ("planar", 50), ("iaf", 5), ("iaf", 50)]
-    assert [(c.model, c.num_flows, c.seed) for c in configs] == [
+    assert [(c.flow, c.num_flows, c.seed) for c in configs] == [
         (*model, seed) for model in models for seed in range(5)
     ]
     for c in configs:
@@ -137,7 +137,7 @@ def test_kdd_paper_is_the_published_protocol() -> None:
 
 def test_kdd_width_is_kdd_paper_but_for_the_layers_and_the_rows_that_choose_them() -> None:
     studies = load_study("kdd-paper"), load_study("kdd-width")
-    paper = next(c for c in studies[0].expand() if (c.model, c.num_flows) == ("iaf", 5))
+    paper = next(c for c in studies[0].expand() if (c.flow, c.num_flows) == ("iaf", 5))
     for config in studies[1].expand(seeds=[0]):
         kept = ("flow_options", "num_flows", "held_out_rows")
         alike = {name: getattr(paper, name) for name in kept}
@@ -162,8 +162,8 @@ def test_later_settings_win_from_shared_to_variant_to_quick_to_override() -> Non
 
 def test_an_override_of_the_budget_or_the_posterior_leaves_no_contradiction() -> None:
     assert merge({"num_epochs": 5}, {"num_steps": 3}) == {"num_steps": 3}
-    base = {"model": "iaf", "flow_options": {"stable": True}}
-    assert merge(base, {"model": "spline"}) == {"model": "spline"}
+    base = {"flow": "iaf", "flow_options": {"stable": True}}
+    assert merge(base, {"flow": "spline"}) == {"flow": "spline"}
     assert merge(base, {"flow_options": {"hidden_dim": 8}})["flow_options"] == {
         "stable": True,
         "hidden_dim": 8,
@@ -186,8 +186,8 @@ def test_an_override_of_a_schedule_drops_what_the_new_one_ignores(name, rate, ki
 
 
 def test_variants_that_an_override_makes_alike_run_once() -> None:
-    study = parse_study("{num_steps: 1, variants: [{model: diagonal}, {model: iaf, num_flows: 2}]}")
-    assert len(study.expand({"model": "planar", "num_flows": 3})) == 1
+    study = parse_study("{num_steps: 1, variants: [{flow: diagonal}, {flow: iaf, num_flows: 2}]}")
+    assert len(study.expand({"flow": "planar", "num_flows": 3})) == 1
 
 
 def test_a_runs_config_is_a_study() -> None:
@@ -200,7 +200,7 @@ def test_a_runs_config_is_a_study() -> None:
     [
         ("{num_steps: 1, variant: []}", "did you mean 'variants'?"),
         ("{num_steps: 1, variants: [{latent: 3}]}", "did you mean 'latent_dim'?"),
-        ("{num_steps: 1, variants: {model: iaf}}", "a list of mappings"),
+        ("{num_steps: 1, variants: {flow: iaf}}", "a list of mappings"),
         ("{num_steps: 1, variants: [iaf]}", "variants: expected a mapping of settings, got 'iaf'"),
         ("{num_steps: 1, quick: 3}", "quick: expected a mapping of settings, got 3"),
         ("{num_steps: 1, variants: []}", "at least one, got []"),
@@ -224,3 +224,24 @@ def test_an_unknown_preset_is_refused_with_the_presets(tmp_path) -> None:
         load_study("rnig")
     with pytest.raises(ConfigError, match=r"no file .*kdd-paper"):
         load_study(str(tmp_path / "none.yaml"))
+
+
+def test_files_of_version_0_1_are_read() -> None:
+    old = {"model": "iaf", "num_flows": 5, "flow_options": {"hidden_dim": 8}, "num_steps": 1}
+    config = ExperimentConfig.from_dict(old)
+    assert config.flow == "iaf"
+    assert config.flow_options == {"hidden_dim": 8, "stable": False}  # the layers had no gate
+    with pytest.raises(ConfigError, match="unknown key 'model'"):
+        ExperimentConfig.from_dict(old | {"flow": "iaf"})
+    for part in (
+        "variants: [{model: planar, num_flows: 2}]",
+        "quick: {model: planar, num_flows: 2}",
+        "crossed: [[[{model: planar}], [{num_flows: 2}]]]",
+        "{model: planar, num_flows: 2}",
+    ):
+        text = part if part[0] == "{" else f"num_steps: 1\n{part}"
+        text = text.replace(
+            "{model: planar, num_flows: 2}", "{model: planar, num_flows: 2, num_steps: 1}"
+        )
+        (config,) = parse_study(text).expand(quick="quick" in text)
+        assert (config.flow, config.num_flows) == ("planar", 2)

@@ -11,16 +11,14 @@ import scipy.io
 from sklearn.model_selection import train_test_split
 
 from pyro_vaeflow.datasets.registry import (
-    Dataset,
     adbench_names,
-    holdout_split,
     load_adbench,
     load_arrhythmia,
     load_breast_cancer_table,
     make_ring,
-    one_class_split,
     ring_log_density,
 )
+from pyro_vaeflow.datasets.splits import Dataset, holdout_split, one_class_split
 
 X, Y = np.arange(12.0).reshape(4, 3), np.array([0, 1, 0, 0])
 

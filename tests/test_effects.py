@@ -34,7 +34,7 @@ def summary(gains: dict[str, float], seeds: int = 3, noise: float = 0.01) -> pd.
                 level = draw.normal(scale=5.0)
                 for model, depth in [("diagonal", 0), *FACTORIAL]:
                     row = {"dataset": dataset, "seed": seed, "latent_dim": latent_dim}
-                    row |= {"model": model, "num_flows": depth, "kl": 3.0, "active_units": 2}
+                    row |= {"flow": model, "num_flows": depth, "kl": 3.0, "active_units": 2}
                     measures = [f"{m}_{s}" for m in ("auroc", "average_precision", "f1_top20",
                         "f1_true_ratio") for s in ("reconstruction", "importance")]  # fmt: skip
                     row |= {name: 0.9 + draw.normal(scale=noise) for name in measures}
@@ -49,7 +49,7 @@ def summary(gains: dict[str, float], seeds: int = 3, noise: float = 0.01) -> pd.
 
 def rows_of(table: pd.DataFrame) -> pd.DataFrame:
     """Margins of the table's flows: 40 nats between the classes, less than one added."""
-    rows = table.loc[table["model"] != "diagonal", ["dataset", "seed", "latent_dim", "model"]]
+    rows = table.loc[table["flow"] != "diagonal", ["dataset", "seed", "latent_dim", "flow"]]
     rows = rows.assign(num_flows=table["num_flows"], preprocessing="mixed", likelihood="mixed")
     nats = {"margin": 40.0, "slack_inliers": 0.2, "slack_outliers": 1.0, "gain_inliers": 0.5}
     nats |= {"gain_outliers": 0.1, "rank_correlation": 0.95}
@@ -63,7 +63,7 @@ def test_a_pair_shares_all_but_the_posterior() -> None:
     differences = paired(table)
     assert len(differences) == len(SETS) * 3 * 3 * len(FACTORIAL)
     np.testing.assert_allclose(differences["elbo"], 0.5)  # the cells' levels are gone
-    alone = table[(table["model"] != "diagonal") | (table["seed"] == 0)]
+    alone = table[(table["flow"] != "diagonal") | (table["seed"] == 0)]
     assert set(paired(alone)["seed"]) == {0}
     sizes = paired(table, {"latent_dim": 2}, ("latent_dim",))
     assert set(sizes["latent_dim"]) == {8, 32} and len(sizes) == 2 / 3 * len(table)
@@ -115,7 +115,7 @@ def test_the_answer_says_what_the_likelihood_does_where_both_have_run() -> None:
     mixed = table.assign(preprocessing="mixed", likelihood="mixed")
     both = pd.concat([mixed, other], ignore_index=True)
     of_both = choices(both)[LIKELIHOOD]
-    base, flows = (table[(table["model"] == "diagonal") == is_base] for is_base in (True, False))
+    base, flows = (table[(table["flow"] == "diagonal") == is_base] for is_base in (True, False))
     said = answer(paired(table), base, flows, of_both)
     assert "Bernoulli moves the former by +10.00" in said
     assert "Bernoulli" not in answer(paired(table), base, flows, None)
@@ -139,7 +139,7 @@ def test_iaf_helps_where_a_size_says_so() -> None:
 
 def test_only_cells_with_all_flows_are_compared() -> None:
     table = summary({})
-    gone = table[~((table["model"] == "iaf") & (table["num_flows"] == 20) & (table["seed"] == 1))]
+    gone = table[~((table["flow"] == "iaf") & (table["num_flows"] == 20) & (table["seed"] == 1))]
     assert set(complete(paired(gone))["seed"]) == {0, 2}
 
 
@@ -156,7 +156,7 @@ def test_the_page_is_written_from_the_csv_alone(tmp_path: Path) -> None:
     for name in ("Threats", "hypotheses", "of the 429 runs", "figures/effects.png"):
         assert name in page
     kept = pd.read_csv(tmp_path / "effects.csv")
-    again = effects(complete(paired(summary({"elbo": 0.5}))), ["model", "num_flows"], ["elbo"])
+    again = effects(complete(paired(summary({"elbo": 0.5}))), ["flow", "num_flows"], ["elbo"])
     np.testing.assert_allclose(kept["elbo"], again["elbo"], rtol=1e-4)
 
 
@@ -185,4 +185,4 @@ def test_what_moves_detection_is_told_apart() -> None:
     found = moves(choices(table)).set_index("choice")["by importance"]
     assert found["8 latents for 2"].startswith("+2.00")
     assert found["32 latents for 8"].startswith("-2.00")
-    assert found["a flow for the base VAE"].startswith("+0.00")
+    assert found["a flow for the diagonal"].startswith("+0.00")

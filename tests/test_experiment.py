@@ -14,7 +14,6 @@ import pytest
 import torch
 from pyro.distributions import transforms
 
-from pyro_vaeflow.datasets.distinct_rows import distinct_rows, training_rows
 from pyro_vaeflow.datasets.splits import Split
 from pyro_vaeflow.experiments import paper
 from pyro_vaeflow.experiments.config import AnnealingConfig, ExperimentConfig
@@ -34,6 +33,7 @@ from pyro_vaeflow.programs import fitting as recipe
 from pyro_vaeflow.programs.fitting import annealing, build, check_registered, fit
 from pyro_vaeflow.programs.flows import FLOWS
 from pyro_vaeflow.programs.vae import ACTIVATIONS
+from pyro_vaeflow.tables.distinct_rows import distinct_rows, training_rows
 from pyro_vaeflow.validation import ConfigError
 
 TINY = ExperimentConfig(
@@ -63,7 +63,7 @@ def by_name(folder: Path) -> dict[str, bytes]:
 
 
 def test_a_run_depends_on_its_configuration_and_seed_alone() -> None:
-    config = replace(TINY, model="iaf", num_flows=2)
+    config = replace(TINY, flow="iaf", num_flows=2)
     first, again, other = run(config), run(config), run(replace(config, seed=1))
     for name, array in first.arrays.items():
         np.testing.assert_array_equal(array, again.arrays[name])
@@ -132,11 +132,11 @@ def test_the_budget_and_the_learning_rate_are_those_of_the_configuration() -> No
         ({"dataset": "rnig"}, "unknown dataset 'rnig', did you mean 'ring'"),
         ({"preprocessing": "rank"}, "allowed: none, mixed, minmax, standard"),
         ({"likelihood": "gauss"}, "unknown likelihood 'gauss'"),
-        ({"model": "iof"}, "unknown model 'iof', did you mean 'iaf'? allowed: diagonal, planar"),
+        ({"flow": "iof"}, "unknown flow 'iof', did you mean 'iaf'? allowed: diagonal, planar"),
         ({"activation": "relu6"}, "unknown activation 'relu6'; allowed: leaky_relu, silu, tanh"),
         ({"num_flows": 3}, "num_flows must be 0"),
-        ({"model": "iaf"}, "num_flows must be an integer from 1 to 100"),
-        ({"model": "iaf", "num_flows": 2, "flow_options": {"width": 3}}, "allowed: hidden_dim"),
+        ({"flow": "iaf"}, "num_flows must be an integer from 1 to 100"),
+        ({"flow": "iaf", "num_flows": 2, "flow_options": {"width": 3}}, "allowed: hidden_dim"),
         ({"likelihood": "normal", "likelihood_options": {"scale": 3}}, "allowed: min_scale"),
     ],
 )
@@ -155,7 +155,7 @@ def test_a_registered_posterior_data_set_and_activation_run_by_name(monkeypatch)
     monkeypatch.setitem(FLOWS, "radial", radial)
     monkeypatch.setitem(TASKS, "mine", TASKS["breast_cancer"])
     monkeypatch.setitem(ACTIVATIONS, "gelu", torch.nn.GELU)
-    config = replace(TINY, model="radial", num_flows=2, dataset="mine", activation="gelu")
+    config = replace(TINY, flow="radial", num_flows=2, dataset="mine", activation="gelu")
     assert run(config).metrics["num_test"] == 114
 
 
@@ -267,7 +267,7 @@ def test_worker_processes_find_the_same_numbers(tmp_path) -> None:
 
 
 def test_a_finished_runs_programs_give_its_scores_again(tmp_path) -> None:
-    iaf = replace(TINY, model="iaf", num_flows=2, flow_options={"hidden_dim": 12}, seed=3)
+    iaf = replace(TINY, flow="iaf", num_flows=2, flow_options={"hidden_dim": 12}, seed=3)
     run_all([iaf], tmp_path, progress=False)
     folder = tmp_path / "runs" / iaf.run_name
     config, model, guide = load_programs(folder)
@@ -286,7 +286,7 @@ def test_a_finished_runs_programs_give_its_scores_again(tmp_path) -> None:
 def study(tmp_path_factory) -> Path:
     """Two posteriors, one of them in two widths, two seeds."""
     out = tmp_path_factory.mktemp("study")
-    narrow = replace(TINY, model="iaf", num_flows=2, flow_options={"hidden_dim": 12})
+    narrow = replace(TINY, flow="iaf", num_flows=2, flow_options={"hidden_dim": 12})
     configs = [TINY, narrow, replace(narrow, flow_options={"hidden_dim": 24})]
     both = [replace(config, seed=seed) for config in configs for seed in (0, 1)]
     run_all(both, out, command="vaeflow run mine", progress=False)
@@ -295,20 +295,20 @@ def study(tmp_path_factory) -> Path:
 
 
 def test_the_summary_has_one_row_a_run_and_score_and_the_columns_asked_for(tmp_path) -> None:
-    run_all([TINY, replace(TINY, model="planar", num_flows=2)], tmp_path, progress=False)
+    run_all([TINY, replace(TINY, flow="planar", num_flows=2)], tmp_path, progress=False)
     write_tables(tmp_path)
     table = pd.read_csv(tmp_path / "summary.csv")
-    asked = "dataset model num_flows seed score f1_top20 f1_true_ratio auroc average_precision"
+    asked = "dataset flow num_flows seed score f1_top20 f1_true_ratio auroc average_precision"
     asked += " elbo log_evidence kl train_seconds score_seconds"
     assert list(table.columns) == asked.split()
-    assert table["model"].tolist() == ["diagonal", "diagonal", "planar", "planar"]
+    assert table["flow"].tolist() == ["diagonal", "diagonal", "planar", "planar"]
     assert table["score"].tolist() == ["reconstruction", "importance"] * 2
 
 
 def test_settings_that_tell_runs_apart_become_columns(study) -> None:
     table = pd.read_csv(study / "summary.csv")
     assert list(table.columns) == [*COLUMNS, "flow_options.hidden_dim"]
-    assert not table.duplicated(["model", "num_flows", "seed", "score", table.columns[-1]]).any()
+    assert not table.duplicated(["flow", "num_flows", "seed", "score", table.columns[-1]]).any()
     assert len(aggregate(table)) == 3 * 2
 
 
@@ -327,8 +327,8 @@ def test_runs_that_differ_in_widths_have_a_row_each(tmp_path) -> None:
 
 def test_the_table_is_the_mean_and_standard_deviation_over_seeds(study) -> None:
     table = read_summary(study)
-    chosen = table[(table["model"] == "diagonal") & (table["score"] == "importance")]["auroc"]
-    row = aggregate(table).query("model == 'diagonal' and score == 'importance'").iloc[0]
+    chosen = table[(table["flow"] == "diagonal") & (table["score"] == "importance")]["auroc"]
+    row = aggregate(table).query("flow == 'diagonal' and score == 'importance'").iloc[0]
     assert row["AUROC"] == f"{chosen.mean():.4f} ± {chosen.std():.4f}"
     assert row["seeds"] == 2
 
@@ -353,7 +353,7 @@ def test_without_run_folders_the_summary_is_what_it_was(study, tmp_path) -> None
 
 def test_the_papers_numbers_stand_beside_its_own_score_alone() -> None:
     rows = [
-        {**dict.fromkeys(COLUMNS, 0.5), "dataset": "kddcup99", "model": model, "num_flows": depth,
+        {**dict.fromkeys(COLUMNS, 0.5), "dataset": "kddcup99", "flow": model, "num_flows": depth,
          "seed": seed, "score": score}
         for model, depth in [*paper.TABLE_1, ("spline", 3)]
         for score in ("reconstruction", "importance")
@@ -361,7 +361,7 @@ def test_the_papers_numbers_stand_beside_its_own_score_alone() -> None:
     ]  # fmt: skip
     summary = pd.DataFrame(rows)
     assert "paper's F1" not in aggregate(summary.assign(approximation_gap=0.1))  # of fewer rows
-    table = aggregate(summary).set_index(["model", "num_flows", "score"])["paper's F1"]
+    table = aggregate(summary).set_index(["flow", "num_flows", "score"])["paper's F1"]
     assert table["iaf", 50, "reconstruction"] == "0.911 ± 0.0121"
     assert table["iaf", 50, "importance"] == table["spline", 3, "reconstruction"] == ""
     assert (table != "").sum() == 5

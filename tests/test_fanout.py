@@ -19,8 +19,8 @@ from pyro_vaeflow.experiments import experiment, fanout
 from pyro_vaeflow.experiments.config import ExperimentConfig
 from pyro_vaeflow.experiments.fanout import attempt, run_all
 from pyro_vaeflow.experiments.results import finished_runs
-from pyro_vaeflow.experiments.run_folder import claim_of
-from pyro_vaeflow.locks import claim
+from pyro_vaeflow.experiments.run_folder import lock_of
+from pyro_vaeflow.locks import hold_lock
 from pyro_vaeflow.validation import ConfigError
 from pyro_vaeflow.workers import THREADS, Processes
 
@@ -54,42 +54,42 @@ def names_in(out: Path) -> list[str]:
     return sorted(path.name for path in (out / "runs").iterdir())
 
 
-# Claims
+# Locks
 
 
-def test_a_claim_is_one_holders_until_it_is_killed(tmp_path) -> None:
-    path = tmp_path / "work.claim"
+def test_a_lock_is_one_holders_until_it_is_killed(tmp_path) -> None:
+    path = tmp_path / "work.lock"
     code = f"""
 import time
 from pathlib import Path
-from pyro_vaeflow.locks import claim
-with claim(Path({str(path)!r})) as mine:
+from pyro_vaeflow.locks import hold_lock
+with hold_lock(Path({str(path)!r})) as mine:
     print(mine, flush=True)
     time.sleep(60)
 """
     holder = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
     try:
         assert holder.stdout.readline() == "True\n"
-        with claim(path, patience=0.1) as mine:
+        with hold_lock(path, patience=0.1) as mine:
             assert not mine
     finally:
         holder.kill()
         holder.wait()
         holder.stdout.close()
     assert path.exists()  # a dead holder's file, which means nothing
-    with claim(path, patience=10.0) as mine:
+    with hold_lock(path, patience=10.0) as mine:
         assert mine
     assert not path.exists()
 
 
-def test_of_many_at_once_one_has_the_claim_at_a_time(tmp_path) -> None:
+def test_of_many_at_once_one_has_the_lock_at_a_time(tmp_path) -> None:
     """Each waits for the others, over a file that every holder removes."""
     holders: list[int] = []
     seen = []
 
     def work(number: int) -> None:
         for _ in range(5):
-            with claim(tmp_path / "work.claim", patience=-1) as mine:
+            with hold_lock(tmp_path / "work.lock", patience=-1) as mine:
                 holders.append(number)
                 time.sleep(0.001)
                 seen.append(mine and holders == [number])
@@ -113,7 +113,7 @@ def test_a_run_that_another_process_is_at_is_left_to_it(tmp_path, monkeypatch) -
 
     def release() -> None:
         """Waits until the other run is made, and then makes this one."""
-        with claim(claim_of(folder)):
+        with hold_lock(lock_of(folder)):
             partial.mkdir()
             started.set()
             while not (tmp_path / "runs" / other.run_name).exists():
@@ -162,7 +162,7 @@ def test_the_run_of_a_killed_worker_is_made_again_and_no_other(tmp_path, monkeyp
     assert sorted(outcome.finished) == names and not outcome.failed
     log = (tmp_path / "attempts").read_text().split()
     assert sorted(log) == ["seed0", "seed0", "seed1", "seed2"]
-    assert [name for name in names_in(tmp_path) if not name.endswith(".claim")] == names
+    assert [name for name in names_in(tmp_path) if not name.endswith(".lock")] == names
 
 
 def test_a_run_under_which_processes_die_again_and_again_is_called_failed(
@@ -234,7 +234,7 @@ def test_a_dask_cluster_survives_the_death_of_a_worker(tmp_path) -> None:
             with joblib.parallel_config(backend="dask"):
                 again = run_all(seeds(4, num_steps=200), tmp_path, progress=False)
     assert len(again.finished) == 1 and len(again.skipped) == 3
-    left = [name for name in names_in(tmp_path) if not name.endswith(".claim")]
+    left = [name for name in names_in(tmp_path) if not name.endswith(".lock")]
     assert left == sorted(config.run_name for config in seeds(4, num_steps=200))
 
 
@@ -260,4 +260,4 @@ def test_no_scheduler_is_an_error_that_names_the_address(tmp_path, monkeypatch) 
 
 def test_a_folder_that_workers_do_not_see_is_named(tmp_path) -> None:
     with pytest.raises(ConfigError, match="is not the folder of the study: give an --out"):
-        attempt(TINY, tmp_path, tmp_path / "runs" / ".gone.claim", "", False)
+        attempt(TINY, tmp_path, tmp_path / "runs" / ".gone.lock", "", False)

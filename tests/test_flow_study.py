@@ -32,8 +32,8 @@ DIGESTS = {
     "kdd": (11, "85da4440"),
     "kdd-paper": (5, "d85551f8"),
     "kdd-width": (6, "d901a9d0"),
-    "quickstart": (6, "894bd2a8"),
-    "ring": (3, "2a1a3cd1"),
+    "quickstart": (6, "094792a2"),  # the layers of its iaf have a gate now
+    "ring": (3, "a0499079"),  # and of this one
 }
 
 
@@ -90,11 +90,11 @@ def test_every_combination_of_a_block_is_a_variant() -> None:
         seeds_first: true
         crossed:
           - - [{latent_dim: 2}, {latent_dim: 4}]
-            - [{model: diagonal}, {model: planar, num_flows: 3}]
+            - [{flow: diagonal}, {flow: planar, num_flows: 3}]
           - [[{latent_dim: 8}]]
         """
     )
-    found = [(c.seed, c.latent_dim, c.model) for c in study.expand()]
+    found = [(c.seed, c.latent_dim, c.flow) for c in study.expand()]
     once = [(2, "diagonal"), (2, "planar"), (4, "diagonal"), (4, "planar"), (8, "diagonal")]
     assert found == [(seed, *cell) for seed in (0, 1) for cell in once]
 
@@ -117,12 +117,12 @@ def test_the_design_is_balanced() -> None:
     later = [c.digest for c in configs[per_seed:]]
     assert later == [c.digest for c in first] * (len(study.seeds) - 1)
     posteriors = [("diagonal", 0), ("planar", 5), ("planar", 20), ("iaf", 5), ("iaf", 20)]
-    cells = {(c.dataset, c.latent_dim, c.model, c.num_flows) for c in first}
+    cells = {(c.dataset, c.latent_dim, c.flow, c.num_flows) for c in first}
     for dataset in {c.dataset for c in first}:
         assert all((dataset, d, *p) in cells for d in (2, 8, 32) for p in posteriors)
-    # every cell with a flow has a base VAE to be compared with, alike in all else
-    apart = ("model", "num_flows", "flow_options", "gaps")
-    of_base = {key(c, apart) for c in first if c.model == "diagonal"}
+    # every cell with a flow has a diagonal to be compared with, alike in all else
+    apart = ("flow", "num_flows", "flow_options", "gaps")
+    of_base = {key(c, apart) for c in first if c.flow == "diagonal"}
     assert all(key(c, apart) in of_base for c in first)
 
 
@@ -139,7 +139,7 @@ def test_the_study_runs_on_its_small_budget_with_a_row_a_run(tmp_path: Path, cap
     table = pd.read_csv(tmp_path / "summary.csv")
     assert not (tmp_path / "benchmark.md").exists()
     posteriors = [("diagonal", 0), *((m, d) for m in ("planar", "iaf") for d in (5, 20, 50))]
-    found = set(zip(table["model"], table["num_flows"], strict=True))
+    found = set(zip(table["flow"], table["num_flows"], strict=True))
     assert found == {*posteriors, ("spline", 2)} and len(table) == len(found)
     wanted = [f"{m}_{s}" for m in ("f1_top20", "f1_true_ratio", "auroc", "average_precision")
               for s in ("reconstruction", "importance")]  # fmt: skip
@@ -156,7 +156,7 @@ def test_a_row_a_run_and_a_row_a_score_say_the_same(tmp_path: Path) -> None:
     long = pd.DataFrame(
         {
             "dataset": np.repeat(["ring", "kddcup99"], 4),
-            "model": "iaf", "num_flows": 5,
+            "flow": "iaf", "num_flows": 5,
             "seed": [0, 0, 1, 1] * 2,
             "score": scores * 4,
             "auroc": np.linspace(0.1, 0.8, 8),

@@ -43,7 +43,7 @@ def rows_of(run: FinishedRun, count: int) -> torch.Tensor:
 @pytest.fixture(scope="module")
 def out(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("ring")
-    flows = [{"model": "diagonal"}, {"model": "planar", "num_flows": 2}]
+    flows = [{"flow": "diagonal"}, {"flow": "planar", "num_flows": 2}]
     configs = [ExperimentConfig(**RING, **flow, seed=seed) for flow in flows for seed in (0, 1)]
     run_all(configs, folder, progress=False)
     write_tables(folder)
@@ -52,7 +52,7 @@ def out(tmp_path_factory) -> Path:
 
 def test_gaps_add_up_to_what_the_truth_has_over_the_bound(out: Path) -> None:
     table = gap_study.study(out, SETTINGS, progress=False)
-    assert list(zip(table["model"], table["seed"], strict=True)) == [
+    assert list(zip(table["flow"], table["seed"], strict=True)) == [
         ("diagonal", 0), ("diagonal", 1), ("planar", 0), ("planar", 1),
     ]  # fmt: skip
     gaps = ["decoder_gap", "prior_gap", "approximation_gap", "amortization_gap"]
@@ -63,7 +63,7 @@ def test_gaps_add_up_to_what_the_truth_has_over_the_bound(out: Path) -> None:
     read = pd.read_csv(out / "gaps.csv")
     np.testing.assert_allclose(read["approximation_gap"], table["approximation_gap"], rtol=1e-4)
     summary = pd.read_csv(out / "summary.csv")
-    of_run = summary[(summary["model"] == "planar") & (summary["seed"] == 1)]
+    of_run = summary[(summary["flow"] == "planar") & (summary["seed"] == 1)]
     assert list(of_run["score"]) == ["reconstruction", "importance"]
     for name in ("true_log_density", "approximation_gap", "amortization_gap"):
         np.testing.assert_allclose(of_run[name], table[name][3], rtol=1e-4)
@@ -177,4 +177,4 @@ def test_each_command_runs_in_its_small_budget(out: Path, monkeypatch) -> None:
     assert list(pd.read_csv(out / "gaps.csv")["seed"]) == [1, 1]
     monkeypatch.setattr("sys.argv", ["draw_study", str(out), "--quick", "--posteriors", "planar2"])
     draw_study.main()
-    assert set(pd.read_csv(out / "draws.csv")["model"]) == {"planar"}
+    assert set(pd.read_csv(out / "draws.csv")["flow"]) == {"planar"}

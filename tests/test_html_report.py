@@ -40,7 +40,7 @@ def chromium(page: Path, *options: str) -> str:
 @pytest.fixture(scope="module")
 def out(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("runs") / "a <i>study & more"
-    flow = replace(RING, model="planar", num_flows=2)
+    flow = replace(RING, flow="planar", num_flows=2)
     configs = [RING, replace(RING, seed=1), flow, replace(flow, latent_dim=3)]
     run_all(configs, folder, command="vaeflow run <script>alert(1)</script>", progress=False)
     write_tables(folder)
@@ -89,13 +89,13 @@ def test_without_its_runs_the_page_says_what_is_missing(out: Path, tmp_path: Pat
 def test_labels_say_what_tells_runs_apart_and_no_more(out: Path) -> None:
     table = pd.DataFrame(
         {
-            "dataset": "a", "model": ["diagonal", "iaf", "iaf", "iaf"], "num_flows": [0, 5, 5, 5],
+            "dataset": "a", "flow": ["diagonal", "iaf", "iaf", "iaf"], "num_flows": [0, 5, 5, 5],
             "latent_dim": [2, 2, 8, 8], "likelihood": ["mixed"] * 3 + ["bernoulli"],
             "preprocessing": ["mixed"] * 3 + ["minmax"],
         }
     )  # fmt: skip
     assert labels(table) == [
-        "base VAE, latent_dim 2", "IAF 5, latent_dim 2", "IAF 5, latent_dim 8",
+        "diagonal, latent_dim 2", "IAF 5, latent_dim 2", "IAF 5, latent_dim 8",
         "IAF 5, latent_dim 8, likelihood bernoulli",
     ]  # fmt: skip
 
@@ -202,7 +202,7 @@ def fail_at(step: int):
 
 
 def test_a_run_is_tracked_and_its_name_and_numbers_stay(tmp_path: Path, capsys) -> None:
-    argv = "run ring --quick --model diagonal --num_flows 0 --activation silu --seeds 0".split()
+    argv = "run ring --quick --flow diagonal --num_flows 0 --activation silu --seeds 0".split()
     assert main([*argv, "--out", str(tmp_path / "plain")]) == 0
     assert main([*argv, "--out", str(tmp_path / "tracked"), "--tensorboard"]) == 0
     names = [

@@ -11,7 +11,8 @@ from sklearn.model_selection import train_test_split
 from sklearn.utils import Bunch
 
 from pyro_vaeflow.datasets import kddcup99
-from pyro_vaeflow.datasets.registry import Dataset, holdout_split, load_kddcup99
+from pyro_vaeflow.datasets.kddcup99 import load_kddcup99
+from pyro_vaeflow.datasets.splits import Dataset, holdout_split
 from pyro_vaeflow.tables.table_encoder import TableEncoder
 
 # Three rows in the published form: normal, an attack, an attack with another service.

@@ -191,7 +191,7 @@ def test_a_study_runs_each_variant_on_each_data_set() -> None:
         num_steps: 1
         latent_dim: 3
         seeds: [0, 1]
-        variants: [{model: diagonal}, {detector: pyod_vae, detector_options: {epoch_num: 2}}]
+        variants: [{flow: diagonal}, {detector: pyod_vae, detector_options: {epoch_num: 2}}]
         quick: {dataset: ring}
     """
     study = parse_study(text)
@@ -277,7 +277,7 @@ def study(tmp_path_factory):
         num_steps: 3
         num_samples: 3
         seeds: [0, 1]
-        variants: [{detector: knn1}, {detector: lookup, preprocessing: codes}, {model: diagonal}]
+        variants: [{detector: knn1}, {detector: lookup, preprocessing: codes}, {flow: diagonal}]
     """
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(TASKS, "three", lambda seed: split)
@@ -301,9 +301,9 @@ def test_a_peers_folder_holds_its_score_and_no_parameters(study) -> None:
 
 def test_ours_and_peers_stand_in_one_table_ours_first(study) -> None:
     table = read_summary(study)
-    assert table["model"].unique().tolist() == ["diagonal", "lookup", "knn1"]
-    assert table[table["model"] == "knn1"]["elbo"].isna().all()
-    shown = aggregate(table).set_index(["model", "score"])
+    assert table["flow"].unique().tolist() == ["diagonal", "lookup", "knn1"]
+    assert table[table["flow"] == "knn1"]["elbo"].isna().all()
+    shown = aggregate(table).set_index(["flow", "score"])
     assert shown.loc[("knn1", "own"), "AUROC"] == "1.0000 ± 0.0000"
     assert shown.loc[("knn1", "own"), "ELBO"] == ""
     assert "±" in shown.loc[("diagonal", "importance"), "ELBO"]
@@ -319,11 +319,11 @@ def test_ours_and_peers_stand_in_one_table_ours_first(study) -> None:
 
 def test_the_share_flagged_of_each_class_is_its_mean_over_seeds(study) -> None:
     table = pd.read_csv(study / "by_class.csv")
-    knn1 = table[table["model"] == "knn1"].set_index("class")
+    knn1 = table[table["flow"] == "knn1"].set_index("class")
     assert knn1["rows"].to_dict() == {"dos": 20, "mail": 40, "web": 90}
     assert knn1["is_anomaly"].to_dict() == {"dos": 1, "mail": 0, "web": 0}
     assert knn1["flagged"].to_dict() == {"dos": 1.0, "mail": 0.0, "web": 0.0}
-    ours = table[(table["model"] == "diagonal") & (table["score"] == "importance")]
+    ours = table[(table["flow"] == "diagonal") & (table["score"] == "importance")]
     runs = [r.metrics for r in finished_runs(study) if not r.config.is_peer]
     means = np.mean([[*m["flagged_by_class"]["importance"].values()] for m in runs], axis=0)
     assert ours["flagged"].tolist() == pytest.approx(means, rel=1e-5)

@@ -1,1 +1,1 @@
-"""Data sets by name, the splits that make an experiment of them, and where their files are."""
+"""Data sets to try detectors on, and their splits."""

@@ -3,7 +3,6 @@
 import gzip
 import hashlib
 import io
-import os
 import zlib
 from pathlib import Path
 
@@ -11,7 +10,7 @@ import numpy as np
 import pandas as pd
 import sklearn.datasets
 
-from pyro_vaeflow.datasets.data_home import advice, bad_file, data_folder, require_file
+from pyro_vaeflow.datasets.data_home import Folder, advice, bad_file, data_folder, require
 from pyro_vaeflow.datasets.splits import Dataset
 
 FILENAME = "kddcup.data_10_percent.gz"
@@ -39,7 +38,7 @@ DTYPES = {
 }
 
 
-def load_kddcup99(data_home: str | os.PathLike[str] | None = None) -> Dataset:
+def load_kddcup99(data_home: Folder = None) -> Dataset:
     """Returns KDD Cup 99 (10%): ``X`` (494021, 41), ``y`` 1 for `normal.`, ``labels`` attack types.
 
     Attacks are four fifths of the rows, so this benchmark takes them as inliers and `normal.`
@@ -59,7 +58,7 @@ def load_kddcup99(data_home: str | os.PathLike[str] | None = None) -> Dataset:
     if data_folder(data_home) is None:
         frame = _download()
     else:
-        frame = _read(require_file(FILENAME, data_home, SOURCE))
+        frame = _read(require(FILENAME, data_home, SOURCE))
     kinds = frame.pop("label").cat
     labels = kinds.categories.to_numpy(dtype=object)[kinds.codes]
     return Dataset("kddcup99", frame, (labels == "normal.").astype(np.int64), labels)

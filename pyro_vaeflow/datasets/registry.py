@@ -1,43 +1,22 @@
-"""Tables to try detectors on: KDD Cup 99, ODDS and ADBench files, breast cancer and the ring.
+"""Data sets: KDD Cup 99, ODDS and ADBench files, breast cancer and the ring.
 
 Files are looked for in the folder ``data_home`` or, without it, in ``$VAEFLOW_DATA``. They are read
 by loaders that run no code from a file, and nothing is cached.
 """
 
-import os
+import zipfile
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
 from scipy.io import loadmat
 from sklearn.datasets import load_breast_cancer
 
-from pyro_vaeflow.datasets.data_home import advice, bad_file, require_file, require_folder
-from pyro_vaeflow.datasets.kddcup99 import load_kddcup99
-from pyro_vaeflow.datasets.ring import make_ring, ring_log_density
-from pyro_vaeflow.datasets.splits import (
-    Dataset,
-    Split,
-    first_of_each,
-    holdout_split,
-    one_class_split,
-)
-
-__all__ = [
-    "Dataset",
-    "Split",
-    "adbench_names",
-    "first_of_each",
-    "holdout_split",
-    "load_adbench",
-    "load_arrhythmia",
-    "load_breast_cancer_table",
-    "load_kddcup99",
-    "make_ring",
-    "one_class_split",
-    "ring_log_density",
-]
+from pyro_vaeflow.datasets.data_home import Folder, advice, bad_file, require
+from pyro_vaeflow.datasets.kddcup99 import load_kddcup99 as load_kddcup99
+from pyro_vaeflow.datasets.ring import make_ring as make_ring
+from pyro_vaeflow.datasets.ring import ring_log_density as ring_log_density
+from pyro_vaeflow.datasets.splits import Dataset
 
 ADBENCH = "ADBench (https://github.com/Minqi824/ADBench, adbench/datasets/Classical)"
 ODDS = "the ODDS library (https://odds.cs.stonybrook.edu/arrhythmia-dataset/)"
@@ -57,14 +36,14 @@ def load_breast_cancer_table() -> Dataset:
     return Dataset("breast_cancer", bunch.data, (labels == "malignant").astype(np.int64), labels)
 
 
-def load_arrhythmia(data_home: str | os.PathLike[str] | None = None) -> Dataset:
+def load_arrhythmia(data_home: Folder = None) -> Dataset:
     """Returns ODDS' arrhythmia from ``arrhythmia.mat``: ``X`` (452, 274), ``y`` 1 for 66 anomalies.
 
     Raises:
         FileNotFoundError: when ``arrhythmia.mat`` is not in the folder.
         ValueError: when it cannot be read or holds no ``X`` and ``y``.
     """
-    path = require_file("arrhythmia.mat", data_home, ODDS)
+    path = require("arrhythmia.mat", data_home, ODDS)
     try:
         content = loadmat(path, variable_names=["X", "y"])
         return _dataset("arrhythmia", content["X"], content["y"])
@@ -72,18 +51,17 @@ def load_arrhythmia(data_home: str | os.PathLike[str] | None = None) -> Dataset:
         raise bad_file(path, f"holds no table ({error!r:.300})", ODDS) from error
 
 
-def adbench_names(data_home: str | os.PathLike[str] | None = None) -> dict[str, Path]:
+def adbench_names(data_home: Folder = None) -> dict[str, Path]:
     """Returns name -> path of the ADBench files at hand: ``adbench/38_thyroid.npz`` is ``thyroid``.
 
     Raises:
         FileNotFoundError: when there is no folder ``adbench``.
     """
-    folder = require_folder("adbench", data_home, ADBENCH)
-    names = {path.stem.split("_", 1)[-1].lower(): path for path in folder.glob("*.npz")}
-    return dict(sorted(names.items()))
+    folder = require("adbench", data_home, ADBENCH, Path.is_dir)
+    return dict(sorted((_adbench_name(path), path) for path in folder.glob("*.npz")))
 
 
-def load_adbench(name: str, data_home: str | os.PathLike[str] | None = None) -> Dataset:
+def load_adbench(name: str, data_home: Folder = None) -> Dataset:
     """Returns a classical set of ADBench: ``X`` ``(num_data, num_columns)``, ``y`` 1 for anomalies.
 
     Args:
@@ -95,27 +73,29 @@ def load_adbench(name: str, data_home: str | os.PathLike[str] | None = None) -> 
         ValueError: when the file cannot be read, or holds no ``X`` and ``y``.
     """
     paths = adbench_names(data_home)
-    wanted = name.lower()
-    for key, path in paths.items():
-        if wanted in (key, path.stem.lower()):
-            break
-    else:
+    by_name = paths | {path.stem.lower(): path for path in paths.values()}
+    path = by_name.get(name.lower())
+    if path is None:
         raise FileNotFoundError(
             f"no ADBench set is called {name!r}; at hand: {', '.join(paths) or 'none'}. "
             + advice("adbench/*.npz", ADBENCH)
         )
     try:
+        _check_declared(path)
         with np.load(path, allow_pickle=False) as content:
-            _check_declared(content)
-            return _dataset(key, content["X"], content["y"])
+            return _dataset(_adbench_name(path), content["X"], content["y"])
     except Exception as error:  # as above
         raise bad_file(path, f"holds no table ({error!r:.300})", ADBENCH) from error
 
 
-def _check_declared(content: Any) -> None:
+def _adbench_name(path: Path) -> str:
+    return path.stem.split("_", 1)[-1].lower()
+
+
+def _check_declared(path: Path) -> None:
     """Refuses a small archive that would unpack to a large one."""
-    if isinstance(content, np.lib.npyio.NpzFile) and content.zip is not None:
-        for entry in content.zip.infolist():
+    with zipfile.ZipFile(path) as archive:
+        for entry in archive.infolist():
             if entry.file_size > MAX_BYTES:
                 raise ValueError(f"{entry.filename} has {entry.file_size} bytes, over {MAX_BYTES}")
 

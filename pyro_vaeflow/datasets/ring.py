@@ -5,6 +5,8 @@ import torch
 from scipy.special import i0e
 from sklearn.datasets import make_circles
 
+from pyro_vaeflow.validation import check_positive, check_size
+
 RADIUS = 0.8
 
 
@@ -18,14 +20,12 @@ def make_ring(num_points: int = 10_000, noise: float = 0.01, seed: int = 0) -> t
         ValueError: when ``num_points`` is below 2 or ``noise`` is not positive.
 
     Example:
-        >>> from pyro_vaeflow.datasets.registry import make_ring
         >>> x = make_ring()
         >>> x.shape, round(float(x.norm(dim=-1).mean()), 3)
         (torch.Size([5000, 2]), 0.8)
     """
-    if num_points < 2:
-        raise ValueError(f"num_points must be at least 2 (one on each circle), got {num_points!r}")
-    _check_positive("noise", noise)
+    check_size("num_points", num_points, low=2)  # one on each circle
+    check_positive("noise", noise)
     points, circle = make_circles(num_points, noise=noise, factor=RADIUS, random_state=seed)
     return torch.as_tensor(points[circle == 1], dtype=torch.float32)
 
@@ -44,12 +44,11 @@ def ring_log_density(
         ValueError: when the last dimension is not 2, or ``noise`` or ``radius`` is not positive.
 
     Example:
-        >>> from pyro_vaeflow.datasets.registry import make_ring, ring_log_density
         >>> round(float(ring_log_density(make_ring(seed=1)).mean()), 2)  # expectation 1.57
         1.58
     """
-    _check_positive("noise", noise)
-    _check_positive("radius", radius)
+    check_positive("noise", noise)
+    check_positive("radius", radius)
     points = np.asarray(points, dtype=np.float64)
     if points.ndim == 0 or points.shape[-1] != 2:
         raise ValueError(f"points must have shape (..., 2), got {points.shape}")
@@ -57,8 +56,3 @@ def ring_log_density(
     # i0e(t) = exp(-t) I0(t) stays finite where I0 overflows; its exponent completes the square.
     bessel = np.log(i0e(rho * radius / noise**2))
     return bessel - (rho - radius) ** 2 / (2 * noise**2) - np.log(2 * np.pi * noise**2)
-
-
-def _check_positive(name: str, value: float) -> None:
-    if not 0.0 < value < np.inf:
-        raise ValueError(f"{name} must be positive and finite, got {value!r}")

@@ -1,4 +1,4 @@
-"""A labelled table, and the splits that make a one-class experiment of it: only inliers train."""
+"""Labelled tables, and splits of them into inliers to train on and rows to test on."""
 
 from dataclasses import dataclass
 
@@ -57,24 +57,6 @@ class Split:
     labels_test: np.ndarray
 
 
-def first_of_each(split: Split) -> np.ndarray:
-    """True at the first test row of each kind, ``(num_test,)``: equal in all columns and in y.
-
-    Detectors are also compared on these rows, where no row counts twice.
-
-    Example:
-        >>> from pyro_vaeflow.datasets.registry import holdout_split, load_breast_cancer_table
-        >>> int(first_of_each(holdout_split(load_breast_cancer_table())).sum())
-        114
-    """
-    repeats = split.X_test.reset_index(drop=True).assign(is_anomaly=split.y_test).duplicated()
-    return ~repeats.to_numpy()
-
-
-def _split(data: Dataset, train: np.ndarray, test: np.ndarray) -> Split:
-    return Split(data.X.iloc[train], data.X.iloc[test], data.y[test], data.labels[test])
-
-
 def holdout_split(data: Dataset, *, test_size: float = 0.2, seed: int = 42) -> Split:
     """Holds out a share of all rows for test and trains on the inliers of the others.
 
@@ -85,7 +67,7 @@ def holdout_split(data: Dataset, *, test_size: float = 0.2, seed: int = 42) -> S
         ValueError: when ``test_size`` is not inside (0, 1) or no inlier is left to train on.
 
     Example:
-        >>> from pyro_vaeflow.datasets.registry import holdout_split, load_breast_cancer_table
+        >>> from pyro_vaeflow.datasets.registry import load_breast_cancer_table
         >>> split = holdout_split(load_breast_cancer_table())
         >>> len(split.X_train), len(split.X_test), int(split.y_test.sum())
         (286, 114, 43)
@@ -108,7 +90,7 @@ def one_class_split(data: Dataset, *, seed: int = 0, train_fraction: float = 0.5
         ValueError: when ``train_fraction`` is not inside (0, 1) or leaves no inlier on one side.
 
     Example:
-        >>> from pyro_vaeflow.datasets.registry import load_breast_cancer_table, one_class_split
+        >>> from pyro_vaeflow.datasets.registry import load_breast_cancer_table
         >>> split = one_class_split(load_breast_cancer_table(), seed=0)
         >>> len(split.X_train), len(split.X_test), int(split.y_test.sum())
         (178, 391, 212)
@@ -124,6 +106,24 @@ def one_class_split(data: Dataset, *, seed: int = 0, train_fraction: float = 0.5
     train = np.random.default_rng(seed).permutation(inliers)[:num_train]
     test = np.setdiff1d(np.arange(len(data)), train)
     return _split(data, train, test)
+
+
+def first_of_each(split: Split) -> np.ndarray:
+    """True at the first test row of each kind, ``(num_test,)``: equal in all columns and in y.
+
+    Detectors are also compared on these rows, where no row counts twice.
+
+    Example:
+        >>> from pyro_vaeflow.datasets.registry import load_breast_cancer_table
+        >>> int(first_of_each(holdout_split(load_breast_cancer_table())).sum())
+        114
+    """
+    repeats = split.X_test.reset_index(drop=True).assign(is_anomaly=split.y_test).duplicated()
+    return ~repeats.to_numpy()
+
+
+def _split(data: Dataset, train: np.ndarray, test: np.ndarray) -> Split:
+    return Split(data.X.iloc[train], data.X.iloc[test], data.y[test], data.labels[test])
 
 
 def _check_share(name: str, value: float) -> None:

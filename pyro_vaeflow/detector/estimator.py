@@ -34,7 +34,7 @@ from pyro_vaeflow.plots.scores import plot_contributions, plot_scores
 from pyro_vaeflow.programs.fitting import build, fit, score_rows
 from pyro_vaeflow.programs.priors import ExemplarPrior
 from pyro_vaeflow.programs.vae import Guide, Model
-from pyro_vaeflow.tables.columns import is_numeric
+from pyro_vaeflow.tables.column_values import is_numeric
 from pyro_vaeflow.tables.frames import as_table
 from pyro_vaeflow.tables.mixed_encoder import MixedEncoder
 from pyro_vaeflow.validation import check_size
@@ -427,7 +427,7 @@ class VAEFlowDetector(OutlierMixin, BaseEstimator):
             likelihood="mixed",
             # Differences below 0.3 standard deviations count for little.
             likelihood_options={"min_scale": 0.3, "start_scale": 0.05},
-            model=self.flow,
+            flow=self.flow,
             num_flows=self.num_flows,
             flow_options=FLOW_OPTIONS.get(self.flow, {}),
             latent_dim=self.latent_dim,

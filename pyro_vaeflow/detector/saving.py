@@ -173,7 +173,7 @@ def _check_size(
             pair = build(config, columns, None if rows is None else rows.to("meta"))
         except (NotImplementedError, RuntimeError):
             # Some masks are made with numbers that only real tensors have: look at all else.
-            without = {"model": "diagonal", "num_flows": 0, "flow_options": {}}
+            without = {"flow": "diagonal", "num_flows": 0, "flow_options": {}}
             plain = ExperimentConfig(**config.to_dict() | without)
             pair = build(plain, columns, None if rows is None else rows.to("meta"))
             expected = state_of(*(program.double() for program in pair))

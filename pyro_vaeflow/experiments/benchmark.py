@@ -78,7 +78,7 @@ def _methods(table: pd.DataFrame, with_score: bool) -> pd.Series:
     apart = settings_apart(table)
 
     def name(row: pd.Series) -> str:
-        parts = [method_name(row["model"], row["num_flows"])]
+        parts = [method_name(row["flow"], row["num_flows"])]
         parts += [f"{key.split('.')[-1]} {row[key]}" for key in apart if pd.notna(row[key])]
         parts += [row["score"]] if with_score and row["score"] != "own" else []
         return ", ".join(parts)

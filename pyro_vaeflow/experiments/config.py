@@ -8,6 +8,7 @@ import hashlib
 import json
 import math
 import reprlib
+from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -108,7 +109,7 @@ class ExperimentConfig(Checked):
         detector_options: options of the peer, such as epoch_num of pyod_vae.
         likelihood: a name in `pyro_vaeflow.programs.likelihoods.LIKELIHOODS`.
         likelihood_options: options of the likelihood head, such as min_scale of normal.
-        model: the posterior, a name in `pyro_vaeflow.programs.flows.FLOWS`.
+        flow: the posterior, a name in `pyro_vaeflow.programs.flows.FLOWS`.
         num_flows: transforms in the posterior; 0 for diagonal.
         conditioned: whether the flow reads the encoder's context.
         flow_options: options of the posterior's builder, such as hidden_dim and stable of iaf.
@@ -151,7 +152,7 @@ class ExperimentConfig(Checked):
     detector_options: dict[str, Any] = setting(factory=dict)
     likelihood: str = "bernoulli"
     likelihood_options: dict[str, Any] = setting(factory=dict)
-    model: str = "diagonal"
+    flow: str = "diagonal"
     num_flows: int = setting(0, low=0, high=100)
     conditioned: bool = True
     flow_options: dict[str, Any] = setting(factory=dict)
@@ -223,6 +224,15 @@ class ExperimentConfig(Checked):
         return yaml.safe_dump(self.to_dict(), sort_keys=False)
 
     @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "ExperimentConfig":
+        """Makes a configuration from plain values, as YAML gives them, `current_keys` or older.
+
+        Raises:
+            ConfigError: an unknown key, a wrong type or a value out of range, with those allowed.
+        """
+        return super().from_dict(current_keys(values))
+
+    @classmethod
     def from_yaml(cls, text: str) -> "ExperimentConfig":
         """Reads what `to_yaml` wrote.
 
@@ -249,6 +259,10 @@ class ExperimentConfig(Checked):
     def digest(self) -> str:
         """Eight hexadecimal digits of all that the run reads but the seed and the study's name."""
         settings = {k: v for k, v in self.to_dict().items() if k not in ("seed", "study")}
+        if not self.is_peer:  # in the words of version 0.1, so that its finished runs keep theirs
+            settings["model"] = settings.pop("flow")
+            if self.flow == "iaf":  # its layers had no gate unless asked for
+                settings["flow_options"] = {"stable": True, **self.flow_options}
         return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
 
     @property
@@ -256,12 +270,30 @@ class ExperimentConfig(Checked):
         """The name of the run's folder.
 
         Example:
-            >>> ExperimentConfig(num_steps=10, model="iaf", num_flows=5, seed=3).run_name[:15]
+            >>> ExperimentConfig(num_steps=10, flow="iaf", num_flows=5, seed=3).run_name[:15]
             'ring-iaf5-seed3'
         """
         dataset = self.dataset.replace(":", "_").replace("/", "_")
-        method = self.detector if self.is_peer else f"{self.model}{self.num_flows}"
+        method = self.detector if self.is_peer else f"{self.flow}{self.num_flows}"
         return f"{dataset}-{method}-seed{self.seed}-{self.digest}"
+
+
+def current_keys(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings under the keys of today, from a file that may be of version 0.1.
+
+    There the posterior was `model`, and the layers of its `iaf` had no gate unless asked for.
+
+    Example:
+        >>> current_keys({"model": "planar", "num_flows": 5})
+        {'flow': 'planar', 'num_flows': 5}
+    """
+    if "model" not in values or "flow" in values:
+        return dict(values)
+    renamed = {"flow" if name == "model" else name: value for name, value in values.items()}
+    options = values.get("flow_options")
+    if renamed["flow"] == "iaf" and isinstance(options, Mapping):
+        renamed["flow_options"] = {"stable": False, **options}
+    return renamed
 
 
 def read_text(path: Path) -> str:

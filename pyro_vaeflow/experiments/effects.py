@@ -1,4 +1,4 @@
-"""What a flow changes: each run beside the base VAE's of the same cell, means and intervals."""
+"""What a flow changes: each run beside the diagonal one of its cell, means and intervals."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -9,10 +9,10 @@ import numpy as np
 import pandas as pd
 
 BASE = "diagonal"
-POSTERIOR = ("model", "num_flows")
+POSTERIOR = ("flow", "num_flows")
 # Beside data set and seed, what makes the cell in which posteriors are compared.
 CELL = ("latent_dim", "preprocessing", "likelihood", "annealing.kind")
-OF_BASE: Mapping[str, Any] = MappingProxyType({"model": BASE})
+OF_BASE: Mapping[str, Any] = MappingProxyType({"flow": BASE})
 MEASURES = (
     "elbo log_evidence kl approximation_gap amortization_gap active_units gap_khat_above_0.7 "
     "auroc_reconstruction auroc_importance average_precision_reconstruction "
@@ -50,10 +50,10 @@ def paired(
         apart: the settings in which the two may differ; in all others they are alike.
 
     Example:
-        >>> wide = pd.DataFrame({"dataset": "a", "seed": 0, "model": ["diagonal", "iaf"],
+        >>> wide = pd.DataFrame({"dataset": "a", "seed": 0, "flow": ["diagonal", "iaf"],
         ...                      "num_flows": [0, 5], "latent_dim": 2, "elbo": [-3.0, -2.5]})
-        >>> paired(wide)[["model", "num_flows", "elbo"]].to_dict("records")
-        [{'model': 'iaf', 'num_flows': 5, 'elbo': 0.5}]
+        >>> paired(wide)[["flow", "num_flows", "elbo"]].to_dict("records")
+        [{'flow': 'iaf', 'num_flows': 5, 'elbo': 0.5}]
     """
     names = [name for name in ("dataset", "seed", *POSTERIOR, *CELL) if name in wide]
     cell = [name for name in names if name not in apart]

@@ -11,7 +11,6 @@ import numpy as np
 import pandas as pd
 import torch
 
-from pyro_vaeflow.datasets.distinct_rows import training_rows
 from pyro_vaeflow.experiments.config import ExperimentConfig
 from pyro_vaeflow.experiments.detection import detection
 from pyro_vaeflow.experiments.measured_gaps import held_out_rows, measure_gaps
@@ -26,6 +25,7 @@ from pyro_vaeflow.inference.training import History
 from pyro_vaeflow.programs.fitting import build, check_registered, fit, score_rows
 from pyro_vaeflow.programs.vae import Guide, Model
 from pyro_vaeflow.tables.columns import Column
+from pyro_vaeflow.tables.distinct_rows import training_rows
 from pyro_vaeflow.validation import ConfigError
 
 SCORES = ("reconstruction", "importance")

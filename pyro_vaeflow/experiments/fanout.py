@@ -17,15 +17,14 @@ from tqdm.auto import tqdm
 
 from pyro_vaeflow.experiments.config import ExperimentConfig
 from pyro_vaeflow.experiments.experiment import Result, run
-from pyro_vaeflow.experiments.run_folder import claim_of, is_finished, sweep, write
+from pyro_vaeflow.experiments.run_folder import is_finished, lock_of, sweep, write
 from pyro_vaeflow.experiments.tracking import TensorBoard, check_installed
 from pyro_vaeflow.inference.devices import Device, check_device
 from pyro_vaeflow.inference.training import NonFiniteError
-from pyro_vaeflow.locks import claim
+from pyro_vaeflow.locks import hold_lock
 from pyro_vaeflow.programs.fitting import check_registered
 from pyro_vaeflow.validation import ConfigError
-from pyro_vaeflow.worker_retries import DEATHS, as_ended, died
-from pyro_vaeflow.workers import Here, workers
+from pyro_vaeflow.workers import DEATHS, Here, as_ended, died, workers
 
 PATIENCE = 1.0  # seconds that a worker waits for a run another one is at, before it looks further
 State = Literal["finished", "skipped", "busy", "failed"]
@@ -90,9 +89,9 @@ def run_all(
     except OSError as error:
         raise ConfigError(f"--out: {out} cannot be written ({error}); choose a folder") from error
     sweep(runs)
-    call = runs / f".{uuid4().hex}.claim"
+    call = runs / f".{uuid4().hex}.lock"
     bar = tqdm(total=len(configs), initial=len(done), desc="runs", unit="run", disable=not progress)
-    with bar, claim(call), workers(jobs, dask) as executor:
+    with bar, hold_lock(call), workers(jobs, dask) as executor:
         args = executor, todo, call, out, command, progress, tensorboard, device
         for name, state, message in _results(*args):
             if state == "failed":
@@ -157,7 +156,7 @@ def attempt(
             f"{call.parent} on {socket.gethostname()} is not the folder of the study: give an "
             "--out on a file system that all workers share"
         )
-    with _ONE_RUN, claim(claim_of(folder), PATIENCE) as mine:
+    with _ONE_RUN, hold_lock(lock_of(folder), PATIENCE) as mine:
         if not mine:
             return "busy", ""
         try:

@@ -14,7 +14,7 @@ from pyro_vaeflow.experiments.peers import PEERS
 from pyro_vaeflow.validation import ConfigError
 
 NAMES = {
-    "diagonal": "base VAE",
+    "diagonal": "diagonal",
     "planar": "planar {}",
     "iaf": "IAF {}",
     "spline": "spline {}",
@@ -52,15 +52,16 @@ def read_json(path: Path) -> Any:
 
 
 def read_csv(path: Path) -> pd.DataFrame:
-    """The table in a csv file.
+    """The table in a csv file; a column `model`, as version 0.1 wrote it, is `flow`.
 
     Raises:
         ConfigError: it cannot be read, or is no table.
     """
     try:
-        return pd.read_csv(path)
+        table = pd.read_csv(path)
     except (OSError, ValueError) as error:
         raise ConfigError(f"{path} is no csv table that can be read: {error}") from error
+    return table if "flow" in table else table.rename(columns={"model": "flow"})
 
 
 def read_arrays(path: Path) -> dict[str, np.ndarray]:
@@ -79,7 +80,7 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
 def _order(run: FinishedRun) -> tuple[Any, ...]:
     config = run.config
     first = [*PEERS] if config.is_peer else [*NAMES]
-    method = identity(config)["model"]
+    method = identity(config)["flow"]
     place = config.is_peer, [*first, method].index(method), method, config.num_flows
     return config.dataset, *place, config.latent_dim or 0, config.digest, config.seed
 
@@ -89,20 +90,20 @@ def identity(config: ExperimentConfig) -> dict[str, Any]:
 
     Example:
         >>> identity(ExperimentConfig(detector="knn1"))
-        {'dataset': 'ring', 'model': 'knn1', 'num_flows': 0}
+        {'dataset': 'ring', 'flow': 'knn1', 'num_flows': 0}
     """
-    method = config.detector if config.is_peer else config.model
-    return {"dataset": config.dataset, "model": method, "num_flows": config.num_flows}
+    method = config.detector if config.is_peer else config.flow
+    return {"dataset": config.dataset, "flow": method, "num_flows": config.num_flows}
 
 
-def method_name(model: str, num_flows: int) -> str:
+def method_name(flow: str, num_flows: int) -> str:
     """What figures and pages call a posterior of some depth, or a peer.
 
     Example:
         >>> method_name("iaf", 5), method_name("knn1", 0)
         ('IAF 5', 'knn1')
     """
-    return model if model in PEERS else NAMES.get(model, f"{model} {{}}").format(num_flows)
+    return flow if flow in PEERS else NAMES.get(flow, f"{flow} {{}}").format(num_flows)
 
 
 def flat_settings(config: ExperimentConfig) -> dict[str, Any]:

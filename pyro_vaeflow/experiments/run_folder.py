@@ -16,7 +16,7 @@ from pyro_vaeflow.experiments.experiment import Result
 from pyro_vaeflow.experiments.results import read_json
 from pyro_vaeflow.inference.state import CheckpointError, restore
 from pyro_vaeflow.inference.versions import package_versions
-from pyro_vaeflow.locks import claim
+from pyro_vaeflow.locks import hold_lock
 from pyro_vaeflow.programs.fitting import build
 from pyro_vaeflow.programs.vae import Guide, Model
 from pyro_vaeflow.tables.columns import Column
@@ -114,20 +114,20 @@ def load_programs(folder: Path) -> tuple[ExperimentConfig, Model, Guide]:
     return config, model, guide
 
 
-def claim_of(folder: Path) -> Path:
-    """The file whose holder may make the run of `folder`: see `claim`."""
-    return folder.with_name(f".{folder.name}.claim")
+def lock_of(folder: Path) -> Path:
+    """The file whose holder may make the run of `folder`: see `hold_lock`."""
+    return folder.with_name(f".{folder.name}.lock")
 
 
 def sweep(runs: Path) -> None:
-    """Removes what killed processes left; what a living one has claimed stays."""
+    """Removes what killed processes left; what a living one has locked stays."""
     for path in runs.glob(".*.partial"):
         name = path.name[1:].rsplit(".", 2)[0]
-        with claim(claim_of(runs / name)) as mine:
+        with hold_lock(lock_of(runs / name)) as mine:
             if mine:
                 shutil.rmtree(path, ignore_errors=True)
-    for path in runs.glob(".*.claim"):
-        with claim(path):
+    for path in runs.glob(".*.lock"):
+        with hold_lock(path):
             pass
 
 

@@ -16,13 +16,19 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from pyro_vaeflow.experiments.config import IGNORED, ExperimentConfig, read_mapping, read_text
+from pyro_vaeflow.experiments.config import (
+    IGNORED,
+    ExperimentConfig,
+    current_keys,
+    read_mapping,
+    read_text,
+)
 from pyro_vaeflow.validation import ConfigError, check_names, convert
 
 CONFIG_KEYS = [entry.name for entry in fields(ExperimentConfig)]
 STUDY_KEYS = "description seeds seeds_first variants crossed datasets quick".split()
 OPTIONS_OF = {
-    "model": ("flow_options",),
+    "flow": ("flow_options",),
     "likelihood": ("likelihood_options",),
     "detector": ("detector_options",),
 }
@@ -130,7 +136,7 @@ def parse_study(text: str, default_name: str = "study") -> Study:
     Raises:
         ConfigError: as `load_study`.
     """
-    values = read_mapping(text, f"study {default_name!r}")
+    values = current_keys(read_mapping(text, f"study {default_name!r}"))
     check_names(values, [*STUDY_KEYS, *CONFIG_KEYS], "key")
     crossed = combinations(values.pop("crossed", []))
     variants = values.pop("variants", [] if crossed else [{}])
@@ -143,7 +149,7 @@ def parse_study(text: str, default_name: str = "study") -> Study:
     for name, part in [("quick", quick), *(("variants", variant) for variant in variants)]:
         if not isinstance(part, Mapping):
             raise ConfigError(f"{name}: expected a mapping of settings, got {reprlib.repr(part)}")
-        check_names(part, CONFIG_KEYS, f"key in {name}")
+        check_names(current_keys(part), CONFIG_KEYS, f"key in {name}")
     seeds = convert(values.pop("seeds", [values.get("seed", 0)]), tuple[int, ...], "seeds")
     seeds_first = convert(values.pop("seeds_first", False), bool, "seeds_first")
     datasets: tuple[str, ...] = ()
@@ -155,8 +161,8 @@ def parse_study(text: str, default_name: str = "study") -> Study:
         name=values.pop("study", default_name),
         description=values.pop("description", ""),
         settings=values,
-        variants=tuple(variants),
-        quick=quick,
+        variants=tuple(current_keys(variant) for variant in variants),
+        quick=current_keys(quick),
         seeds=seeds,
         datasets=datasets,
         seeds_first=seeds_first,
@@ -171,8 +177,8 @@ def combinations(blocks: Any) -> list[dict[str, Any]]:
     """Every combination of each block's axes, as variants; a later axis wins.
 
     Example:
-        >>> combinations([[[{"model": "iaf"}], [{"latent_dim": 2}, {"latent_dim": 4}]]])
-        [{'model': 'iaf', 'latent_dim': 2}, {'model': 'iaf', 'latent_dim': 4}]
+        >>> combinations([[[{"flow": "iaf"}], [{"latent_dim": 2}, {"latent_dim": 4}]]])
+        [{'flow': 'iaf', 'latent_dim': 2}, {'flow': 'iaf', 'latent_dim': 4}]
     """
     variants: list[dict[str, Any]] = []
     for block in blocks if isinstance(blocks, list) else [blocks]:
@@ -186,7 +192,7 @@ def combinations(blocks: Any) -> list[dict[str, Any]]:
         for parts in product(*axes):
             variant: dict[str, Any] = {}
             for part in parts:
-                variant = merge(variant, part)
+                variant = merge(variant, current_keys(part))
             variants.append(variant)
     return variants
 

@@ -17,7 +17,7 @@ from pyro_vaeflow.experiments.results import (
 )
 from pyro_vaeflow.validation import ConfigError
 
-IDENTITY = ["dataset", "model", "num_flows"]
+IDENTITY = ["dataset", "flow", "num_flows"]
 DETECTION = ["f1_top20", "f1_true_ratio", "auroc", "average_precision"]
 NATS = ["elbo", "log_evidence", "kl"]
 SECONDS = ["train_seconds", "score_seconds"]

@@ -13,17 +13,14 @@ import torch
 from sklearn.preprocessing import OrdinalEncoder
 
 from pyro_vaeflow.datasets.registry import (
-    Split,
     adbench_names,
-    first_of_each,
-    holdout_split,
     load_adbench,
     load_arrhythmia,
     load_breast_cancer_table,
     load_kddcup99,
     make_ring,
-    one_class_split,
 )
+from pyro_vaeflow.datasets.splits import Split, first_of_each, holdout_split, one_class_split
 from pyro_vaeflow.experiments.config import ExperimentConfig
 from pyro_vaeflow.programs.vae import Row
 from pyro_vaeflow.tables.columns import Column

@@ -7,7 +7,7 @@ def as_text(frame: pd.DataFrame, style: str) -> str:
     """A frame as ``md``, ``csv`` or ``latex`` text.
 
     Example:
-        >>> print(as_text(pd.DataFrame({"model": ["iaf"], "F1, top 20%": ["0.94"]}), "latex"))
+        >>> print(as_text(pd.DataFrame({"flow": ["iaf"], "F1, top 20%": ["0.94"]}), "latex"))
         \\begin{tabular}{ll}
         model & F1, top 20\\% \\\\
         \\hline

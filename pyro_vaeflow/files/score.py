@@ -23,8 +23,7 @@ from pyro_vaeflow.inference.checkpoint import DETECTOR
 from pyro_vaeflow.inference.devices import check_device
 from pyro_vaeflow.inference.state import CheckpointError
 from pyro_vaeflow.validation import ConfigError, check_size
-from pyro_vaeflow.worker_retries import DEATHS, as_ended, died
-from pyro_vaeflow.workers import workers
+from pyro_vaeflow.workers import DEATHS, as_ended, died, workers
 
 TOP = 3  # contributing columns that are named
 NUMBERS = ("anomaly_score", "stderr", "ess", "khat")

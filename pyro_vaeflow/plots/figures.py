@@ -33,8 +33,8 @@ def draw_figures(out: Path) -> list[Path]:
     for number, run in enumerate(shown, start=2):
         config = run.config
         maps = read_arrays(run.folder / "map.npz")
-        name = method_name(config.model, config.num_flows)
-        path = out / "figures" / f"figure{number}_{config.model}{config.num_flows}.png"
+        name = method_name(config.flow, config.num_flows)
+        path = out / "figures" / f"figure{number}_{config.flow}{config.num_flows}.png"
         _beside_truth(maps, name, path)
         paths.append(path)
     return paths

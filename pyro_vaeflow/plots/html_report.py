@@ -243,7 +243,7 @@ def labels(table: pd.DataFrame) -> list[str]:
     said = {dataset: _telling(rows) for dataset, rows in table.groupby("dataset", sort=False)}
     found = []
     for row in table.to_dict("records"):
-        parts = [method_name(row["model"], row["num_flows"])]
+        parts = [method_name(row["flow"], row["num_flows"])]
         for name, usual in said[row["dataset"]].items():
             if pd.notna(row[name]) and row[name] != usual:
                 value = f"{row[name]:g}" if isinstance(row[name], float) else row[name]
@@ -254,7 +254,7 @@ def labels(table: pd.DataFrame) -> list[str]:
 
 def _telling(rows: pd.DataFrame) -> dict[str, object]:
     """The settings that labels of one data set name, each with the text that most rows share."""
-    named = ["model", "num_flows"]
+    named = ["flow", "num_flows"]
     usual: dict[str, object] = {}
     for name in settings_apart(rows):
         if rows.groupby([*named, name], dropna=False).ngroups > rows.groupby(named).ngroups:

@@ -8,7 +8,6 @@ from typing import Any, cast
 import torch
 from pyro.infer import ELBO, Trace_ELBO
 
-from pyro_vaeflow.datasets.distinct_rows import distinct_rows
 from pyro_vaeflow.experiments.config import VAEFLOW, AnnealingConfig, ExperimentConfig
 from pyro_vaeflow.experiments.peers import PEERS
 from pyro_vaeflow.experiments.tasks import check_task
@@ -31,6 +30,7 @@ from pyro_vaeflow.programs.mixed import MixedHead
 from pyro_vaeflow.programs.priors import ExemplarPrior
 from pyro_vaeflow.programs.vae import ACTIVATIONS, Guide, Model, Row
 from pyro_vaeflow.tables.columns import Column
+from pyro_vaeflow.tables.distinct_rows import distinct_rows
 from pyro_vaeflow.validation import ConfigError, check_names
 
 MAX_LATENT = 64
@@ -51,15 +51,15 @@ def check_registered(config: ExperimentConfig) -> None:
         _check_options(config.detector, config.detector_options, PEERS[config.detector], given=1)
         return
     check_names([config.likelihood], LIKELIHOODS, "likelihood")
-    check_names([config.model], FLOWS, "model")
+    check_names([config.flow], FLOWS, "flow")
     check_names([config.activation], ACTIVATIONS, "activation")
-    head, flow = LIKELIHOODS[config.likelihood], FLOWS[config.model]
+    head, flow = LIKELIHOODS[config.likelihood], FLOWS[config.flow]
     _check_options(config.likelihood, config.likelihood_options, head, given=2)
-    _check_options(config.model, config.flow_options, flow, given=3)
+    _check_options(config.flow, config.flow_options, flow, given=3)
     try:
         build(config, TWO_COLUMNS if head is MixedHead else 2)
     except (TypeError, ValueError) as error:
-        raise ConfigError(f"{config.model} with {config.num_flows} flows: {error}") from error
+        raise ConfigError(f"{config.flow} with {config.num_flows} flows: {error}") from error
 
 
 def _check_options(name: str, options: dict[str, Any], builder: Any, given: int) -> None:
@@ -95,7 +95,7 @@ def build(
             num_features,
             latent_dim=latent_dim,
             hidden_dims=config.encoder_dims,
-            flow=config.model,
+            flow=config.flow,
             num_flows=config.num_flows,
             conditioned=config.conditioned,
             dropout=config.dropout,

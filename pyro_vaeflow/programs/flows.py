@@ -37,7 +37,7 @@ MAX_FLOWS = 100
 
 
 def diagonal(latent_dim: int, num_flows: int, context_dim: int | None = None) -> list[nn.Module]:
-    """No transform: the base VAE's normal posterior with a diagonal covariance."""
+    """No transform: the diagonal posterior's normal posterior with a diagonal covariance."""
     if num_flows != 0:
         raise ValueError(f"num_flows must be 0 for flow='diagonal', got {num_flows!r}")
     return []

@@ -116,7 +116,7 @@ class Guide(PyroModule):
         num_features: columns of x: how many or, for a mixed table, what each holds.
         latent_dim: size of z.
         hidden_dims: the encoder's widths, from x to z.
-        flow: a name in `pyro_vaeflow.programs.flows.FLOWS`; ``diagonal`` is the base VAE.
+        flow: a name in `pyro_vaeflow.programs.flows.FLOWS`; ``diagonal`` has no transform.
         num_flows: K, from 1 to 100; 0 for ``diagonal``.
         conditioned: whether the flow's parameters depend on the encoder's last hidden layer, its
             context, as in the paper, or are the same for all rows.

@@ -59,7 +59,7 @@ def study(
     """
     first: dict[str, FinishedRun] = {}
     for run in finished_runs(out):
-        first.setdefault(f"{run.config.model}{run.config.num_flows}", run)
+        first.setdefault(f"{run.config.flow}{run.config.num_flows}", run)
     if not first:
         raise ConfigError(f"{out} holds no finished run (runs/*/metrics.json)")
     if posteriors is not None:
@@ -117,7 +117,7 @@ def _measure(
         error = (log_evidence - truth.log_evidence).double()
         off = (error.abs() > 2.0 * tol).double()
         return {
-            "model": config.model,
+            "flow": config.flow,
             "num_flows": config.num_flows,
             "draws": draws,
             "mean_draws": spent,
@@ -158,7 +158,7 @@ def _report(
     title: str, table: pd.DataFrame, command: str, rows: str, reference: int, tol: float
 ) -> str:
     off, above = f"off by > {2 * tol:g}", f"stderr > {tol:g}"
-    table = table.assign(posterior=table["model"] + " " + table["num_flows"].astype(str))
+    table = table.assign(posterior=table["flow"] + " " + table["num_flows"].astype(str))
     every = pd.DataFrame(
         {
             "posterior": table["posterior"],

@@ -138,9 +138,9 @@ def complete(differences: pd.DataFrame) -> pd.DataFrame:
 
     So that means over cells compare posteriors and nothing else.
     """
-    pairs = pd.Series(list(zip(differences["model"], differences["num_flows"], strict=True)))
+    pairs = pd.Series(list(zip(differences["flow"], differences["num_flows"], strict=True)))
     kept = differences[pairs.isin(FACTORIAL).to_numpy()]
-    cell = kept.groupby(["dataset", "seed", "latent_dim"])["model"]
+    cell = kept.groupby(["dataset", "seed", "latent_dim"])["flow"]
     return kept[cell.transform("size") == len(FACTORIAL)]
 
 
@@ -176,14 +176,14 @@ def study_figures(table: pd.DataFrame, rows: pd.DataFrame) -> dict[str, Figure]:
 
 def posteriors(table: pd.DataFrame) -> Sequence[tuple[str, int]]:
     """Model and depth of the rows, in the order of `LOOKS`, others after them."""
-    found = set(zip(table["model"], table["num_flows"], strict=True))
+    found = set(zip(table["flow"], table["num_flows"], strict=True))
     known = [pair for pair in LOOKS if pair in found]
     return [*known, *sorted(found - set(known))]
 
 
 def of_posterior(table: pd.DataFrame, model: str, depth: int) -> pd.DataFrame:
     """The rows of one posterior."""
-    return table[(table["model"] == model) & (table["num_flows"] == depth)]
+    return table[(table["flow"] == model) & (table["num_flows"] == depth)]
 
 
 def _sizes_axis(panel: Axes, sizes: Sequence[int]) -> None:

@@ -24,9 +24,9 @@ from 50 steps.
 
 ## How large
 
-Each flow less the base VAE with the same rows, latent size, likelihood and seed ({pairs} pairs of
-the factorial): the mean over data sets, and its 95% interval, by a bootstrap that draws data sets
-and their seeds.
+Each flow less the diagonal posterior with the same rows, latent size, likelihood and seed
+({pairs} pairs of the factorial): the mean over data sets, and its 95% interval, by a bootstrap
+that draws data sets and their seeds.
 
 {effects}
 

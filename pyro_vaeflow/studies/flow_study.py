@@ -64,7 +64,7 @@ def write_page(out: Path) -> Path:
         apart.to_csv(out / "margins.csv", index=False, float_format="%.6g")
     rows = pd.read_csv(out / "margins.csv")
     differences = complete(paired(central(table)))
-    by_posterior = effects(differences, ["model", "num_flows"], [*SHOWN])
+    by_posterior = effects(differences, ["flow", "num_flows"], [*SHOWN])
     by_posterior.to_csv(out / "effects.csv", index=False, float_format="%.6g")
     (out / "figures").mkdir(exist_ok=True)
     for name, figure in study_figures(table, rows).items():
@@ -80,7 +80,7 @@ def findings(table: pd.DataFrame, rows: pd.DataFrame) -> dict[str, object]:
     differences = complete(paired(factorial))
     cells = differences[["dataset", "seed", "latent_dim"]].drop_duplicates()
     compared = factorial.merge(cells)  # the base where it is compared with flows
-    base, flows = (compared[(compared["model"] == BASE) == is_base] for is_base in (True, False))
+    base, flows = (compared[(compared["flow"] == BASE) == is_base] for is_base in (True, False))
     of_choices, known = choices(table), with_auroc(rows, table)
     best = max(posteriors(differences), key=lambda p: _gain(differences, p))
     return {
@@ -88,7 +88,7 @@ def findings(table: pd.DataFrame, rows: pd.DataFrame) -> dict[str, object]:
         "answer": answer(differences, base, flows, of_choices.get(LIKELIHOOD)),
         "pairs": len(differences),
         "seeds": _seeds(table),
-        "effects": _table(effects(differences, ["model", "num_flows"], [*SHOWN]), [*SHOWN]),
+        "effects": _table(effects(differences, ["flow", "num_flows"], [*SHOWN]), [*SHOWN]),
         "why": why_text(known),
         "margins": as_text(why_table(known), "md"),
         "moves": as_text(moves(of_choices), "md"),
@@ -162,8 +162,8 @@ def advice(differences: pd.DataFrame) -> str:
 
 def planar_is_limited(table: pd.DataFrame) -> str:
     """The first hypothesis: planar layers fall behind IAF layers as the latent size rises."""
-    same = table[(table["num_flows"] == 20) & table["model"].isin(["planar", "iaf"])]
-    apart = paired(same, other={"model": "iaf"})
+    same = table[(table["num_flows"] == 20) & table["flow"].isin(["planar", "iaf"])]
+    apart = paired(same, other={"flow": "iaf"})
     small, large = (
         apart[apart["latent_dim"] == size].set_index(["dataset", "seed"])["approximation_gap"]
         for size in (apart["latent_dim"].min(), apart["latent_dim"].max())
@@ -182,7 +182,7 @@ def planar_is_limited(table: pd.DataFrame) -> str:
 
 def iaf_helps(differences: pd.DataFrame) -> str:
     """The second hypothesis: there are sizes at which IAF layers help."""
-    iaf = differences[differences["model"] == "iaf"]
+    iaf = differences[differences["flow"] == "iaf"]
     found = {
         measure: [
             f"{method_name('iaf', rows['num_flows'].iloc[0])} at {size}"
@@ -215,7 +215,7 @@ def other_factors(table: pd.DataFrame) -> str:
             parts[f"schedule {kind}"] = table[table["annealing.kind"] == kind]
     parts = {name: paired(rows) for name, rows in parts.items()}
     rows = pd.concat([rows.assign(factor=name) for name, rows in parts.items()])
-    by = ["factor", "model", "num_flows"]
+    by = ["factor", "flow", "num_flows"]
     return _table(effects(rows, by, [*SHOWN]), BRIEF + [*GAPS], first=("factor",))
 
 
@@ -240,7 +240,7 @@ def _table(found: pd.DataFrame, measures: Sequence[str], first: Sequence[str] = 
     rows = []
     for row in found.to_dict("records"):
         cells = {name: row[name] for name in first}
-        cells["posterior"] = method_name(row["model"], row["num_flows"])
+        cells["posterior"] = method_name(row["flow"], row["num_flows"])
         if "latent_dim" in row:
             cells["latents"] = row["latent_dim"]
         cells["runs"] = row["runs"]
@@ -253,8 +253,8 @@ def _table(found: pd.DataFrame, measures: Sequence[str], first: Sequence[str] = 
 
 
 def _by_size(differences: pd.DataFrame, model: str) -> str:
-    rows = differences[differences["model"] == model].sort_values(["num_flows", "latent_dim"])
-    found = effects(rows, ["model", "num_flows", "latent_dim"], [*SHOWN])
+    rows = differences[differences["flow"] == model].sort_values(["num_flows", "latent_dim"])
+    found = effects(rows, ["flow", "num_flows", "latent_dim"], [*SHOWN])
     return _table(found, [*BRIEF[:2], "approximation_gap", BRIEF[2]])
 
 
@@ -272,7 +272,7 @@ def _gap_table(table: pd.DataFrame) -> pd.DataFrame:
 def _costs(table: pd.DataFrame) -> pd.DataFrame:
     rows = []
     cell = ["dataset", "seed", "latent_dim"]
-    base = table[table["model"] == BASE].set_index(cell)
+    base = table[table["flow"] == BASE].set_index(cell)
     for posterior in posteriors(table):
         own = of_posterior(table, *posterior).set_index(cell)
         row: dict[str, object] = {"posterior": method_name(*posterior)}

@@ -91,7 +91,7 @@ def _percent(means: Mapping[Any, float]) -> str:
 def choices(table: pd.DataFrame) -> dict[str, pd.DataFrame]:
     """Differences that each choice makes, all else alike, where the table has both sides."""
     inner = central(table)
-    found = {"a flow for the base VAE": complete(paired(inner))}
+    found = {"a flow for the diagonal": complete(paired(inner))}
     for small, large in ((2, 8), (8, 32)):
         rows = paired(inner, {"latent_dim": small}, ("latent_dim",))
         found[f"{large} latents for {small}"] = rows[rows["latent_dim"] == large]

@@ -38,7 +38,7 @@ HEADINGS = {
     "khat_above_0.7": "k-hat > 0.7",
     "seconds": "seconds",
 }
-EVERY_SEED = ["model", "num_flows", "seed", "true_log_density", "decoder_gap", "prior_gap", *PARTS]
+EVERY_SEED = ["flow", "num_flows", "seed", "true_log_density", "decoder_gap", "prior_gap", *PARTS]
 READING = "## Reading"  # the page's last part, by hand: a new table leaves it as it is
 DIGITS = {"active_units": 1, "seconds": 0}  # 3 of the others
 
@@ -97,7 +97,7 @@ def measure_run(run: FinishedRun, settings: GapSettings) -> dict[str, Any]:
     x = held_out_rows(run.config, task, settings.rows)
     config, model, guide = load_programs(run.folder)
     gaps, found = measure_gaps(model, guide, x, settings, config.seed)
-    row = {name: getattr(config, name) for name in ("dataset", "model", "num_flows", "seed")}
+    row = {name: getattr(config, name) for name in ("dataset", "flow", "num_flows", "seed")}
     row["rows"] = len(x)
     if config.dataset == "ring":  # the truth is known
         true, draws = float(ring_log_density(x).mean()), settings.num_samples
@@ -128,7 +128,7 @@ def _options(settings: GapSettings) -> str:
 
 
 def _report(out: Path, table: pd.DataFrame, settings: GapSettings) -> str:
-    groups = table.groupby(["dataset", "model", "num_flows"], sort=False)
+    groups = table.groupby(["dataset", "flow", "num_flows"], sort=False)
     lines = []
     for (_, model, num_flows), group in groups:
         line = {"posterior": f"{model} {num_flows}" if num_flows else model, "seeds": len(group)}

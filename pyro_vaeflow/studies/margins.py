@@ -15,7 +15,7 @@ Arrays = Mapping[str, np.ndarray]
 
 
 def margins(out: Path) -> pd.DataFrame:
-    """A row a flow's run that has the base VAE's run of its cell and seed beside it.
+    """A row a flow's run that has the diagonal posterior's run of its cell and seed beside it.
 
     Columns are those of `margin` after data set, seed, posterior and cell. Empty without runs.
     """
@@ -26,11 +26,11 @@ def margins(out: Path) -> pd.DataFrame:
         settings = flat_settings(run.config)
         cell = run.config.dataset, run.config.seed, *(settings.get(name) for name in CELL)
         named, arrays = identity(run.config), read_arrays(run.folder / "scores.npz")
-        of_cells.setdefault(cell, {})[named["model"], named["num_flows"]] = arrays
+        of_cells.setdefault(cell, {})[named["flow"], named["num_flows"]] = arrays
     return pd.DataFrame(
         [
             dict(zip(("dataset", "seed", *CELL), cell, strict=True))
-            | {"model": model, "num_flows": depth}
+            | {"flow": model, "num_flows": depth}
             | margin(found[BASE, 0], arrays)
             for cell, found in of_cells.items()
             if (BASE, 0) in found

@@ -1,1 +1,1 @@
-"""Tables in: columns and their kinds, numbers for the programs, data sets, files of any size."""
+"""Tables in memory: what columns hold, and their numbers for the programs."""

@@ -1,4 +1,4 @@
-"""Whatever a user has as a table -> a frame or an array of numbers and texts; nothing is changed.
+"""Tables as users have them: frames, arrays, lists, tensors; made ready, or refused by name.
 
 scikit-learn's validation comes after it: this module does what that leaves to NumPy's guesses.
 """
@@ -24,7 +24,11 @@ def as_table(X: Any) -> Any:
         [1, 2]
     """
     if isinstance(X, pd.DataFrame):
-        return _with_native_numbers(_checked(X))
+        if not len(X.columns):
+            raise ValueError(f"X must have columns, got shape {X.shape}")
+        # 1 and "1" would be told apart nowhere.
+        _check_distinct("X", pd.Index([str(name) for name in X.columns]))
+        return _with_native_numbers(X)
     if isinstance(X, torch.Tensor):
         return _of_tensor(X)
     if isinstance(X, list | tuple):
@@ -38,18 +42,6 @@ def as_table(X: Any) -> Any:
     return X
 
 
-def check_frame(frame: Any) -> None:
-    """Refuses what is no frame, for encoders that find columns by name.
-
-    Raises:
-        TypeError: names what was given.
-    """
-    if not isinstance(frame, pd.DataFrame):
-        raise TypeError(
-            f"frame must be a pandas DataFrame, got {type(frame).__name__}; pd.DataFrame makes one"
-        )
-
-
 def check_training_frame(frame: Any) -> None:
     """Refuses what no encoder can learn columns from.
 
@@ -57,29 +49,48 @@ def check_training_frame(frame: Any) -> None:
         TypeError: it is no frame.
         ValueError: it has no rows, no columns or repeated column names.
     """
-    check_frame(frame)
+    _check_frame(frame)
     if frame.empty:
         raise ValueError(f"frame must have rows and columns, got shape {frame.shape}")
-    if not frame.columns.is_unique:
-        repeated = frame.columns[frame.columns.duplicated()].unique().tolist()
-        raise ValueError(f"frame must have distinct column names, got {repeated} repeatedly")
+    _check_distinct("frame", frame.columns)
 
 
-def _checked(frame: pd.DataFrame) -> pd.DataFrame:
-    if not len(frame.columns):
-        raise ValueError(f"X must have columns, got shape {frame.shape}")
-    names = pd.Index([str(name) for name in frame.columns])  # 1 and "1" would be told apart nowhere
+def check_columns(frame: Any, names: pd.Index) -> None:
+    """Refuses what has not the columns that an encoder has learned, in any order.
+
+    Raises:
+        TypeError: it is no frame.
+        ValueError: names the columns that are missing, and those that are unknown.
+    """
+    _check_frame(frame)
+    missing = names.difference(frame.columns).tolist()
+    unknown = frame.columns.difference(names).tolist()
+    if missing or unknown or len(frame.columns) != len(names):
+        raise ValueError(
+            f"frame must have the columns seen in fit; missing {missing}, unknown {unknown}"
+        )
+
+
+def _check_frame(frame: Any) -> None:
+    if not isinstance(frame, pd.DataFrame):
+        raise TypeError(
+            f"frame must be a pandas DataFrame, got {type(frame).__name__}; pd.DataFrame makes one"
+        )
+
+
+def _check_distinct(argument: str, names: pd.Index) -> None:
     if not names.is_unique:
         repeated = names[names.duplicated()].unique().tolist()
-        raise ValueError(f"X must have distinct column names, got {repeated[:5]} repeatedly")
-    return frame
+        raise ValueError(
+            f"{argument} must have distinct column names, got {repeated[:5]} repeatedly"
+        )
 
 
 def _with_native_numbers(frame: pd.DataFrame) -> pd.DataFrame:
     foreign = {
-        name: kind.newbyteorder("=")
-        for name, kind in frame.dtypes.items()
-        if isinstance(kind, np.dtype) and not kind.isnative
+        name: dtype.newbyteorder("=")
+        for name, dtype in frame.dtypes.items()
+        if isinstance(dtype, np.dtype) and not dtype.isnative
     }
     return frame.astype(foreign) if foreign else frame
 

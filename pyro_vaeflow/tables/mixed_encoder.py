@@ -1,23 +1,23 @@
-"""A mixed table -> one tensor with an entry a column, learned on the training rows only."""
+"""Encoder of mixed tables: a tensor with one entry a column, learned on training rows alone."""
 
 from collections.abc import Mapping
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 import pandas as pd
 import torch
-from sklearn.base import BaseEstimator
+from sklearn.base import BaseEstimator, TransformerMixin
 from sklearn.utils.validation import check_is_fitted
 
-from pyro_vaeflow.tables.columns import learn_column
-from pyro_vaeflow.tables.frames import check_frame, check_training_frame
+from pyro_vaeflow.tables.column_kinds import learn_column
+from pyro_vaeflow.tables.frames import check_columns, check_training_frame
 
 
-class MixedEncoder(BaseEstimator):
+class MixedEncoder(TransformerMixin, BaseEstimator):
     """Codes of levels and standardised numbers, float32 ``(num_data, num_columns)``; NaN: missing.
 
-    No text and no number of test rows is an error later: one that no training row of a categorical
-    or discrete column shows has the code 0, and ``None``, ``NaN`` and ``NA`` are missing.
+    No text and no number of later rows is an error: one that no training row of a categorical or
+    discrete column shows has the code 0, and ``None``, ``NaN`` and ``NA`` are missing.
 
     Args:
         kinds: column name -> ``categorical``, ``discrete``, ``continuous`` or ``positive``, where
@@ -25,6 +25,7 @@ class MixedEncoder(BaseEstimator):
 
     Attributes:
         columns_: one `Column` a column, in the frame's order; what `Model` and `Guide` take.
+        names_: the frame's own names of them.
 
     Example:
         >>> frame = pd.DataFrame({"kind": ["a", "b", "a"], "size": [0.0, 2.0, 4.0]})
@@ -37,8 +38,8 @@ class MixedEncoder(BaseEstimator):
     def __init__(self, kinds: Mapping[str, str] | None = None) -> None:
         self.kinds = kinds
 
-    def fit(self, frame: pd.DataFrame) -> Self:
-        """Learns the columns from training rows ``(num_data, num_columns)``.
+    def fit(self, frame: pd.DataFrame, y: Any = None) -> Self:
+        """Learns the columns from training rows ``(num_data, num_columns)``; `y` is ignored.
 
         Raises:
             ValueError: the frame has no rows, no columns or repeated column names, a column has no
@@ -60,19 +61,8 @@ class MixedEncoder(BaseEstimator):
             ValueError: columns differ from those of `fit`, or a numeric one holds text.
         """
         check_is_fitted(self)
-        check_frame(frame)
-        missing = self.names_.difference(frame.columns).tolist()
-        unknown = frame.columns.difference(self.names_).tolist()
-        if missing or unknown or len(frame.columns) != len(self.names_):
-            raise ValueError(
-                f"frame must have the columns seen in fit; missing {missing}, unknown {unknown}"
-            )
-        parts = zip(self.names_, self.columns_, strict=True)
-        encoded = np.empty((len(frame), len(self.columns_)), dtype=np.float32)
-        for place, (name, column) in enumerate(parts):
-            encoded[:, place] = column.encode(frame[name])
-        return torch.from_numpy(encoded)
-
-    def fit_transform(self, frame: pd.DataFrame) -> torch.Tensor:
-        """`fit`, then `transform` of the same rows."""
-        return self.fit(frame).transform(frame)
+        check_columns(frame, self.names_)
+        rows = np.empty((len(frame), len(self.columns_)), dtype=np.float32)
+        for j, (name, column) in enumerate(zip(self.names_, self.columns_, strict=True)):
+            rows[:, j] = column.encode(frame[name])
+        return torch.from_numpy(rows)

@@ -1,28 +1,19 @@
-"""Columns of a table -> one tensor of features, learned on the training rows only."""
+"""Encoder of tables into one-hot and scaled features, learned on training rows alone."""
 
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 import pandas as pd
 import torch
-from sklearn.base import BaseEstimator
+from sklearn.base import BaseEstimator, TransformerMixin
 from sklearn.compose import ColumnTransformer
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer, MinMaxScaler, OneHotEncoder, StandardScaler
 from sklearn.utils.validation import check_is_fitted
 
-from pyro_vaeflow.tables.columns import check_values
-from pyro_vaeflow.tables.frames import check_frame, check_training_frame
-
-SCALERS = {
-    # Test rows can lie far outside the inliers' range, where a Bernoulli "likelihood" rewards
-    # them without bound: clip to [0, 1].
-    "minmax": lambda: MinMaxScaler(clip=True),
-    "standard": StandardScaler,
-    # For counts and sizes over many decades.
-    "log-minmax": lambda: make_pipeline(FunctionTransformer(signed_log), MinMaxScaler(clip=True)),
-}
-FAR = 1e6  # beyond it scaled numbers are all alike: their squares stay finite in float32
+from pyro_vaeflow.tables.column_values import check_values
+from pyro_vaeflow.tables.columns import FAR
+from pyro_vaeflow.tables.frames import check_columns, check_training_frame
 
 
 def signed_log(x: np.ndarray) -> np.ndarray:
@@ -35,7 +26,17 @@ def signed_log(x: np.ndarray) -> np.ndarray:
     return np.sign(x) * np.log1p(np.abs(x))
 
 
-class TableEncoder(BaseEstimator):
+SCALERS = {
+    # Rows to score can lie far outside the inliers' range, where a Bernoulli "likelihood" rewards
+    # them without bound: clip to [0, 1].
+    "minmax": lambda: MinMaxScaler(clip=True),
+    "standard": StandardScaler,
+    # For counts and sizes over many decades.
+    "log-minmax": lambda: make_pipeline(FunctionTransformer(signed_log), MinMaxScaler(clip=True)),
+}
+
+
+class TableEncoder(TransformerMixin, BaseEstimator):
     """One-hot columns of the categorical columns, then the scaled numeric ones, as float32.
 
     A level or a range that the training rows do not show is no error later: an unseen level is a
@@ -62,8 +63,8 @@ class TableEncoder(BaseEstimator):
     def __init__(self, scaling: str = "minmax") -> None:
         self.scaling = scaling
 
-    def fit(self, frame: pd.DataFrame) -> Self:
-        """Learns levels and ranges from training rows ``(num_data, num_columns)``.
+    def fit(self, frame: pd.DataFrame, y: Any = None) -> Self:
+        """Learns levels and ranges from training rows ``(num_data, num_columns)``; `y` is ignored.
 
         Raises:
             ValueError: ``scaling`` is unknown, the frame has no rows, no columns or repeated column
@@ -74,10 +75,9 @@ class TableEncoder(BaseEstimator):
             raise ValueError(f"scaling must be one of {sorted(SCALERS)}, got {self.scaling!r}")
         check_training_frame(frame)
         is_numeric = frame.columns.isin(frame.select_dtypes("number").columns)
-        self.columns_ = frame.columns
+        self.names_ = frame.columns
         self.numeric_ = frame.columns[is_numeric].tolist()
-        self.categorical_ = frame.columns[~is_numeric].tolist()
-        self._check(frame)
+        self._check_values(frame)
         one_hot = OneHotEncoder(handle_unknown="ignore", sparse_output=False, dtype=np.float32)
         blocks = [  # by position: scikit-learn would take whole numbers as names for positions
             ("categorical", one_hot, np.flatnonzero(~is_numeric)),
@@ -85,7 +85,12 @@ class TableEncoder(BaseEstimator):
         ]
         # An empty block would stay unfitted and have no levels to name.
         self.transformer_ = ColumnTransformer([b for b in blocks if len(b[2])]).fit(frame)
-        self.feature_names_ = [*self._level_names(), *map(str, self.numeric_)]
+        self.feature_names_ = [*map(str, self.numeric_)]
+        if not is_numeric.all():
+            categories = self.transformer_.named_transformers_["categorical"].categories_
+            pairs = zip(frame.columns[~is_numeric], categories, strict=True)
+            levels = [f"{name}={level}" for name, levels in pairs for level in levels]
+            self.feature_names_ = levels + self.feature_names_
         return self
 
     def transform(self, frame: pd.DataFrame) -> torch.Tensor:
@@ -95,30 +100,13 @@ class TableEncoder(BaseEstimator):
             ValueError: columns differ from those of `fit`, or numbers are not finite.
         """
         check_is_fitted(self)
-        check_frame(frame)
-        self._check(frame)
-        values = self.transformer_.transform(frame[self.columns_])
+        check_columns(frame, self.names_)
+        self._check_values(frame)
+        values = self.transformer_.transform(frame[self.names_])
         return torch.as_tensor(np.clip(values, -FAR, FAR), dtype=torch.float32)
 
-    def fit_transform(self, frame: pd.DataFrame) -> torch.Tensor:
-        """`fit`, then `transform` of the same rows."""
-        return self.fit(frame).transform(frame)
-
-    def _level_names(self) -> list[str]:
-        if not self.categorical_:
-            return []
-        levels = self.transformer_.named_transformers_["categorical"].categories_
-        pairs = zip(self.categorical_, levels, strict=True)
-        return [f"{column}={level}" for column, known in pairs for level in known]
-
-    def _check(self, frame: pd.DataFrame) -> None:
-        missing = self.columns_.difference(frame.columns).tolist()
-        if missing or len(frame.columns) != len(self.columns_):
-            unknown = frame.columns.difference(self.columns_).tolist()
-            raise ValueError(
-                f"frame must have the columns seen in fit; missing {missing}, unknown {unknown}"
-            )
-        for name in self.columns_:
+    def _check_values(self, frame: pd.DataFrame) -> None:
+        for name in self.names_:
             check_values(frame[name])
         for name in self.numeric_:
             if not np.isfinite(frame[name].to_numpy(np.float64, na_value=np.nan)).all():

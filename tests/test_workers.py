@@ -1,4 +1,4 @@
-"""Work that ends although processes die: each piece once, tried again, given up in the end."""
+"""Workers: each piece of work is done once, tried again where one died, given up in the end."""
 
 from collections import Counter, deque
 from concurrent.futures import BrokenExecutor, Future
@@ -7,7 +7,7 @@ from threading import Timer
 import pytest
 from distributed.scheduler import KilledWorker
 
-from pyro_vaeflow.worker_retries import DEATHS, as_ended, died
+from pyro_vaeflow.workers import DEATHS, as_ended, died
 
 
 def test_work_is_tried_again_where_a_process_died_until_it_is_given_up() -> None:

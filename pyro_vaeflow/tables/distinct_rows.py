@@ -1,10 +1,17 @@
-"""Rows that are alike: scored once, and drawn in training by a power of their number."""
+"""Distinct rows of a tensor: scored once, and drawn in training by a power of their number."""
 
 import torch
 
 
 def distinct_rows(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The distinct rows, which of them each row is, and how many it is; missing equals missing."""
+    """The distinct rows, which of them each row is, and how many it is; missing equals missing.
+
+    Args:
+        x: rows ``(num_data, num_columns)``.
+
+    Returns:
+        ``(num_distinct, num_columns)``, places ``(num_data,)`` and counts ``(num_distinct,)``.
+    """
     shown = x.nan_to_num(nan=torch.inf, posinf=torch.inf)  # NaN would be no row's equal
     distinct, place, counts = torch.unique(shown, dim=0, return_inverse=True, return_counts=True)
     return distinct.masked_fill(distinct == torch.inf, torch.nan), place, counts
