@@ -16,7 +16,7 @@ from torch.utils.data import DistributedSampler
 
 from pyro_vaeflow import Guide, Model, anneal, linear, score
 
-BATCH_SIZE, NUM_EPOCHS = 64, 30  # a batch is what all processes take together
+BATCH_SIZE, NUM_EPOCHS = 64, 15  # a batch is what all processes take together
 
 
 def make_elbo() -> torch.nn.Module:
@@ -36,7 +36,7 @@ def make_rows(num_data: int = 512) -> torch.Tensor:
 
 def annealed_loss(elbo: torch.nn.Module, batch: torch.Tensor, step: int) -> torch.Tensor:
     """Nats per row of the batch."""
-    with anneal(linear(100)(step)), poutine.scale(scale=1.0 / len(batch)):
+    with anneal(linear(60)(step)), poutine.scale(scale=1.0 / len(batch)):
         return elbo(batch)
 
 
