@@ -11,6 +11,7 @@ from pathlib import Path
 import pandas as pd
 import torch
 
+COLUMNS = ["item", "case", "ours", "reference", "ratio", "unit", "threads"]
 KEY = ["item", "threads"]
 PACKAGES = ["numpy", "pyro-ppl", "pyro_vaeflow", "scikit-learn", "torch"]
 
@@ -29,7 +30,8 @@ class Line:
     def to_dict(self) -> dict[str, object]:
         """The fields, and ``ratio``: ours over the reference."""
         ratio = self.ours / self.reference if self.reference else None
-        return {**vars(self), "ratio": ratio}
+        values = {**vars(self), "ratio": ratio}
+        return {name: values[name] for name in COLUMNS}
 
 
 def write(lines: Sequence[Line], out: Path) -> Path:

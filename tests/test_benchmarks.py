@@ -21,7 +21,7 @@ from benchmarks import memory, plain_torch, pyro_stock, score
 from benchmarks.__main__ import items, main
 from benchmarks.cases import cases, programs, rows, sizes
 from benchmarks.growth import exponent, plot
-from benchmarks.record import Line, write
+from benchmarks.record import COLUMNS, Line, write
 from benchmarks.steps import WAYS
 from pyro_vaeflow import anneal
 from pyro_vaeflow.inference.parameters import seeded
@@ -144,7 +144,7 @@ def test_an_item_that_is_measured_again_takes_the_place_of_the_old(tmp_path: Pat
     write([b, a, replace(b, threads=2)], tmp_path)
     path = write([replace(b, case="y", ours=3.0)], tmp_path)
     frame = pd.read_csv(path)
-    assert frame["item"].tolist() == ["a", "b", "b"]
+    assert list(frame) == COLUMNS and frame["item"].tolist() == ["a", "b", "b"]
     assert frame["ratio"].iloc[1:].tolist() == [1.5, 0.5]
     assert frame["case"].tolist() == ["x", "y", "x"]
     assert json.loads((tmp_path / "machine.json").read_text())["versions"]["torch"]
