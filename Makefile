@@ -37,11 +37,11 @@ ring: $(INSTALLED)
 potentials: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pyro_vaeflow.studies.potential_study --out results/potentials
 
-# Speed and memory beside hand-written torch; one thread, for networks this small, and scores on two.
-# Three to ten minutes.
+# Speed and memory beside plain torch and stock Pyro; one thread, for networks this small, and scores
+# on two. Five to ten minutes.
 bench: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks
-	OMP_NUM_THREADS=2 $(BIN)/python -m benchmarks --items score gemm
+	OMP_NUM_THREADS=2 $(BIN)/python -m benchmarks --items score
 
 # Goes on with what is missing; the page and its figures say how much of the design has run.
 flow-study: $(INSTALLED)

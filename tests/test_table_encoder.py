@@ -1,4 +1,4 @@
-"""What the encoder learns, that it learns it from training rows alone, and what it refuses."""
+"""The encoder of one-hot and scaled features: what it learns, from training rows alone."""
 
 import numpy as np
 import pandas as pd
