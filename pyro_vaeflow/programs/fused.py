@@ -115,6 +115,7 @@ class FusedTransform(Transform):
             if isinstance(layer, ConditionalTransform):
                 layer = layer.condition(self.context)
             y = layer.inv(y)
+        self._call(y)  # for the log-determinant there
         return y
 
     def log_abs_det_jacobian(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
