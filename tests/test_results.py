@@ -5,6 +5,7 @@ import math
 import re
 import shutil
 import warnings
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 
@@ -27,6 +28,7 @@ from pyro_vaeflow.experiments.tables import COLUMNS
 from pyro_vaeflow.experiments.tasks import load_task
 from pyro_vaeflow.inference.importance import log_evidence, log_evidence_stderr
 from pyro_vaeflow.validation import ConfigError
+from results import report
 from results.adbench import make as adbench
 from results.adbench.score_parts import parts
 from results.kdd import make as kdd
@@ -326,6 +328,27 @@ def test_a_measured_run_is_not_measured_again_and_other_settings_are(ring_folder
     other = gaps.GapSettings(rows=3, num_steps=1, draws_per_step=2, num_samples=20)
     assert gaps.write_gaps(ring_folder, other)["elbo"][0] != -123.0
     path.write_text(measured)
+
+
+def test_a_page_holds_tables_curves_and_scores_of_runs(ring_folder: Path, tmp_path: Path) -> None:
+    html = report.write_report(ring_folder, tmp_path / "page.html").read_text()
+    assert html.count("<img") == 3 + len(list((ring_folder / "figures").iterdir()))
+    for text in ("vaeflow run ring --quick", "planar", "gaps.csv", "can be trusted"):
+        assert text in html
+    report.main([str(RESULTS / "kdd"), "--out", str(tmp_path / "kdd.html")])
+    assert "The folders of its runs are not here" in (tmp_path / "kdd.html").read_text()
+    with pytest.raises(ConfigError, match="no folder"):
+        report.write_report(tmp_path / "none")
+    with pytest.raises(ConfigError, match="holds no finished run"):
+        report.write_report(tmp_path)
+
+
+def test_labels_name_the_settings_that_differ(ring_folder: Path) -> None:
+    runs = finished_runs(ring_folder)
+    assert report.labels(runs) == ["diagonal", "planar 20", "IAF 20"]
+    other = replace(runs[1], config=replace(runs[1].config, latent_dim=3))
+    names = report.labels([runs[1], other])
+    assert names == ["planar 20, latent_dim 2", "planar 20, latent_dim 3"]
 
 
 def test_a_folder_without_runs_has_no_gaps(tmp_path: Path) -> None:
