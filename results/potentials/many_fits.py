@@ -1,8 +1,11 @@
-"""Many fits of one kind of posterior at once: row i of x is fit i, with parameters of its own.
+r"""Many fits of one kind of posterior at once: row i of x is fit i, with parameters of its own.
 
-A layer of two units costs about as much for one fit as for twenty: nearly all of it is the call.
-Where the rows are the fits and their draws the particles, `train` fits all of them in one run, and
-`score` gives one row of numbers a fit.
+A guide alone stands before a known two-dimensional density :math:`p(z) = e^{-U(z)} / Z`: no
+decoder, no encoder, nothing but the flexibility of the posterior. A layer of two units costs about
+as much for one fit as for twenty: nearly all of it is the call. Where the rows are the fits and
+their draws the particles, `train` fits all of them in one run, and
+
+.. math:: KL(q\|p) = \log Z - ELBO .
 """
 
 from collections.abc import Sequence
@@ -18,13 +21,17 @@ from pyro.nn import PyroModule
 from torch import nn
 from torch.distributions import Transform
 
-from pyro_vaeflow.studies.potentials import Energy, FlowGuide
+from pyro_vaeflow.programs.flows import FLOWS
+from results.potentials.energies import Energy
 
 Values = dict[str, torch.Tensor]  # of parameters, by name, each (rows, ...)
 
 
-class ManyPotentials(PyroModule):
+class Potentials(PyroModule):
     """The program whose row i has density exp(-U_i(z)) / Z_i; x holds the rows' i, ``(rows, 1)``.
+
+    The energy is a factor beside a flat prior, so `anneal` with beta above 1 weights the entropy
+    of q more: the tempering that Rezende & Mohamed use, their section 6.1.
 
     Args:
         energies: U of each fit.
@@ -33,25 +40,50 @@ class ManyPotentials(PyroModule):
     def __init__(self, energies: Sequence[Energy]) -> None:
         super().__init__()
         self.energies = list(dict.fromkeys(energies))  # each once: rows may share one
-        self.place = torch.tensor([self.energies.index(energy) for energy in energies])
+        self.index = torch.tensor([self.energies.index(energy) for energy in energies])
 
     def forward(self, x: torch.Tensor) -> None:
-        place = self.place[x.squeeze(-1).long()]
+        index = self.index[x.squeeze(-1).long()]
         with pyro.plate("data", len(x)):
             z = pyro.sample("z", dist.ImproperUniform(constraints.real_vector, (), (2,)))
             each = torch.stack([energy(z) for energy in self.energies])
-            pyro.factor("energy", -each.gather(0, place.expand(1, *each.shape[1:])).squeeze(0))
+            pyro.factor("energy", -each.gather(0, index.expand(1, *each.shape[1:])).squeeze(0))
 
 
-class ManyGuides(nn.Module):
+class FlowGuide(nn.Module):
+    """An unconditional flow over a learned normal: the posterior of a program without data.
+
+    Args:
+        flow: a name in `FLOWS`.
+        num_flows: K.
+        options: those of the flow's builder.
+
+    Example:
+        >>> FlowGuide("planar", 2)(torch.zeros(5, 0)).shape
+        torch.Size([5, 2])
+    """
+
+    def __init__(self, flow: str, num_flows: int, **options: Any) -> None:
+        super().__init__()
+        self.loc = nn.Parameter(torch.zeros(2))
+        self.log_scale = nn.Parameter(torch.zeros(2))
+        self.flow = nn.ModuleList(FLOWS[flow](2, num_flows, None, **options))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        base = dist.Normal(self.loc, self.log_scale.exp()).to_event(1)
+        with pyro.plate("data", len(x)):
+            return pyro.sample("z", dist.TransformedDistribution(base, list(self.flow)))
+
+
+class FlowGuides(nn.Module):
     """Guides of one architecture as one: row i is drawn from guide i; x holds the rows' i.
 
     The parameters are stacked copies of the guides' own. Masks are those of the first: they say in
     which order layers take the coordinates, which the architecture decides.
 
     Example:
-        >>> many = ManyGuides([FlowGuide("planar", 2) for _ in range(3)])
-        >>> many(torch.arange(3.0).unsqueeze(-1)).shape
+        >>> guide = FlowGuides([FlowGuide("planar", 2) for _ in range(3)])
+        >>> guide(torch.arange(3.0).unsqueeze(-1)).shape
         torch.Size([3, 2])
     """
 
@@ -85,10 +117,10 @@ class AdamByFit(torch.optim.Adam):
         self.clip_norm = clip_norm
 
     def step(self, closure: Any = None) -> Any:
-        grads = [p.grad for group in self.param_groups for p in group["params"]]
-        norms = torch.stack([grad.flatten(1).norm(dim=1) for grad in grads]).norm(dim=0)
+        gradients = [p.grad for group in self.param_groups for p in group["params"]]
+        norms = torch.stack([grad.flatten(1).norm(dim=1) for grad in gradients]).norm(dim=0)
         scale = (self.clip_norm / norms).clamp(max=1.0)
-        for grad in grads:
+        for grad in gradients:
             grad.mul_(scale.view(-1, *[1] * (grad.dim() - 1)))
         return super().step(closure)
 
@@ -97,16 +129,18 @@ def _transforms(flow: nn.ModuleList, values: Values) -> list[Transform]:
     """The layers of a flow, each with parameters of its own for every row."""
     transforms: list[Transform] = []
     for number, layer in enumerate(flow):
-        prefix = f"flow.{number}."
-        own = {k.removeprefix(prefix): v for k, v in values.items() if k.startswith(prefix)}
+        of_layer = _below(values, f"flow.{number}.")
         if isinstance(layer, SplineAutoregressive):  # its boolean masks are more than vmap can do
-            arn = {k.removeprefix("arn."): v for k, v in own.items() if k.startswith("arn.")}
-            network: Any = partial(_by_row, layer.arn, arn)
+            network: Any = partial(_by_row, layer.arn, _below(of_layer, "arn."))
             options = (layer.spline.count_bins, layer.spline.bound, layer.spline.order)
             transforms.append(SplineAutoregressive(2, network, *options))
         else:
-            transforms.append(_RowTransform(layer, own))
+            transforms.append(_RowTransform(layer, of_layer))
     return transforms
+
+
+def _below(values: Values, prefix: str) -> Values:
+    return {k.removeprefix(prefix): v for k, v in values.items() if k.startswith(prefix)}
 
 
 def _by_row(module: nn.Module, values: Values, x: torch.Tensor) -> Any:

@@ -1,4 +1,4 @@
-"""The runs of the potentials' study: a potential, a posterior, a seed; its KL and histogram."""
+"""Runs of the potentials' study: a potential, a posterior, a seed; its KL and histogram."""
 
 import hashlib
 import json
@@ -18,8 +18,8 @@ from pyro_vaeflow.inference.draws import trace_chunks
 from pyro_vaeflow.inference.parameters import seeded
 from pyro_vaeflow.inference.traces import row_terms
 from pyro_vaeflow.inference.training import train
-from pyro_vaeflow.studies.many_fits import AdamByFit, ManyGuides, ManyPotentials
-from pyro_vaeflow.studies.potentials import POTENTIALS, Energy, FlowGuide, log_normalizer
+from results.potentials.energies import POTENTIALS, Energy, log_normalizer
+from results.potentials.many_fits import AdamByFit, FlowGuide, FlowGuides, Potentials
 
 EDGES = np.linspace(-4.5, 4.5, 91)  # of the histogram that stands for a density
 WARMUP = 20  # one in so many steps, the first ones, has a rising learning rate
@@ -42,7 +42,7 @@ class PotentialRun:
     """
 
     potential: str
-    model: str
+    flow: str
     num_flows: int
     seed: int
     num_steps: int = 3000
@@ -54,9 +54,10 @@ class PotentialRun:
 
     @property
     def name(self) -> str:
+        """Potential, posterior and seed, with a digest of all settings."""
         settings = json.dumps(asdict(self) | TRAINING, sort_keys=True)
         digest = hashlib.sha256(settings.encode()).hexdigest()[:8]
-        return f"{self.potential}-{self.model}{self.num_flows}-seed{self.seed}-{digest}"
+        return f"{self.potential}-{self.flow}{self.num_flows}-seed{self.seed}-{digest}"
 
 
 def fit_potentials(runs: Sequence[PotentialRun]) -> list[dict[str, Any]]:
@@ -65,17 +66,15 @@ def fit_potentials(runs: Sequence[PotentialRun]) -> list[dict[str, Any]]:
     Each has ``kl``, KL(q || p) in nats, its ``stderr``, and a histogram of q, ``density``; also
     the ``seconds`` of training, its share of the whole.
 
-    Example:
-        >>> runs = [PotentialRun("U1", "planar", 2, seed, num_steps=20) for seed in (0, 1)]
-        >>> [result["kl"] > 0 for result in fit_potentials(runs)]
-        [True, True]
+    Raises:
+        KeyboardInterrupt: at Ctrl-C, after the step at hand.
     """
     run, energies = runs[0], [POTENTIALS[run.potential] for run in runs]
     guides = []
     for seed in (run.seed for run in runs):
         with seeded(seed):
-            guides.append(FlowGuide(run.model, run.num_flows, **run.flow_options))
-    pair = ManyPotentials(energies), ManyGuides(guides)
+            guides.append(FlowGuide(run.flow, run.num_flows, **run.flow_options))
+    pair = Potentials(energies), FlowGuides(guides)
     fits = torch.arange(float(len(runs))).unsqueeze(-1)
     rising = run.num_steps // WARMUP
     falling = cosine(run.num_steps - rising, run.learning_rate, run.learning_rate / FALL)

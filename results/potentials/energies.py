@@ -1,10 +1,4 @@
-r"""The four energy potentials of Rezende & Mohamed (2015), Figure 3, as a Pyro program.
-
-A guide alone stands before a known two-dimensional density :math:`p(z) = e^{-U(z)} / Z`: no
-decoder, no encoder, nothing but the flexibility of the posterior. The program has one independent
-draw of z a row, so `train` and `score` work on it, and
-
-.. math:: KL(q\|p) = \log Z - ELBO .
+r"""The four energy potentials of Rezende & Mohamed (2015), Figure 3, and their normalizers.
 
 U2 to U4 do not grow with z_1, so :math:`e^{-U}` has no finite integral; a wall
 :math:`10 \max(0, |z_1| - 4)^2` is added to them here, outside the region that the paper shows.
@@ -13,16 +7,8 @@ U2 to U4 do not grow with z_1, so :math:`e^{-U}` has no finite integral; a wall
 import math
 from collections.abc import Callable
 from functools import cache
-from typing import Any
 
-import pyro
-import pyro.distributions as dist
 import torch
-from pyro.distributions import constraints
-from pyro.nn import PyroModule
-from torch import nn
-
-from pyro_vaeflow.programs.flows import FLOWS
 
 Energy = Callable[[torch.Tensor], torch.Tensor]
 
@@ -90,47 +76,3 @@ def log_normalizer(energy: Energy, half_width: float = 8.0, points: int = 2001) 
     grid = torch.cartesian_prod(axis, axis)
     cell = 2.0 * math.log(2.0 * half_width / (points - 1))
     return (-energy(grid)).logsumexp(0).item() + cell
-
-
-class PotentialModel(PyroModule):
-    """The program whose latent z has density exp(-U(z)) / Z; `x` only says how many rows.
-
-    The energy is a factor beside a flat prior, so `anneal` with beta above 1 weights the entropy
-    of q more: the tempering that Rezende & Mohamed use, their section 6.1.
-    """
-
-    def __init__(self, energy: Energy) -> None:
-        super().__init__()
-        self.energy = energy
-
-    def forward(self, x: torch.Tensor) -> None:
-        with pyro.plate("data", len(x)):
-            flat = dist.ImproperUniform(constraints.real_vector, (), (2,))
-            z = pyro.sample("z", flat)
-            pyro.factor("energy", -self.energy(z))
-
-
-class FlowGuide(nn.Module):
-    """An unconditional flow over a learned normal: the posterior of a program without data.
-
-    Args:
-        flow: a name in `FLOWS`.
-        num_flows: K.
-        options: those of the flow's builder.
-
-    Example:
-        >>> guide = FlowGuide("planar", 2)
-        >>> guide(torch.zeros(5, 0)).shape
-        torch.Size([5, 2])
-    """
-
-    def __init__(self, flow: str, num_flows: int, **options: Any) -> None:
-        super().__init__()
-        self.loc = nn.Parameter(torch.zeros(2))
-        self.log_scale = nn.Parameter(torch.zeros(2))
-        self.flow = nn.ModuleList(FLOWS[flow](2, num_flows, None, **options))
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        base = dist.Normal(self.loc, self.log_scale.exp()).to_event(1)
-        with pyro.plate("data", len(x)):
-            return pyro.sample("z", dist.TransformedDistribution(base, list(self.flow)))

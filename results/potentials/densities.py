@@ -1,4 +1,4 @@
-"""Figures of densities of the plane side by side: a posterior beside what it should be."""
+"""Figure of densities of the plane side by side: a posterior beside what it should be."""
 
 from collections.abc import Mapping
 
@@ -19,12 +19,6 @@ def plot_densities(rows: Mapping[str, Mapping[str, np.ndarray]], edges: np.ndarr
 
     Raises:
         ValueError: there is no panel, or a density does not fit the edges.
-
-    Example:
-        >>> flat = np.full((2, 2), 0.25)
-        >>> figure = plot_densities({"U1": {"p": flat, "q": flat}}, np.linspace(-1, 1, 3))
-        >>> [axes.get_title() for axes in figure.axes[:2]]
-        ['p', 'q']
     """
     cells = (len(edges) - 1,) * 2
     panels = [density for row in rows.values() for density in row.values()]

@@ -1,4 +1,4 @@
-"""Figures of the study of flow posteriors, from its summary alone."""
+"""Figures of the study of flow posteriors, from summary.csv and margins.csv."""
 
 from collections.abc import Sequence
 
@@ -7,8 +7,10 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from pyro_vaeflow.experiments.effects import effect, paired
 from pyro_vaeflow.experiments.results import method_name
+from results.shared.effects import effect, paired
+
+from .design import central, complete, of_posterior, posteriors
 
 LOOKS = {  # posterior -> line, marker, fill
     ("diagonal", 0): ("-", "o", "black"),
@@ -28,7 +30,6 @@ MARGINS = {  # column -> label, marker, fill
     "gain_outliers": ("gain, outliers", "^", "0.6"),
 }
 OTHER = ("-", "x", "0.5")
-FACTORIAL = [("planar", 5), ("planar", 20), ("iaf", 5), ("iaf", 20)]  # at every size
 
 
 def plot_effects(differences: pd.DataFrame, measures: dict[str, str]) -> Figure:
@@ -44,14 +45,14 @@ def plot_effects(differences: pd.DataFrame, measures: dict[str, str]) -> Figure:
     figure = Figure(figsize=(3.3 * len(measures), 1.3 + 0.32 * len(methods)), layout="constrained")
     axes = np.atleast_1d(figure.subplots(1, len(measures), sharey=True))
     for panel, (measure, label) in zip(axes, measures.items(), strict=True):
-        for place, (model, depth) in enumerate(methods):
-            rows = of_posterior(differences, model, depth)
+        for place, (flow, depth) in enumerate(methods):
+            rows = of_posterior(differences, flow, depth)
             of_sets = rows.groupby("dataset")[measure].mean()
             panel.plot(of_sets, [place + 0.18] * len(of_sets), "|", color="0.5", markersize=7)
-            found = effect(rows, measure)
-            if np.isfinite(found.low):
-                panel.plot([found.low, found.high], [place] * 2, "-", color="black")
-            panel.plot(found.mean, place, "o", color="black", markersize=5)
+            mean = effect(rows, measure)
+            if mean.has_interval:
+                panel.plot([mean.low, mean.high], [place] * 2, "-", color="black")
+            panel.plot(mean.mean, place, "o", color="black", markersize=5)
         panel.axvline(0.0, color="black", linewidth=0.8)
         panel.set(xlabel=label)
         panel.grid(axis="y", color="0.9")
@@ -69,12 +70,12 @@ def plot_sizes(table: pd.DataFrame, measure: str, label: str) -> Figure:
     for place, dataset in enumerate(sets):
         panel = figure.add_subplot(rows, columns, place + 1)
         of_set = table[table["dataset"] == dataset]
-        for model, depth in posteriors(of_set):
-            line, marker, fill = LOOKS.get((model, depth), OTHER)
-            means = of_posterior(of_set, model, depth).groupby("latent_dim")[measure].mean()
+        for flow, depth in posteriors(of_set):
+            line, marker, fill = LOOKS.get((flow, depth), OTHER)
+            means = of_posterior(of_set, flow, depth).groupby("latent_dim")[measure].mean()
             panel.plot(
                 means.index, means, linestyle=line, marker=marker, color="black",
-                markerfacecolor=fill, linewidth=1.0, markersize=5, label=method_name(model, depth),
+                markerfacecolor=fill, linewidth=1.0, markersize=5, label=method_name(flow, depth),
             )  # fmt: skip
         _sizes_axis(panel, sorted(of_set["latent_dim"].unique()))
         panel.set(title=dataset.removeprefix("adbench:"), ylabel=label)
@@ -105,7 +106,7 @@ def plot_margins(rows: pd.DataFrame) -> Figure:
     """Draws what lies between the classes beside slack and gains: a line a data set, log scale.
 
     Args:
-        rows: as of `pyro_vaeflow.studies.margins.margins`.
+        rows: as of `margins`.
     """
     means = rows.groupby("dataset")[[*MARGINS]].mean().abs()
     figure = Figure(figsize=(6.4, 1.4 + 0.34 * len(means)), layout="constrained")
@@ -123,33 +124,12 @@ def plot_margins(rows: pd.DataFrame) -> Figure:
     return figure
 
 
-def central(table: pd.DataFrame) -> pd.DataFrame:
-    """The rows of the factorial: neither another schedule nor the paper's likelihood."""
-    kept = pd.Series(True, index=table.index)
-    if "annealing.kind" in table:
-        kept &= ~table["annealing.kind"].isin(["cyclical", "capacity"])
-    if "preprocessing" in table:
-        kept &= table["preprocessing"] != "minmax"
-    return table[kept]
-
-
-def complete(differences: pd.DataFrame) -> pd.DataFrame:
-    """The differences of the factorial's flows in the cells where all of them have run.
-
-    So that means over cells compare posteriors and nothing else.
-    """
-    pairs = pd.Series(list(zip(differences["flow"], differences["num_flows"], strict=True)))
-    kept = differences[pairs.isin(FACTORIAL).to_numpy()]
-    cell = kept.groupby(["dataset", "seed", "latent_dim"])["flow"]
-    return kept[cell.transform("size") == len(FACTORIAL)]
-
-
 def study_figures(table: pd.DataFrame, rows: pd.DataFrame) -> dict[str, Figure]:
     """The study's figures by file name; those of the factorial block, but for the scatter.
 
     Args:
         table: the study's summary, a row a run.
-        rows: as of `pyro_vaeflow.studies.margins.margins`.
+        rows: as of `margins`.
     """
     factorial = central(table)
     differences = complete(paired(factorial))
@@ -172,18 +152,6 @@ def study_figures(table: pd.DataFrame, rows: pd.DataFrame) -> dict[str, Figure]:
         "evidence": plot_sizes(factorial, "log_evidence", "log evidence, nats a row"),
         "detection": plot_evidence_and_detection(paired(table)),
     }
-
-
-def posteriors(table: pd.DataFrame) -> Sequence[tuple[str, int]]:
-    """Model and depth of the rows, in the order of `LOOKS`, others after them."""
-    found = set(zip(table["flow"], table["num_flows"], strict=True))
-    known = [pair for pair in LOOKS if pair in found]
-    return [*known, *sorted(found - set(known))]
-
-
-def of_posterior(table: pd.DataFrame, model: str, depth: int) -> pd.DataFrame:
-    """The rows of one posterior."""
-    return table[(table["flow"] == model) & (table["num_flows"] == depth)]
 
 
 def _sizes_axis(panel: Axes, sizes: Sequence[int]) -> None:
