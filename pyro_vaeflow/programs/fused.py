@@ -49,7 +49,7 @@ class PlanarMap(nn.Linear):
     def __init__(self, context_dim: int, latent_dim: int) -> None:
         super().__init__(context_dim, 1 + 2 * latent_dim)
 
-    def forward(self, context: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    def forward(self, context: torch.Tensor) -> tuple[torch.Tensor, ...]:  # type: ignore[override]
         """b ``(..., 1)``, u and w ``(..., latent_dim)`` for contexts ``(..., context_dim)``."""
         latent_dim = (self.out_features - 1) // 2
         return super().forward(context).split([1, latent_dim, latent_dim], -1)
@@ -256,13 +256,13 @@ _DEFAULTS = {
 }
 
 
-def _is_known(part: nn.Module, attributes: frozenset[str] | None = None) -> bool:
+def _is_known(part: Any, attributes: frozenset[str] | None = None) -> bool:
     values = vars(part)
     hooked = values["_forward_hooks"] or values["_forward_pre_hooks"] or values["_backward_hooks"]
     return not hooked and values.keys() == (attributes or _ATTRIBUTES.get(type(part)))
 
 
-def _kind(layer: nn.Module) -> tuple[Any, ...] | None:
+def _kind(layer: Any) -> tuple[Any, ...] | None:
     """What neighbours must share to run in one pass; None for a layer that is Pyro's to run."""
     weight, gated = None, False
     if type(layer) is Planar and _is_known(layer):
@@ -278,9 +278,10 @@ def _kind(layer: nn.Module) -> tuple[Any, ...] | None:
     return None if weight is None else (type(layer), gated, weight.shape, weight.dtype)
 
 
-def _masked_network(net: Any, known: type) -> torch.Tensor | None:
+def _masked_network(net: Any, known: type) -> Any:
     """The first layer's weight, of whose shape all others follow, if the network is known."""
-    if not (type(net) is known and _is_known(net) and type(net.f) in ELEMENTWISE):
+    plain = type(net) is known and _is_known(net)
+    if not (plain and type(net.f) in ELEMENTWISE):
         return None
     parts = [net.f, *net.layers]
     affine = (net.count_params, net.output_multiplier, net.all_ones) == (2, 2, True)
