@@ -155,22 +155,25 @@ def train(
     loss = last.watch(Trace_ELBO() if loss is None else loss)
     annealed = loss.at if isinstance(loss, CapacityELBO) else anneal
     watchers = _watchers(held_out, eval_every, patience, plate, callbacks, checkpoint, progress)
-    call = dict(num_steps=num_steps, batch_size=batches.batch_size, clip_norm=clip_norm, seed=seed)
-    call |= dict(learning_rate=rate, schedule=level, loss=loss, weights=batches.weights, x=args)
-    call |= dict(held_out=held_out, eval_every=eval_every, patience=patience, plate=plate)
+    call = {  # what decides the numbers, and so which training a checkpoint is of
+        **{"num_steps": num_steps, "batch_size": batches.batch_size, "clip_norm": clip_norm},
+        **{"learning_rate": rate, "schedule": level, "loss": loss, "weights": batches.weights},
+        **{"x": args, "held_out": held_out, "eval_every": eval_every, "patience": patience},
+        **{"plate": plate, "seed": seed},
+    }
     hold_memory()
 
-    with ExitStack() as stack:
-        stack.enter_context(param_scope(model, guide))
-        stack.enter_context(module_mode(model, guide, training=True))
-        stack.enter_context(seeded(seed))
-        stack.enter_context(pyro.validation_enabled(False))
+    with (
+        param_scope(model, guide),
+        module_mode(model, guide, training=True),
+        seeded(seed),
+        pyro.validation_enabled(False),
+        ExitStack() as stack,
+    ):
         called = _make_parameters(model, guide, take_rows(args, batches(0)), seed)
         optim = OneOptimizer(named_parameters(model, guide), optimizer, clip_norm)
-        svi, per_row = (
-            make_svi(model, guide, optim, loss),
-            PerRow(plate, batches.batch_size, len(args[0])),
-        )
+        svi = make_svi(model, guide, optim, loss)
+        per_row = PerRow(plate, batches.batch_size, len(args[0]))
         run = Run(model, guide, optim, num_steps, call, called, watchers)
         for watcher in watchers:
             stack.callback(watcher.close)
