@@ -18,6 +18,7 @@ from pyro_vaeflow.experiments.study import load_study
 from pyro_vaeflow.experiments.tables import read_summary, settings_apart
 from results.adbench.score_parts import write_parts
 from results.shared import baselines
+from results.shared.detectors import usual
 from results.shared.effects import Effect, effect
 from results.shared.pages import markdown, parse, parser, run_quick, write_page
 
@@ -28,7 +29,7 @@ SMALLEST = ("adbench:wine", "adbench:glass", "arrhythmia")
 # as on any other set.
 BASELINES = {
     name: baseline
-    for name, baseline in baselines.usual("standard").items()
+    for name, baseline in usual("standard").items()
     if name not in ("exact_rows", "unseen_values")
 }
 BASELINES["pyod_vae"] = replace(BASELINES["pyod_vae"], max_train_rows=25_000)
