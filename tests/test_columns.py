@@ -1,7 +1,10 @@
+"""Columns: which kind is chosen, what is learned of it, and the codes and numbers of values."""
+
 import json
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -17,36 +20,13 @@ def column(values, **options) -> Column:
     return learn_column(pd.Series(values, name="c"), **options)
 
 
-def test_constants_binary_columns_and_closed_point_masses_are_discrete() -> None:
-    assert column([7.0] * 5).kind == "discrete"
-    assert column([0, 1] * 50).kind == column([0] * 29 + [1]).kind == "discrete"
-    assert column([0] * 700 + [1, 2, 5] * 100).kind == "discrete"
-
-
-def test_a_point_mass_beside_ever_new_values_is_continuous() -> None:
-    draw = np.random.default_rng(0)
-    assert column(np.concatenate([np.zeros(700), draw.normal(size=300)])).kind == "continuous"
-
-
-def test_recurring_values_without_a_point_mass_are_continuous() -> None:
-    assert column(np.repeat(np.arange(16), 100)).kind == "continuous"
-
-
-def test_one_new_value_in_a_hundred_is_still_closed_and_two_are_not() -> None:
-    def values(num_single: int) -> list[float]:
-        return [0.0] * (100 - num_single) + [float(10 * k + 7) for k in range(num_single)]
-
-    assert column(values(1)).kind == "discrete"
-    assert column(values(2)).kind == "continuous"
-
-
 def test_what_is_no_number_is_categorical() -> None:
     assert column(["b", "a", "b"]).levels == ("a", "b")
     assert column([True, False, True]).levels == ("False", "True")
     assert column(pd.Categorical(["x", "y"], categories=["x", "y", "never"])).levels == ("x", "y")
 
 
-def test_values_between_sparse_levels_are_novel() -> None:
+def test_values_between_sparse_levels_are_unseen() -> None:
     spread = column([0.0] * 60 + [10.0, 1000.0] * 20)
     coded = spread.encode(
         pd.Series([0.0, 10.0, 5.0, 1000.0, 1001.0, -1.0, np.inf, -np.inf, np.nan])
@@ -62,6 +42,9 @@ def test_numbers_that_fill_their_range_share_levels_and_miss_none() -> None:
     assert (coded > 0).all() and (np.diff(coded) >= 0).all()
     assert coded[0] == 1 and coded[1] == 2, "the point mass keeps a level of its own"
     np.testing.assert_array_equal(filled.encode(pd.Series([-1.0, 201.0])), [0, 0])
+    widths = np.array(filled.highs) - np.array(filled.lows) + 1
+    assert widths.max() <= 2 * GROUP_MASS * 201, "no group holds much of the values"
+    assert max(10 * widths[1:]) <= 2 * GROUP_MASS * len(values), "nor of the rows"
 
 
 def test_a_continuous_column_is_standardised_and_clipped() -> None:
@@ -82,14 +65,6 @@ def test_sparse_levels_stay_apart_however_many() -> None:
     spread = column(np.concatenate([np.zeros(500), np.repeat(100.0 * np.arange(1, 61) ** 2, 5)]))
     assert spread.num_levels == 62 and spread.lows == spread.highs
     assert spread.encode(pd.Series([101.0])).tolist() == [0.0]
-
-
-def test_no_group_holds_much_of_the_rows_or_of_the_values() -> None:
-    values = np.concatenate([np.zeros(4000), np.repeat(np.arange(1, 201), 10)])
-    filled = column(values)
-    widths = np.array(filled.highs) - np.array(filled.lows) + 1
-    assert widths.max() <= 2 * GROUP_MASS * 201
-    assert max(10 * widths[1:]) <= 2 * GROUP_MASS * len(values)
 
 
 def test_a_categorical_number_has_one_level_whatever_its_dtype() -> None:
@@ -115,22 +90,34 @@ def test_a_positive_column_is_log_normal_and_what_is_not_positive_is_far_away() 
         column([1.0, -1.0, 2.0], kind="positive")
 
 
+SINGLES = [float(10 * k + 7) for k in range(2)]  # each a value that occurs once
+
+
 @pytest.mark.parametrize(
     ("draw", "kind"),
     [
+        (lambda r: np.full(5, 7.0), "discrete"),  # constant
+        (lambda r: [0, 1] * 50, "discrete"),  # binary
+        (lambda r: [0] * 29 + [1], "discrete"),
+        (lambda r: [0] * 700 + [1, 2, 5] * 100, "discrete"),  # a closed point mass
+        (lambda r: np.concatenate([np.zeros(700), r.normal(size=300)]), "continuous"),  # ever new
+        (lambda r: np.repeat(np.arange(16), 100), "continuous"),  # no point mass
+        (lambda r: [0.0] * 99 + SINGLES[:1], "discrete"),  # one new value in a hundred
+        (lambda r: [0.0] * 98 + SINGLES, "continuous"),  # two
         (lambda r: r.lognormal(0.0, 1.5, 2000), "positive"),
         (lambda r: r.pareto(1.5, 2000) + 1.0, "positive"),
         (lambda r: r.lognormal(0.0, 0.4, 2000), "continuous"),
         (lambda r: r.exponential(1.0, 2000), "continuous"),
         (lambda r: r.exponential(1.0, 5), "continuous"),
-        (lambda r: np.array([1.0, 2.0, 30.0]), "continuous"),  # too few to tell
+        (lambda r: [1.0, 2.0, 30.0], "continuous"),  # too few to tell
         (lambda r: r.uniform(0.0, 1.0, 2000), "continuous"),
         (lambda r: 5.0 + r.normal(0.0, 1.0, 2000), "continuous"),
         (lambda r: r.lognormal(0.0, 1.5, 2000) - 1.0, "continuous"),  # not all above 0
     ],
 )
-def test_heavy_tails_above_zero_are_found_in_any_unit(draw, kind: str) -> None:
-    numbers = draw(np.random.default_rng(0))
+def test_the_kind_of_numbers_is_chosen_in_any_unit(draw, kind: str) -> None:
+    numbers = np.asarray(draw(np.random.default_rng(0)))
+    assert column(numbers).kind == kind
     assert [column(c * numbers).kind for c in (1e-200, 1.0, 1e200)] == [kind] * 3
 
 
@@ -209,38 +196,21 @@ def test_a_column_of_names_warns_and_one_of_categories_does_not() -> None:
     column(names + 40 * ["usual"])
 
 
-def test_lists_of_arrow_are_refused_like_any() -> None:
-    arrow = pytest.importorskip("pyarrow")
-    lists = pd.Series([[1, 2], [3]], dtype=pd.ArrowDtype(arrow.list_(arrow.int64())))
-    with pytest.raises(TypeError, match="column 'c' holds a value of type"):
-        column(lists)
+@pytest.mark.parametrize("dtype", ["float64", "Int64", "float32"])
+@pytest.mark.parametrize("kind", ["discrete", "continuous", "categorical"])
+def test_missing_numbers_are_nan(dtype: str, kind: str) -> None:
+    missing = pd.Series([1, None, 0], dtype=dtype)
+    assert np.isnan(column([0, 1, 1], kind=kind).encode(missing)).tolist() == [False, True, False]
 
 
-@pytest.mark.parametrize(
-    "missing",
-    [
-        pd.Series([1.0, None, 0.0]),
-        pd.Series([1, None, 0], dtype="Int64"),
-        pd.Series([1.0, np.nan, 0.0], dtype="float32"),
-    ],
-)
-def test_missing_numbers_are_nan(missing: pd.Series) -> None:
-    for kind in ("discrete", "continuous", "categorical"):
-        known = column([0, 1, 1], kind=kind)
-        assert np.isnan(known.encode(missing)).tolist() == [False, True, False]
-
-
-@pytest.mark.parametrize(
-    "missing",
-    [
-        pd.Series(["a", None, "b"]),
-        pd.Series(["a", np.nan, "b"], dtype=object),
-        pd.Series(["a", pd.NA, "b"], dtype="string"),
-        pd.Series(["a", None, "b"], dtype="category"),
-    ],
-)
-def test_missing_texts_are_nan(missing: pd.Series) -> None:
+@pytest.mark.parametrize("dtype", ["str", "object", "string", "category"])
+@pytest.mark.parametrize("none", [None, np.nan, pd.NA])
+def test_missing_texts_are_nan(dtype: str, none: object) -> None:
+    missing = pd.Series(["a", none, "b"], dtype=dtype)
     assert np.isnan(column(["a", "b"]).encode(missing)).tolist() == [False, True, False]
+
+
+LISTS = pd.array([[1, 2], [3]], dtype=pd.ArrowDtype(pa.list_(pa.int64())))
 
 
 @pytest.mark.parametrize(
@@ -253,6 +223,7 @@ def test_missing_texts_are_nan(missing: pd.Series) -> None:
         (pd.date_range("2020", periods=3), {}, TypeError, "column 'c' holds dates or times"),
         (pd.to_timedelta([1, 2], "D"), {}, TypeError, "column 'c' holds dates or times"),
         ([1j, 2j], {}, TypeError, "column 'c' holds complex numbers"),
+        (LISTS, {}, TypeError, "column 'c' holds a value of type"),
     ],
 )
 def test_bad_columns_are_refused_by_name(values, options, error, message) -> None:
@@ -307,7 +278,7 @@ def test_random_frames_are_encoded_row_by_row_and_survive_json(frame: pd.DataFra
         assert Column.from_dict(json.loads(json.dumps(learned.to_dict()))) == learned
 
 
-def test_training_rows_show_every_level_and_nothing_novel() -> None:
+def test_training_rows_show_every_level_and_nothing_unseen() -> None:
     draw = np.random.default_rng(0)
     frame = pd.DataFrame(
         {

@@ -350,9 +350,15 @@ def test_figures(fitted: VAEFlowDetector) -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"criterion": "oddness"}, "criterion: expected one of importance, reconstruction, got 'oddness'"),
+        (
+            {"criterion": "oddness"},
+            "criterion: expected one of importance, reconstruction, got 'oddness'",
+        ),
         ({"contamination": 0.7}, "contamination: expected at most 0.5 and more than 0, got 0.7"),
-        ({"calibration_share": 1.0}, "calibration_share: expected at least 0 and less than 1, got 1.0"),
+        (
+            {"calibration_share": 1.0},
+            "calibration_share: expected at least 0 and less than 1, got 1.0",
+        ),
         ({"hidden_dims": (8, 0)}, "hidden_dims: expected at least 1, got 0"),
         ({"flow": "ifa"}, "flow must be one of .* got 'ifa'"),
         ({"prior": "flat"}, "prior: expected one of exemplar, normal, got 'flat'"),

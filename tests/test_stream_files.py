@@ -44,7 +44,7 @@ def fates(path: Path, chunk_rows: int) -> dict[int, object]:
         frame, rows = to_frame(read_chunk(chunk, list(NUMERIC)), NUMERIC)
         values = frame.astype(object).where(frame.notna(), None).itertuples(index=False, name=None)
         assert len(frame) == rows.table.num_rows
-        found |= dict(zip(rows.places.tolist(), values, strict=True))
+        found |= dict(zip(rows.numbers.tolist(), values, strict=True))
         found |= {reject.row: reject.reason for reject in rows.rejects}
     return found
 

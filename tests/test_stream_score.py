@@ -186,7 +186,7 @@ def test_a_kill_at_any_moment_loses_no_row_and_scores_none_twice(model, data, tm
     assert finished == sorted(finished) and 0 < finished[-1] < 11
     assert list(out.glob(".*.partial"))
     done = score_files(model, str(data), out, chunk_rows=9)
-    assert (done.num_parts, done.num_found) == (11, finished[-1])
+    assert (done.num_parts, done.num_resumed) == (11, finished[-1])
     assert {path.name: path.read_bytes() for path in out.glob("part-*")} == parts
     same(out, whole)
     assert not list(out.rglob(".*"))
@@ -395,7 +395,7 @@ def test_the_chunk_of_a_killed_process_goes_to_another(model, data, tmp_path, mo
     monkeypatch.setattr("pyro_vaeflow.files.score.score_chunk", score_that_dies_once)
     done = score_files(model, str(data), tmp_path / "two", chunk_rows=9, jobs=2)
     assert (tmp_path / "died").exists()
-    assert (done.num_scored, done.num_parts, done.num_found) == (88, 11, 0)
+    assert (done.num_scored, done.num_parts, done.num_resumed) == (88, 11, 0)
     same(tmp_path / "one", tmp_path / "two")
 
 
@@ -409,5 +409,5 @@ def test_a_dask_cluster_writes_the_same_parts(model, data, tmp_path, monkeypatch
     with LocalCluster(n_workers=2, **options) as cluster:
         address = cluster.scheduler_address
         done = score_files(model, str(data), tmp_path / "two", chunk_rows=9, dask=address)
-    assert (done.num_scored, done.num_parts, done.num_found) == (88, 11, 0)
+    assert (done.num_scored, done.num_parts, done.num_resumed) == (88, 11, 0)
     same(tmp_path / "one", tmp_path / "two")

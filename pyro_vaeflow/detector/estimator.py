@@ -35,8 +35,8 @@ from pyro_vaeflow.tables.mixed_encoder import MixedEncoder
 class VAEFlowDetector(DetectorSettings, Explaining, OutlierMixin, BaseEstimator):
     r"""Finds anomalous rows of a table by their evidence under a variational autoencoder.
 
-    A row's score is :math:`\log p(x)` in nats by importance sampling: low = anomalous. It depends on the
-    row and the seed alone. Columns can be numbers, categories, booleans and texts, with missing
+    A row's score is :math:`\log p(x)` in nats by importance sampling: low = anomalous. It
+    depends on the row and the seed alone. Columns can be numbers, categories, booleans and texts, with missing
     entries; NumPy arrays will do as well.
 
     Args:
@@ -150,7 +150,7 @@ class VAEFlowDetector(DetectorSettings, Explaining, OutlierMixin, BaseEstimator)
         return self
 
     def score_samples(self, X: Any) -> np.ndarray:
-        """Each row's log evidence, or what `criterion` names, ``(num_data,)``: nats, low = anomalous.
+        """Each row's log evidence, or what `criterion` names, ``(num_data,)``, nats; anomalies low.
 
         It is computed in double precision where the programs are a `Model` and a `Guide`, so that a
         row's score is the same whatever rows are beside it.
@@ -162,7 +162,7 @@ class VAEFlowDetector(DetectorSettings, Explaining, OutlierMixin, BaseEstimator)
         return self.score_samples(X) - self.offset_
 
     def predict(self, X: Any, fdr: float | None = None, ratio: float | None = None) -> np.ndarray:
-        """-1 for anomalous rows, +1 for others, ``(num_data,)``, by `offset_` or in one of two ways.
+        """-1 for anomalies, +1 for other rows, ``(num_data,)``, by `offset_` or in one of two ways.
 
         Args:
             fdr: the false-discovery rate to keep: the expected share of rows like the training rows

@@ -1,4 +1,4 @@
-"""The detector's settings: the arguments of its constructor, with their ranges, checked in `fit`."""
+"""The detector's settings: the arguments of its constructor and their ranges, checked in `fit`."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -35,7 +35,11 @@ def write(result: Result, config: ExperimentConfig, folder: Path, command: str =
         command: kept in metrics.json with the versions, to say what made the run.
     """
     partial = folder.with_name(f".{folder.name}.{uuid4().hex}.partial")
-    origin = {"command": command, "versions": package_versions(), "threads": torch.get_num_threads()}
+    origin = {
+        "command": command,
+        "versions": package_versions(),
+        "threads": torch.get_num_threads(),
+    }
     try:
         partial.mkdir(parents=True)
         (partial / "config.yaml").write_text(config.to_yaml())

@@ -1,1 +1,1 @@
-"""Tables that no memory holds: csv and Parquet read in pieces, fitted to and scored."""
+"""Tables in files of any size: csv and Parquet read in chunks, trained on and scored."""

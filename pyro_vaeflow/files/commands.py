@@ -1,23 +1,20 @@
-"""``vaeflow fit`` and ``vaeflow score``: their arguments, and what they print."""
+"""Commands ``vaeflow fit`` and ``vaeflow score``: their arguments, and what they print."""
 
 import os
-import shutil
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from jsonargparse import ArgumentParser
 from jsonargparse.typing import NonNegativeInt, PositiveInt
 
 from pyro_vaeflow.validation import ConfigError
 
-if TYPE_CHECKING:
-    from pyro_vaeflow.inference.group import Group
-
 SOME_REJECTED = 3  # exit status: all was done, and some rows could not be scored
+DATA = "a csv or Parquet file, a folder of them, or a glob in quotes"
 DEVICE = "where torch computes: cuda, cuda:1, ...; cpu by default"
-# Settings that files lack, or that have an option of another kind.
-OWN = {"model", "guide", "progress", "random_state", "warm_start", "device"}
+# Settings of the detector that files lack, or that have an option of another kind.
+NO_OPTIONS = {"model", "guide", "progress", "random_state", "warm_start", "device"}
 
 
 def add_file_commands(commands: Any, parser: type[ArgumentParser], with_detector: bool) -> None:
@@ -27,45 +24,36 @@ def add_file_commands(commands: Any, parser: type[ArgumentParser], with_detector
         with_detector: whether ``fit`` needs the detector's own settings, which take time to load.
     """
     fit = parser(description="Fits a detector to the rows of csv or Parquet files and saves it.")
-    fit.add_argument("data", help="a csv or Parquet file, a folder of them, or a glob in quotes")
+    fit.add_argument("data", help=DATA)
     fit.add_argument("--out", required=True, help="folder of the model")
     fit.add_argument("--id", help="the column that names rows: no feature")
     fit.add_argument("--drop", nargs="+", default=[], help="further columns that are no features")
-    fit.add_argument(
-        "--rows",
-        type=PositiveInt,
-        default=100_000,
-        help="train on so many rows, drawn from all with the seed; memory grows with it",
-    )
+    rows_help = "train on so many rows, drawn from all with the seed; memory grows with it"
+    fit.add_argument("--rows", type=PositiveInt, default=100_000, help=rows_help)
     fit.add_argument("--first", action="store_true", help="train on the first rows instead")
-    fit.add_argument(
-        "--seed", type=NonNegativeInt, default=0, help="of the draw, training and scores"
-    )
+    seed_help = "of the draw, training and scores"
+    fit.add_argument("--seed", type=NonNegativeInt, default=0, help=seed_help)
     fit.add_argument("--device", default="cpu", help=DEVICE)
     if with_detector:
         from pyro_vaeflow.detector.estimator import VAEFlowDetector
 
-        fit.add_class_arguments(VAEFlowDetector, None, skip=OWN)
+        fit.add_class_arguments(VAEFlowDetector, None, skip=NO_OPTIONS)
     commands.add_subcommand("fit", fit, help="fit a detector to files")
 
     score = parser(
-        description="Scores the rows of files; the same command goes on after a stop. Exit status: "
+        description="Scores the rows of files; the same command resumes after a stop. Exit status: "
         f"0 if all rows have a score, {SOME_REJECTED} if some were rejected, 1 if files or "
         "processes failed, 2 if the call was refused."
     )
     score.add_argument("model", help="a folder that fit wrote")
-    score.add_argument("input", help="a csv or Parquet file, a folder of them, or a glob in quotes")
+    score.add_argument("input", help=DATA)
     score.add_argument("output", help="folder of the scores: one Parquet data set")
     score.add_argument("--id", help="a column to pass through")
-    score.add_argument(
-        "--explain",
-        choices=["all", "flagged", "none"],
-        default="all",
-        help="rows whose three most contributing columns are named",
-    )
-    score.add_argument(
-        "--chunk_rows", type=PositiveInt, default=65_536, help="rows a part; memory grows with it"
-    )
+    explain_help = "rows whose three most contributing columns are named"
+    choices = ["all", "flagged", "none"]
+    score.add_argument("--explain", choices=choices, default="all", help=explain_help)
+    rows_help = "rows a part; memory grows with it"
+    score.add_argument("--chunk_rows", type=PositiveInt, default=65_536, help=rows_help)
     score.add_argument("--jobs", type=PositiveInt, default=1, help="worker processes")
     score.add_argument("--dask", help="a Dask cluster in place of --jobs: its address, or its file")
     score.add_argument("--device", default="cpu", help=DEVICE)
@@ -73,24 +61,12 @@ def add_file_commands(commands: Any, parser: type[ArgumentParser], with_detector
 
 
 def run_fit(values: dict[str, Any]) -> int:
-    """Runs ``vaeflow fit`` with what was given; under ``torchrun``, the processes train as one."""
-    from pyro_vaeflow.inference.group import GroupError, join_group
-
-    try:
-        with join_group() as group:
-            return _fit(values, group)
-    except GroupError as error:
-        print(f"vaeflow: {error}", file=sys.stderr)
-        return 1
-
-
-def _fit(values: dict[str, Any], group: "Group") -> int:
+    """Runs ``vaeflow fit`` with what was given."""
     from pyro_vaeflow.files.fit import read_rows, train_and_save
 
-    row_id = values.pop("id", None)
-    data, out, seed = values.pop("data"), Path(values.pop("out")), values.pop("seed", 0)
-    if group.first:
-        _check_out(out)  # not only once it is trained
+    row_id, seed = values.pop("id", None), values.pop("seed", 0)
+    data, out = values.pop("data"), Path(values.pop("out"))
+    _check_writable(out)  # not only once it is trained
     rows = read_rows(
         data,
         drop=[*values.pop("drop", []), *([] if row_id is None else [row_id])],
@@ -98,33 +74,20 @@ def _fit(values: dict[str, Any], group: "Group") -> int:
         first=values.pop("first", False),
         kinds=values.get("kinds"),
         seed=seed,
-        progress=group.first,
+        progress=True,
     )
-    own_checkpoint = group.size > 1 and "checkpoint_dir" not in values
-    if own_checkpoint:  # one of them may die
-        values["checkpoint_dir"] = out / "checkpoint"
-    detector = train_and_save(rows, out, values | {"random_state": seed}, progress=group.first)
-    if not group.first:
-        return 0
-    if own_checkpoint:
-        shutil.rmtree(values["checkpoint_dir"])
+    detector = train_and_save(rows, out, values | {"random_state": seed}, progress=True)
     for reason, count in rows.rejected.most_common():
         print(f"left out {count} rows: {reason}", file=sys.stderr)
-    best = detector.history_["held_out_elbo"].max()
-    listed = f" ({', '.join(rows.texts)})" if rows.texts else ""
-    num_numbers = rows.frame.shape[1] - len(rows.texts)
+    names = f" ({', '.join(rows.texts)})" if rows.texts else ""
     print(
-        f"trained on {len(rows.frame):,} of {rows.num_seen:,} rows: {num_numbers} columns of "
-        f"numbers, {len(rows.texts)} of texts{listed}"
+        f"trained on {len(rows.frame):,} of {rows.num_seen:,} rows: "
+        f"{rows.frame.shape[1] - len(rows.texts)} columns of numbers, "
+        f"{len(rows.texts)} of texts{names}"
     )
+    best = detector.history_["held_out_elbo"].max()
     print(f"model: {out} (held-out ELBO {best:.3f} nats; flags above {-detector.offset_:.3f} nats)")
     return 0
-
-
-def _check_out(out: Path) -> None:
-    there = next(path for path in (out, *out.absolute().parents) if path.exists())
-    if not (there.is_dir() and os.access(there, os.W_OK)):
-        raise ConfigError(f"--out: {there} is no folder that can be written to; choose another")
 
 
 def run_score(values: dict[str, Any]) -> int:
@@ -133,17 +96,10 @@ def run_score(values: dict[str, Any]) -> int:
 
     if "dask" in values and "jobs" in values:
         raise ConfigError("give one of --jobs and --dask")
-    out = values["output"]
-    options = ("explain", "chunk_rows", "jobs", "dask", "device")
+    model, data, out = (values.pop(name) for name in ("model", "input", "output"))
+    row_id = values.pop("id", None)
     try:
-        done = score_files(
-            values["model"],
-            values["input"],
-            out,
-            row_id=values.get("id"),
-            progress=True,
-            **{k: values[k] for k in options if k in values},
-        )
+        done = score_files(model, data, out, row_id=row_id, progress=True, **values)
     except OSError as error:  # a full disk, say
         print(f"vaeflow: {error}; finished parts are kept", file=sys.stderr)
         return 1
@@ -151,11 +107,17 @@ def run_score(values: dict[str, Any]) -> int:
         f"{done.num_scored:,} rows scored, {done.num_flagged:,} flagged, "
         f"{done.num_rejected:,} rejected"
     )
-    print(f"scores: {out} ({done.num_parts} parts, {done.num_found} of them were there)")
+    print(f"scores: {out} ({done.num_parts} parts, {done.num_resumed} of them were there)")
     if done.num_rejected:
         print(f"rejects: {out}/_rejects.csv", file=sys.stderr)
         return SOME_REJECTED
     return 0
+
+
+def _check_writable(out: Path) -> None:
+    there = next(path for path in (out, *out.absolute().parents) if path.exists())
+    if not (there.is_dir() and os.access(there, os.W_OK)):
+        raise ConfigError(f"--out: {there} is no folder that can be written to; choose another")
 
 
 FILE_COMMANDS = {"fit": run_fit, "score": run_score}

@@ -17,6 +17,7 @@ import pyarrow.csv
 from pyro_vaeflow.files.chunks import Chunk, Reject, Rows
 from pyro_vaeflow.validation import ConfigError
 
+IS_TYPED = False  # a file does not say which columns are numbers
 BOM = b"\xef\xbb\xbf"
 SHOWN = 1000  # characters of a line that is rejected
 
@@ -54,39 +55,32 @@ def read(chunk: Chunk, columns: Sequence[str]) -> Rows:
     A part that does not parse to one row a line is halved until the lines that are to blame are
     alone: what becomes of a line does not depend on its neighbours.
     """
-    path = Path(chunk.path)
-    names = schema(path).names
-    with path.open("rb") as file:
+    names = schema(Path(chunk.path)).names
+    with open(chunk.path, "rb") as file:
         file.seek(chunk.start)
-        listed = file.read(chunk.stop - chunk.start).split(b"\n")
-    listed = [line.removesuffix(b"\r") for line in listed]
+        content = file.read(chunk.stop - chunk.start)
+    lines = [line.removesuffix(b"\r") for line in content.split(b"\n")]
     # The parser would take a return for the end of a row.
-    whole = [place for place, line in enumerate(listed) if line.strip() and b"\r" not in line]
-    lines, at = [listed[place] for place in whole], chunk.row + np.array(whole, dtype=np.int64)
-    rejects = [
-        Reject(chunk.row + place, "a return inside the line", value=_shown(line))
-        for place, line in enumerate(listed)
-        if b"\r" in line
-    ]
-    parts, places = [_parse([], names, columns)], [at[:0]]
-    todo = [(0, len(lines))]
-    while todo:
-        low, high = todo.pop()
+    reasons = {j: "a return inside the line" for j, line in enumerate(lines) if b"\r" in line}
+    rows = [j for j, line in enumerate(lines) if line.strip() and j not in reasons]
+    tables, good, parts = [_parse([], names, columns)], [], [rows]
+    while parts:
+        part = parts.pop()
         try:
-            part, reason = _parse(lines[low:high], names, columns), "quotes are not closed"
+            table = _parse([lines[j] for j in part], names, columns)
+            reason = "quotes are not closed"
         except pa.ArrowInvalid as error:
-            part, reason = None, str(error).partition(": ")[2]
-        if part is not None and part.num_rows == high - low:
-            parts.append(part)
-            places.append(at[low:high])
-        elif high - low > 1:
-            middle = (low + high) // 2
-            todo += [(middle, high), (low, middle)]
+            table, reason = None, str(error).partition(": ")[2].removeprefix("Row #1: ")
+        if table is not None and table.num_rows == len(part):
+            tables.append(table)
+            good += part
+        elif len(part) > 1:
+            half = len(part) // 2
+            parts += [part[half:], part[:half]]
         else:
-            value = _shown(lines[low])
-            reason = reason.partition(f": {value}")[0].removeprefix("Row #1: ")
-            rejects.append(Reject(int(at[low]), reason, value=value))
-    return Rows(pa.concat_tables(parts), np.concatenate(places), rejects)
+            reasons[part[0]] = reason.partition(f": {_shown(lines[part[0]])}")[0]
+    rejects = [Reject(chunk.row + j, why, value=_shown(lines[j])) for j, why in reasons.items()]
+    return Rows(pa.concat_tables(tables), chunk.row + np.array(good, dtype=np.int64), rejects)
 
 
 def _shown(line: bytes) -> str:

@@ -1,7 +1,7 @@
-"""A detector fitted to the rows of files: one function reads the rows, another trains."""
+"""Fits of a detector to the rows of files: one function reads the rows, another trains."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,10 +12,9 @@ import pyarrow as pa
 from tqdm.auto import tqdm
 
 from pyro_vaeflow.detector.estimator import VAEFlowDetector
-from pyro_vaeflow.files.chunks import Rows
+from pyro_vaeflow.files.chunks import Chunk, Rows
 from pyro_vaeflow.files.parsing import check_types, find_numeric, to_frame
 from pyro_vaeflow.files.table_files import FORMATS, chunks_of, find_files, read_chunk, read_schemas
-from pyro_vaeflow.inference.group import joined
 from pyro_vaeflow.inference.training import NonFiniteError
 from pyro_vaeflow.validation import ConfigError, check_names
 
@@ -24,14 +23,19 @@ CHUNK_ROWS = 65_536
 
 @dataclass(frozen=True)
 class TrainingRows:
-    """Rows to train on, ``(num_rows, num_columns)``, of `num_seen` that were read."""
+    """Rows to train on.
+
+    Args:
+        frame: ``(num_rows, num_columns)``.
+        texts: the columns that are not numbers.
+        num_seen: rows that were read.
+        rejected: reason -> how many rows were left out for it.
+    """
 
     frame: pd.DataFrame
     texts: list[str]
-    """The columns that are not numbers."""
     num_seen: int
     rejected: Counter[str]
-    """Reason -> how many rows were left out for it."""
 
 
 def read_rows(
@@ -44,7 +48,7 @@ def read_rows(
     seed: int = 0,
     progress: bool = False,
 ) -> TrainingRows:
-    """Reads rows of csv or Parquet files to train on; the same ones in every process.
+    """Reads rows of csv or Parquet files to train on.
 
     Memory grows with `max_rows`, not with the files. Rows whose numbers are none are left out.
 
@@ -58,46 +62,35 @@ def read_rows(
         seed: of the draw.
 
     Raises:
-        ConfigError: there are no such files or columns, or a column is of a type that no model
-            takes.
+        ConfigError: there are no such files, rows or columns, or a column is of a type that no
+            model takes.
     """
     files = find_files(data)
-    schema = next(iter(read_schemas(files).values()))
-    check_names(drop, schema.names, "column to leave out")
-    columns = [name for name in schema.names if name not in drop]
+    names = next(iter(read_schemas(files).values())).names
+    check_names(drop, names, "column to leave out")
+    columns = [name for name in names if name not in drop]
     if not columns:
         raise ConfigError(f"no column of {data!r} is left to learn from")
     schemas = read_schemas(files, columns)
-    typed = FORMATS[next(iter(files.values())).suffix].typed
-    if typed:
-        numeric = find_numeric(schema.empty_table().select(columns), kinds, typed)
-        for name, found in schemas.items():
-            check_types(found, numeric, files[name])
-    sample = _Sample(max_rows, first, seed)
-    rejects: Counter[str] = Counter()
-    with tqdm(desc="read", unit="row", unit_scale=True, disable=not progress) as bar:
-        for chunk in chunks_of(files, CHUNK_ROWS):
-            rows = read_chunk(chunk, columns)
-            rejects.update(reject.reason for reject in rows.rejects)
-            sample.add(rows)
-            bar.update(chunk.num_rows)
-            if sample.is_full:
-                break
-    rows = sample.rows()
-    if not typed:
-        numeric = find_numeric(rows.table, kinds, typed)
-    frame, rows = to_frame(rows, numeric)
-    rejects.update(f"column {reject.column!r} {reject.reason}" for reject in rows.rejects)
+    is_typed = FORMATS[next(iter(files.values())).suffix].IS_TYPED
+    if is_typed:
+        schema = next(iter(schemas.values()))
+        numeric = find_numeric(schema.empty_table().select(columns), kinds, is_typed)
+        for name, schema in schemas.items():
+            check_types(schema, numeric, files[name])
+    table, num_seen, rejected = _read(files, columns, max_rows, first, seed, progress)
+    if not is_typed:
+        numeric = find_numeric(table, kinds, is_typed)
+    frame, rows = to_frame(Rows(table, np.arange(table.num_rows), []), numeric)
+    rejected.update(f"column {reject.column!r} {reject.reason}" for reject in rows.rejects)
     texts = [name for name, is_number in numeric.items() if not is_number]
-    return TrainingRows(frame, texts, sample.num_seen, rejects)
+    return TrainingRows(frame, texts, num_seen, rejected)
 
 
 def train_and_save(
     rows: TrainingRows, out: Path, settings: Mapping[str, Any], progress: bool = False
 ) -> VAEFlowDetector:
     """Fits a detector with these settings to the rows and saves it in `out`.
-
-    Of a group, the first process saves it.
 
     Raises:
         ConfigError: a setting is out of range, or the rows cannot be learned from.
@@ -108,57 +101,41 @@ def train_and_save(
     except (NonFiniteError, TypeError, ValueError) as error:
         raise ConfigError(f"cannot fit: {error}") from error
     detector.set_params(progress=False)  # who loads it wants no bars
-    if joined().first:
-        detector.save(out)
+    detector.save(out)
     return detector
 
 
-class _Sample:
-    """The first rows, or a uniform draw of all that were added: those of the smallest keys.
-
-    Each row has a random key in order of arrival, so chunks of another size draw the same rows.
-    """
-
-    def __init__(self, max_rows: int | None, first: bool, seed: int) -> None:
-        self.max_rows, self.first = max_rows, first
-        self.rng = np.random.default_rng(seed)
-        self.num_seen = 0
-        self.parts: list[tuple[Any, np.ndarray, np.ndarray]] = []
-        self.highest = np.inf
-
-    @property
-    def is_full(self) -> bool:
-        return self.first and self.max_rows is not None and self.num_seen >= self.max_rows
-
-    def add(self, rows: Rows) -> None:
-        self.num_seen += len(rows.places)
-        keys = self.rng.random(len(rows.places))
-        if self.first:
-            keys = np.zeros(len(rows.places))
-        good = np.flatnonzero(keys < self.highest)
-        self.parts.append((rows.table.take(good), rows.places[good], keys[good]))
-        if self.max_rows and sum(len(part[2]) for part in self.parts) > 2 * self.max_rows:
-            self._prune(self.max_rows)
-
-    def _prune(self, max_rows: int) -> None:
-        table, places, keys = self._joined()
-        kept = np.sort(np.argsort(keys, kind="stable")[:max_rows])
-        self.parts = [(table.take(kept), places[kept], keys[kept])]
-        if len(kept) == max_rows:
-            self.highest = keys[kept].max()
-
-    def _joined(self) -> tuple[Any, np.ndarray, np.ndarray]:
-        tables, places, keys = zip(*self.parts, strict=True)
-        return (
-            pa.concat_tables(tables, promote_options="permissive"),
-            np.concatenate(places),
-            np.concatenate(keys),
-        )
-
-    def rows(self) -> Rows:
-        if not self.parts:
-            raise ConfigError("the files have no rows")
-        if self.max_rows:
-            self._prune(self.max_rows)
-        table, places, _ = self._joined()
-        return Rows(table.combine_chunks(), places, [])
+def _read(
+    files: Mapping[str, Path],
+    columns: Sequence[str],
+    max_rows: int | None,
+    first: bool,
+    seed: int,
+    progress: bool,
+) -> tuple[Any, int, Counter[str]]:
+    """The first or drawn rows as a table, how many were read, and reasons of rows left out."""
+    chunks: Iterable[Chunk] = chunks_of(files, CHUNK_ROWS)
+    drawn = None  # places among all rows
+    if max_rows is not None and not first:
+        chunks = list(chunks)
+        total = sum(chunk.num_rows for chunk in chunks)
+        drawn = np.random.default_rng(seed).choice(total, min(max_rows, total), replace=False)
+    tables, num_seen, rejected, start = [], 0, Counter[str](), 0
+    with tqdm(desc="read", unit="row", unit_scale=True, disable=not progress) as bar:
+        for chunk in chunks:
+            rows = read_chunk(chunk, columns)
+            num_seen += len(rows.numbers)
+            rejected.update(reject.reason for reject in rows.rejects)
+            table = rows.table
+            if drawn is not None:
+                is_drawn = np.isin(start + rows.numbers - chunk.row, drawn)
+                table = table.filter(pa.array(is_drawn))
+            tables.append(table)
+            start += chunk.num_rows
+            bar.update(chunk.num_rows)
+            if first and max_rows is not None and num_seen >= max_rows:
+                break
+    if not num_seen:
+        raise ConfigError("the files have no rows")
+    table = pa.concat_tables(tables, promote_options="permissive")
+    return table.slice(0, max_rows), num_seen, rejected

@@ -1,16 +1,16 @@
-"""Parquet files in chunks of rows, by pyarrow's datasets, one row group after another."""
+"""Parquet files in chunks of rows, wherever their row groups end."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.dataset as ds
 import pyarrow.parquet as pq
-from pyarrow import fs
 
 from pyro_vaeflow.files.chunks import Chunk, Rows
 from pyro_vaeflow.validation import ConfigError
+
+IS_TYPED = True  # a file says which columns are numbers
 
 
 def schema(path: Path) -> pa.Schema:
@@ -26,7 +26,7 @@ def schema(path: Path) -> pa.Schema:
 
 
 def chunks(path: Path, name: str, chunk_rows: int) -> Iterator[Chunk]:
-    """Cuts a file into chunks of so many rows, wherever its row groups end."""
+    """Cuts a file into chunks of so many rows."""
     num_rows = pq.read_metadata(path).num_rows
     for row in range(1, num_rows + 1, chunk_rows):
         yield Chunk(str(path), name, row, min(chunk_rows, num_rows + 1 - row))
@@ -34,21 +34,17 @@ def chunks(path: Path, name: str, chunk_rows: int) -> Iterator[Chunk]:
 
 def read(chunk: Chunk, columns: Sequence[str]) -> Rows:
     """The chunk's rows; the row groups that have some are decoded in batches, up to the last."""
-    file = ds.ParquetFileFormat().make_fragment(chunk.path, fs.LocalFileSystem())
-    stop, start, groups = 1, 1, []
-    for group in file.row_groups:
-        start, stop = stop, stop + group.num_rows
-        if start < chunk.row + chunk.num_rows and stop > chunk.row:
-            groups.append((group.id, start))
-    scanner = file.subset(row_group_ids=[number for number, _ in groups]).scanner(
-        columns=list(columns), batch_size=chunk.num_rows, batch_readahead=1, use_threads=False
-    )
-    found, row = [], groups[0][1]
-    for batch in scanner.to_batches():
-        low = max(chunk.row - row, 0)
-        found.append(batch.slice(low, max(chunk.row + chunk.num_rows - row - low, 0)))
-        row += len(batch)
-        if row >= chunk.row + chunk.num_rows:
-            break
-    table = pa.Table.from_batches(found)
+    first, stop = chunk.row - 1, chunk.row - 1 + chunk.num_rows  # from 0
+    with pq.ParquetFile(chunk.path) as file:
+        sizes = [file.metadata.row_group(n).num_rows for n in range(file.num_row_groups)]
+        ends = np.cumsum(sizes)
+        groups = np.flatnonzero((ends > first) & (ends - sizes < stop))
+        start, batches = ends[groups[0]] - sizes[groups[0]], []
+        options = {"row_groups": groups.tolist(), "columns": list(columns), "use_threads": False}
+        for batch in file.iter_batches(chunk.num_rows, **options):
+            batches.append(batch.slice(max(first - start, 0), max(stop - max(first, start), 0)))
+            start += len(batch)
+            if start >= stop:
+                break
+    table = pa.Table.from_batches(batches)
     return Rows(table, chunk.row + np.arange(table.num_rows), [])

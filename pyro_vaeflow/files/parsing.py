@@ -1,4 +1,4 @@
-"""Columns of files as numbers and texts for the detector; a row whose number is none is rejected.
+"""Columns of files as numbers and texts; a row with something else for a number is rejected.
 
 Texts become numbers by one parser, whatever else is in the chunk: what becomes of a row depends on
 the row alone.
@@ -12,7 +12,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv
-import pyarrow.types as kinds_of
+import pyarrow.types as types
 
 from pyro_vaeflow.files.chunks import Reject, Rows
 from pyro_vaeflow.validation import ConfigError
@@ -22,21 +22,18 @@ NUMBER = r"^[+-]?((\d+\.?\d*|\.\d+)([eE][+-]?\d+)?|(?i:inf|infinity|nan))$"
 ENOUGH = 0.95  # of the entries of a column of texts are numbers: the others are errors
 
 
-def find_numeric(table: Any, kinds: Mapping[str, str] | None, typed: bool) -> dict[str, bool]:
+def find_numeric(table: Any, kinds: Mapping[str, str] | None, is_typed: bool) -> dict[str, bool]:
     """Column -> whether it holds numbers: by `kinds`, else its type or 95 of 100 of its texts.
 
     Args:
-        typed: whether a column of texts is one, as in Parquet files.
+        is_typed: whether a column of texts is one, as in Parquet files.
     """
-    chosen = {name: kind != "categorical" for name, kind in (kinds or {}).items()}
-
-    def is_numeric(values: Any) -> bool:
-        return _is_number(values.type) if typed else _has_numbers(values)
-
-    return {
-        name: chosen[name] if name in chosen else is_numeric(table[name])
-        for name in table.column_names
-    }
+    numeric = {name: kind != "categorical" for name, kind in (kinds or {}).items()}
+    for name in table.column_names:
+        if name not in numeric:
+            values = table[name]
+            numeric[name] = _is_number(values.type) if is_typed else _has_numbers(values)
+    return {name: numeric[name] for name in table.column_names}
 
 
 def check_types(schema: Any, numeric: Mapping[str, bool], path: Any) -> None:
@@ -47,9 +44,9 @@ def check_types(schema: Any, numeric: Mapping[str, bool], path: Any) -> None:
     """
     for name, is_number in numeric.items():
         kind = schema.field(name).type
-        fits = _is_number(kind) or kinds_of.is_boolean(kind) or kinds_of.is_null(kind)
+        fits = _is_number(kind) or types.is_boolean(kind) or types.is_null(kind)
         if not is_number:
-            fits = fits or _is_text(kind) or kinds_of.is_dictionary(kind)
+            fits = fits or _is_text(kind) or types.is_dictionary(kind)
         if not fits:
             wanted = "numbers" if is_number else "texts, booleans or numbers"
             raise ConfigError(f"column {name!r} of {path} holds {kind}; it should hold {wanted}")
@@ -58,28 +55,24 @@ def check_types(schema: Any, numeric: Mapping[str, bool], path: Any) -> None:
 def to_frame(rows: Rows, numeric: Mapping[str, bool]) -> tuple[pd.DataFrame, Rows]:
     """The good rows as a frame of the columns of `numeric`, and as `Rows` with all rejects."""
     columns: dict[str, Any] = {}
-    good, rejects = np.ones(rows.table.num_rows, dtype=bool), list(rows.rejects)
+    is_good, rejects = np.ones(rows.table.num_rows, dtype=bool), list(rows.rejects)
     for name, is_number in numeric.items():
         values = rows.table[name]
         if not is_number:
-            columns[name] = values
+            columns[name] = values.to_pandas()
             continue
-        columns[name], unread = _numbers(values)
-        infinite = np.isinf(columns[name])
-        for bad, reason in ((unread, "is no number"), (infinite, "is infinite")):
-            for place in np.flatnonzero(bad & good):
-                value = str(values[int(place)].as_py())[:100]
-                rejects.append(Reject(int(rows.places[place]), reason, name, value))
-            good &= ~bad
-    kept = pa.array(good)
-    frame = pd.DataFrame(
-        {
-            name: values[good] if numeric[name] else values.filter(kept).to_pandas()
-            for name, values in columns.items()
-        }
-    )
+        columns[name], is_unread = _numbers(values)
+        for is_bad, reason in (
+            (is_unread, "is no number"),
+            (np.isinf(columns[name]), "is infinite"),
+        ):
+            for j in np.flatnonzero(is_bad & is_good).tolist():
+                value = str(values[j].as_py())[:100]
+                rejects.append(Reject(int(rows.numbers[j]), reason, name, value))
+            is_good &= ~is_bad
+    frame = pd.DataFrame(columns)[is_good].reset_index(drop=True)
     rejects.sort(key=lambda reject: reject.row)
-    return frame, Rows(rows.table.filter(kept), rows.places[good], rejects)
+    return frame, Rows(rows.table.filter(pa.array(is_good)), rows.numbers[is_good], rejects)
 
 
 def _numbers(values: Any) -> tuple[np.ndarray, np.ndarray]:
@@ -87,31 +80,30 @@ def _numbers(values: Any) -> tuple[np.ndarray, np.ndarray]:
     if not _is_text(values.type):
         numbers = values.cast(pa.float64(), safe=False).to_numpy()
         return numbers, np.zeros(len(numbers), dtype=bool)
-    text = _present(pc.utf8_trim_whitespace(values))
+    text = _present(values)
     try:
         numbers = text.cast(pa.float64())
     except pa.ArrowInvalid:
-        numbers = pc.if_else(
-            pc.match_substring_regex(text, NUMBER), text, pa.scalar(None, text.type)
-        )
-        numbers = numbers.cast(pa.float64())
-    unread = pc.and_(text.is_valid(), numbers.is_null())
-    return numbers.to_numpy(), unread.to_numpy()
+        is_number = pc.match_substring_regex(text, NUMBER)
+        numbers = pc.if_else(is_number, text, pa.scalar(None, text.type)).cast(pa.float64())
+    return numbers.to_numpy(), pc.and_(text.is_valid(), numbers.is_null()).to_numpy()
 
 
-def _present(text: Any) -> Any:
-    missing = pc.is_in(text, value_set=MISSING.cast(text.type))
-    return pc.if_else(missing, pa.scalar(None, text.type), text)
+def _present(values: Any) -> Any:
+    """Texts without spaces around them; those that stand for a missing value are null."""
+    text = pc.utf8_trim_whitespace(values)
+    is_missing = pc.is_in(text, value_set=MISSING.cast(text.type))
+    return pc.if_else(is_missing, pa.scalar(None, text.type), text)
 
 
-def _has_numbers(text: Any) -> bool:
-    present = len(text) - _present(pc.utf8_trim_whitespace(text)).null_count
-    return present > 0 and _numbers(text)[1].sum() <= (1 - ENOUGH) * present
+def _has_numbers(values: Any) -> bool:
+    num_present = len(values) - _present(values).null_count
+    return num_present > 0 and _numbers(values)[1].sum() <= (1 - ENOUGH) * num_present
 
 
 def _is_number(kind: Any) -> bool:
-    return kinds_of.is_integer(kind) or kinds_of.is_floating(kind) or kinds_of.is_decimal(kind)
+    return types.is_integer(kind) or types.is_floating(kind) or types.is_decimal(kind)
 
 
 def _is_text(kind: Any) -> bool:
-    return kinds_of.is_string(kind) or kinds_of.is_large_string(kind)
+    return types.is_string(kind) or types.is_large_string(kind)

@@ -1,4 +1,4 @@
-"""Files of rows -> a folder of scores, chunk after chunk, in bounded memory."""
+"""Scores of the rows of files, written to a folder chunk after chunk, in bounded memory."""
 
 import hashlib
 from collections import deque
@@ -19,7 +19,6 @@ from pyro_vaeflow.files.chunks import Chunk
 from pyro_vaeflow.files.parsing import check_types, to_frame
 from pyro_vaeflow.files.scores_folder import Summary, finish, open_folder, part, write_part
 from pyro_vaeflow.files.table_files import FORMATS, chunks_of, find_files, read_chunk, read_schemas
-from pyro_vaeflow.inference.checkpoint import DETECTOR
 from pyro_vaeflow.inference.devices import check_device
 from pyro_vaeflow.inference.saved_folder import CheckpointError
 from pyro_vaeflow.validation import ConfigError, check_size
@@ -61,12 +60,12 @@ def score_files(
     device: str = "cpu",
     progress: bool = False,
 ) -> Summary:
-    """Scores csv or Parquet files with a saved detector; goes on where an earlier call stopped.
+    """Scores csv or Parquet files with a saved detector; resumes what an earlier call left.
 
     The parts have the rows of `data` in their order: ``file`` and ``row``, the row id,
-    ``anomaly_score`` (nats, high = odd: the negative of `VAEFlowDetector.score_samples`),
-    ``stderr``, ``ess`` and ``khat`` of the log evidence, ``flagged``, and the columns that add most
-    to the oddness with their nats: ``column_1``, ``nats_1`` and so on.
+    ``anomaly_score`` (nats: the negative of `VAEFlowDetector.score_samples`), ``stderr``, ``ess``
+    and ``khat`` of the log evidence, ``flagged``, and the columns that add most to the anomaly
+    score with their nats: ``column_1``, ``nats_1`` and so on.
 
     Args:
         model: the folder of `VAEFlowDetector.save`.
@@ -86,7 +85,7 @@ def score_files(
             another model, input or setting.
         ValueError: a size or `explain` is out of range.
         OSError: a file cannot be read or written, processes die again and again at one chunk, or a
-            Dask scheduler has gone; the same call goes on.
+            Dask scheduler has gone; the same call resumes.
     """
     # Absolute: workers may be in another folder.
     model, out = Path(model).resolve(), Path(out).resolve()
@@ -106,17 +105,16 @@ def score_files(
     open_folder(out, job.digest, files, settings)
     chunks = list(chunks_of(files, chunk_rows))
     todo = {number: c for number, c in enumerate(chunks) if not part(out, number).exists()}
-    total, left = sum(c.num_rows for c in chunks), sum(c.num_rows for c in todo.values())
-    bar = tqdm(
+    total, left = (sum(c.num_rows for c in some) for some in (chunks, todo.values()))
+    with tqdm(
         desc="score",
+        unit="row",
         total=total,
         initial=total - left,
-        unit="row",
         unit_scale=True,
         disable=not progress,
-    )
-    with bar:
-        for num_rows in _each(job, todo, jobs, dask):
+    ) as bar:
+        for num_rows in _scored(job, todo, jobs, dask):
             bar.update(num_rows)
     for name, path in files.items():
         if _stamp(path) != before[name]:
@@ -131,11 +129,11 @@ def score_chunk(job: Job, number: int, chunk: Chunk) -> int:
     rows = read_chunk(chunk, _columns(numeric, job.row_id))
     frame, rows = to_frame(rows, numeric)
     columns: dict[str, Any] = {"file": pa.array([chunk.name] * len(frame), pa.string())}
-    columns["row"] = pa.array(rows.places, pa.int64())
+    columns["row"] = pa.array(rows.numbers, pa.int64())
     if job.row_id is not None:
         columns[job.row_id] = rows.table[job.row_id]
-    found = _scores(detector, frame, job.explain) if len(frame) else {}
-    columns |= {name: pa.array(found.get(name, []), kind) for name, kind in COLUMNS.items()}
+    scores = _scores(detector, frame, job.explain) if len(frame) else {}
+    columns |= {name: pa.array(scores.get(name, []), kind) for name, kind in COLUMNS.items()}
     write_part(Path(job.out), number, pa.table(columns), rows.rejects, chunk.name)
     return chunk.num_rows
 
@@ -146,7 +144,7 @@ def digest_of(model: Path) -> str:
     Raises:
         ConfigError: there is no detector.
     """
-    path = model / DETECTOR.content
+    path = model / "detector.json"
     if not path.is_file():
         raise ConfigError(f"no model in {model}; give a folder that vaeflow fit wrote")
     return hashlib.sha256(path.read_bytes()).hexdigest()
@@ -186,7 +184,7 @@ def check_columns(job: Job, files: Mapping[str, Path]) -> None:
         raise ConfigError(f"id: the scores have a column {job.row_id!r} of their own; rename it")
     numeric = numeric_columns(load(job.model, job.digest))
     for name, schema in read_schemas(files, _columns(numeric, job.row_id)).items():
-        if FORMATS[files[name].suffix].typed:
+        if FORMATS[files[name].suffix].IS_TYPED:
             check_types(schema, numeric, files[name])
 
 
@@ -215,11 +213,11 @@ def _top_columns(
         rank = slice(order.shape[1])
         names[rank, shown] = nats.columns.to_numpy(dtype=object)[order].T
         values[rank, shown] = np.take_along_axis(nats.to_numpy(), order, axis=1).T
-    found = {f"column_{rank + 1}": names[rank] for rank in range(TOP)}
-    return found | {f"nats_{rank + 1}": values[rank] for rank in range(TOP)}
+    columns = {f"column_{rank + 1}": names[rank] for rank in range(TOP)}
+    return columns | {f"nats_{rank + 1}": values[rank] for rank in range(TOP)}
 
 
-def _each(job: Job, todo: Mapping[int, Chunk], jobs: int, dask: str | None) -> Iterator[int]:
+def _scored(job: Job, todo: Mapping[int, Chunk], jobs: int, dask: str | None) -> Iterator[int]:
     """Scores chunks in this process, in others or on a cluster; yields the rows of each."""
     with workers(jobs, dask) as executor:
 

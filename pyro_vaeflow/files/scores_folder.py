@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
@@ -27,14 +28,9 @@ from pyro_vaeflow.validation import ConfigError
 FORMAT = 1  # of the folder
 MANIFEST = "_manifest.json"
 REJECTS = "_rejects"
+TEXT = pa.string()
 REJECT_SCHEMA = pa.schema(
-    [
-        ("file", pa.string()),
-        ("row", pa.int64()),
-        ("column", pa.string()),
-        ("reason", pa.string()),
-        ("value", pa.string()),
-    ]
+    {"file": TEXT, "row": pa.int64(), "column": TEXT, "reason": TEXT, "value": TEXT}
 )
 
 
@@ -46,7 +42,7 @@ class Summary:
     num_flagged: int
     num_rejected: int
     num_parts: int
-    num_found: int
+    num_resumed: int
 
 
 def part(out: Path, number: int) -> Path:
@@ -59,12 +55,11 @@ def write_part(
 ) -> None:
     """Writes a chunk's rejects, then its scores: a part that is there has its rejects."""
     if rejects:
-        listed = [vars(reject) | {"file": name} for reject in rejects]
-        rows = pa.Table.from_pylist(listed, REJECT_SCHEMA)
-        write_whole(part(out / REJECTS, number), _parquet(rows))
-    counts = {"flagged": pa.compute.sum(table["flagged"]).as_py() or 0, "rejected": len(rejects)}
-    table = table.replace_schema_metadata({key: str(count) for key, count in counts.items()})
-    write_whole(part(out, number), _parquet(table))
+        rows = [vars(reject) | {"file": name} for reject in rejects]
+        _write(part(out / REJECTS, number), pa.Table.from_pylist(rows, REJECT_SCHEMA))
+    counts = {"flagged": pc.sum(table["flagged"]).as_py() or 0, "rejected": len(rejects)}
+    metadata = {key: str(count) for key, count in counts.items()}
+    _write(part(out, number), table.replace_schema_metadata(metadata))
 
 
 def open_folder(
@@ -81,7 +76,7 @@ def open_folder(
         ConfigError: the folder holds something else; names what differs.
     """
     digests = {name: _digest(path) for name, path in files.items()}
-    now = {"format": FORMAT, "model": model, "input": digests, "settings": dict(settings)}
+    manifest = {"format": FORMAT, "model": model, "input": digests, "settings": dict(settings)}
     path = out / MANIFEST
     if not path.exists():
         # A process that was killed here has left what starts like this.
@@ -89,26 +84,26 @@ def open_folder(
         if out.is_file() or any(not p.name.startswith(started) for p in out.glob("*")):
             raise ConfigError(f"{out} is there and holds no scores; choose a new folder")
         (out / REJECTS).mkdir(parents=True, exist_ok=True)
-        text = json.dumps(now | {"versions": package_versions(["pyarrow"])}, indent=1) + "\n"
-        write_whole(path, text.encode())
+        manifest["versions"] = package_versions(["pyarrow"])
+        write_whole(path, (json.dumps(manifest, indent=1) + "\n").encode())
         return
     try:
-        had = json.loads(path.read_text())
-        if had["format"] != FORMAT:
-            raise ConfigError(f"{path} has format {had['format']!r}, this version reads {FORMAT}")
-        other = _difference(had, now)
+        earlier = json.loads(path.read_text())
+        version, difference = earlier["format"], _difference(earlier, manifest)
     except (ValueError, LookupError, TypeError) as error:
-        if isinstance(error, ConfigError):
-            raise
         raise ConfigError(f"{path} is damaged ({error!r}); choose a new folder") from error
-    if other:
-        raise ConfigError(f"{out} holds scores of {other}; choose a new folder, or remove this one")
+    if version != FORMAT:
+        raise ConfigError(f"{path} has format {version!r}, this version reads {FORMAT}")
+    if difference:
+        raise ConfigError(
+            f"{out} holds scores of {difference}; choose a new folder, or remove this one"
+        )
 
 
-def finish(out: Path, num_parts: int, num_found: int) -> Summary:
+def finish(out: Path, num_parts: int, num_resumed: int) -> Summary:
     """Counts the rows of all parts, and joins the rejects in ``_rejects.csv``."""
     footers = [pq.read_metadata(part(out, number)) for number in range(num_parts)]
-    flagged, rejected = (
+    num_flagged, num_rejected = (
         sum(int(footer.metadata[key]) for footer in footers) for key in (b"flagged", b"rejected")
     )
     for partial in out.rglob(".*.partial"):  # of killed processes: all parts are written
@@ -120,24 +115,21 @@ def finish(out: Path, num_parts: int, num_found: int) -> Summary:
             writer.write_batch(batch)
     os.replace(partial, out / f"{REJECTS}.csv")
     num_scored = sum(footer.num_rows for footer in footers)
-    return Summary(num_scored, flagged, rejected, num_parts, num_found)
+    return Summary(num_scored, num_flagged, num_rejected, num_parts, num_resumed)
 
 
-def _difference(had: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+def _difference(earlier: Mapping[str, Any], manifest: Mapping[str, Any]) -> str:
     """What the parts are of that this call is not about; empty if nothing."""
-    if had["model"] != now["model"]:
+    if earlier["model"] != manifest["model"]:
         return "another model"
-    old, new = had["input"], now["input"]
+    old, new = earlier["input"], manifest["input"]
     for name in sorted(old | new):
-        if name not in new:
-            return f"another input: {name!r} is gone"
-        if name not in old:
-            return f"another input: {name!r} is new"
-        if old[name] != new[name]:
-            return f"another input: {name!r} has changed"
-    for name, value in now["settings"].items():
-        if had["settings"][name] != value:
-            return f"another setting: {name}={had['settings'][name]!r}, not {value!r}"
+        if old.get(name) != new.get(name):
+            change = "is gone" if name not in new else "has changed" if name in old else "is new"
+            return f"another input: {name!r} {change}"
+    for name, value in manifest["settings"].items():
+        if earlier["settings"][name] != value:
+            return f"another setting: {name}={earlier['settings'][name]!r}, not {value!r}"
     return ""
 
 
@@ -146,7 +138,7 @@ def _digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _parquet(table: pa.Table) -> bytes:
+def _write(path: Path, table: pa.Table) -> None:
     buffer = pa.BufferOutputStream()
     pq.write_table(table, buffer, compression="zstd")
-    return buffer.getvalue()
+    write_whole(path, buffer.getvalue())

@@ -1,9 +1,8 @@
-"""Tables in files: one file, a folder or a glob, csv or Parquet, read chunk after chunk."""
+"""Files of a table: one file, a folder or a glob, csv or Parquet, read chunk after chunk."""
 
 import glob
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,24 +10,8 @@ from pyro_vaeflow.files import csv_reader, parquet_reader
 from pyro_vaeflow.files.chunks import Chunk, Rows
 from pyro_vaeflow.validation import ConfigError
 
-
-@dataclass(frozen=True)
-class Format:
-    """How files of one kind are read; a new kind is an entry of `FORMATS`."""
-
-    schema: Callable[[Path], Any]
-    chunks: Callable[[Path, str, int], Iterator[Chunk]]
-    read: Callable[[Chunk, Sequence[str]], Rows]
-    typed: bool
-    """Whether the file says which columns are numbers."""
-
-
-FORMATS = {
-    ".csv": Format(csv_reader.schema, csv_reader.chunks, csv_reader.read, typed=False),
-    ".parquet": Format(
-        parquet_reader.schema, parquet_reader.chunks, parquet_reader.read, typed=True
-    ),
-}
+# By suffix; a further kind of file is a module with the same functions.
+FORMATS = {".csv": csv_reader, ".parquet": parquet_reader}
 
 
 def find_files(data: str) -> dict[str, Path]:
@@ -37,22 +20,25 @@ def find_files(data: str) -> dict[str, Path]:
     Raises:
         ConfigError: there is none, or they are not all of one known kind.
     """
-    path = Path(data)
-    if path.is_dir():
-        found = [p for p in path.rglob("*") if p.suffix in FORMATS and _is_open(p, path)]
+    root = Path(data)
+    if root.is_dir():
+        # Hidden files, and those that other tools leave beside a data set, are not part of it.
+        names = [path.relative_to(root) for path in root.rglob("*") if path.suffix in FORMATS]
+        paths = [root / n for n in names if not any(part[0] in "._" for part in n.parts)]
     else:
-        found = [path] if path.is_file() else [Path(p) for p in glob.glob(data, recursive=True)]
-    files = sorted(p for p in found if p.is_file())
+        paths = [root] if root.is_file() else [Path(p) for p in glob.glob(data, recursive=True)]
+    files = sorted(path for path in paths if path.is_file())
     if not files:
         raise ConfigError(f"no csv or Parquet file in {data!r}; give a file, a folder or a glob")
-    suffixes = {p.suffix for p in files}
+    suffixes = {path.suffix for path in files}
     if len(suffixes) > 1 or not suffixes <= FORMATS.keys():
         raise ConfigError(
             f"{data!r} has files of {', '.join(sorted(suffixes))}; give those of one kind, "
             f"{' or '.join(FORMATS)}"
         )
-    root = path if path.is_dir() else Path(os.path.commonpath([p.parent for p in files]))
-    return {p.relative_to(root).as_posix(): p for p in files}
+    if not root.is_dir():
+        root = Path(os.path.commonpath([path.parent for path in files]))
+    return {path.relative_to(root).as_posix(): path for path in files}
 
 
 def read_schemas(files: Mapping[str, Path], columns: Sequence[str] = ()) -> dict[str, Any]:
@@ -79,8 +65,3 @@ def chunks_of(files: Mapping[str, Path], chunk_rows: int) -> Iterator[Chunk]:
 def read_chunk(chunk: Chunk, columns: Sequence[str]) -> Rows:
     """The rows of a chunk, with the columns that are named."""
     return FORMATS[Path(chunk.path).suffix].read(chunk, columns)
-
-
-def _is_open(path: Path, root: Path) -> bool:
-    """Hidden files, and those that other tools leave beside a data set, are not part of it."""
-    return not any(part.startswith((".", "_")) for part in path.relative_to(root).parts)

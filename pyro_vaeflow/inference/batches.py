@@ -29,15 +29,8 @@ class Batches:
         self.num_data, self.device, self.seed = len(rows), rows.device, seed
         self.batch_size = min(batch_size, self.num_data)
         self.weights = None if weights is None else torch.as_tensor(weights)
-        if weights is not None and not (
-            self.weights.shape == (self.num_data,)
-            and (self.weights >= 0).all()
-            and 0 < self.weights.sum() < math.inf
-        ):
-            raise ValueError(
-                f"weights must be {self.num_data} numbers of at least 0, one a row of x, not all "
-                f"0; got shape {tuple(self.weights.shape)} and sum {self.weights.sum():.3g}"
-            )
+        if self.weights is not None:
+            self._check(self.weights)
         self.per_pass = self.num_data // self.batch_size
         self.current: tuple[int, torch.Tensor] = (-1, torch.empty(0))
 
@@ -55,3 +48,11 @@ class Batches:
             return torch.randperm(self.num_data, generator=generator)
         count = self.per_pass * self.batch_size
         return torch.multinomial(self.weights.cpu(), count, replacement=True, generator=generator)
+
+    def _check(self, weights: torch.Tensor) -> None:
+        shape = weights.shape == (self.num_data,)
+        if not (shape and (weights >= 0).all() and 0 < weights.sum() < math.inf):
+            raise ValueError(
+                f"weights must be {self.num_data} numbers of at least 0, one a row of x, not all "
+                f"0; got shape {tuple(weights.shape)} and sum {weights.sum():.3g}"
+            )

@@ -143,8 +143,8 @@ class BestOnHeldOut(Callback):
         if run.step % self.every and run.step != run.num_steps:
             return
         # The same noise at each evaluation: the rows' own.
-        elbo = score(run.model, run.guide, self.rows, num_samples=8, plate=self.plate).elbo.mean()
-        run.records[-1]["held_out_elbo"] = elbo = float(elbo)
+        scores = score(run.model, run.guide, self.rows, num_samples=8, plate=self.plate)
+        run.records[-1]["held_out_elbo"] = elbo = scores.elbo.mean().item()
         self.evaluations_since += 1
         if elbo > self.best:
             self.best, self.step, self.evaluations_since = elbo, run.step - 1, 0

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from pyro.infer import ELBO
 
 import pyro_vaeflow
 from pyro_vaeflow.inference.parameters import Program, modules
@@ -86,7 +87,7 @@ def _as_plain(value: Any, num_steps: int) -> Any:
         value = value.item()
     if isinstance(value, torch.Tensor | tuple):
         return tensor_digest(value if isinstance(value, tuple) else [value])
-    if callable(value) and not hasattr(value, "loss_and_grads"):
+    if callable(value) and not isinstance(value, ELBO):
         steps = [value(step) for step in range(num_steps)]
         return tensor_digest([torch.tensor(steps, dtype=torch.float64)])
     return value if is_plain(value) else _plain_text(value)

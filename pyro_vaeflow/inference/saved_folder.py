@@ -138,7 +138,8 @@ def write_whole(path: Path, data: bytes) -> None:
 
 
 def _tensor_file(name: str, digest: str) -> str:
-    return f"{name}-{digest[:16]}.safetensors"
+    start = "tensors" if name == "detector" else name  # as version 0.1 has named a detector's
+    return f"{start}-{digest[:16]}.safetensors"
 
 
 def _bytes(path: Path, limit: int | None = None) -> bytes:

@@ -151,34 +151,41 @@ def train(
         check_contract(model, guide, args, plate=plate, seed=seed, shared_latents=held_out is None)
     batches = Batches(args[0], batch_size, weights, seed)
     rate, level = _schedules(learning_rate, schedule)
-    loss = Trace_ELBO() if loss is None else loss
+    last = LastTraces()
+    loss = last.watch(Trace_ELBO() if loss is None else loss)
     annealed = loss.at if isinstance(loss, CapacityELBO) else anneal
     watchers = _watchers(held_out, eval_every, patience, plate, callbacks, checkpoint, progress)
-    call = dict(num_steps=num_steps, batch_size=batches.batch_size, clip_norm=clip_norm, seed=seed)
-    call |= dict(learning_rate=rate, schedule=level, loss=loss, weights=batches.weights, x=args)
-    call |= dict(held_out=held_out, eval_every=eval_every, patience=patience, plate=plate)
+    call = {  # what decides the numbers, and so which training a checkpoint is of
+        **{"num_steps": num_steps, "batch_size": batches.batch_size, "clip_norm": clip_norm},
+        **{"learning_rate": rate, "schedule": level, "loss": loss, "weights": batches.weights},
+        **{"x": args, "held_out": held_out, "eval_every": eval_every, "patience": patience},
+        **{"plate": plate, "seed": seed},
+    }
     hold_memory()
 
-    with ExitStack() as stack:
-        stack.enter_context(param_scope(model, guide))
-        stack.enter_context(module_mode(model, guide, training=True))
-        stack.enter_context(seeded(seed))
-        stack.enter_context(pyro.validation_enabled(False))
+    with (
+        param_scope(model, guide),
+        module_mode(model, guide, training=True),
+        seeded(seed),
+        pyro.validation_enabled(False),
+        ExitStack() as stack,
+    ):
         called = _make_parameters(model, guide, take_rows(args, batches(0)), seed)
         optim = OneOptimizer(named_parameters(model, guide), optimizer, clip_norm)
-        last, per_row = LastTraces(), PerRow(plate, batches.batch_size, len(args[0]))
-        svi = make_svi(model, guide, optim, last.watch(loss))
+        svi = make_svi(model, guide, optim, loss)
+        per_row = PerRow(plate, batches.batch_size, len(args[0]))
         run = Run(model, guide, optim, num_steps, call, called, watchers)
         for watcher in watchers:
             stack.callback(watcher.close)
             watcher.start(run)
-        clock = _Clock(run)
+        start = time.perf_counter() - (run.records[-1]["seconds"] if run.records else 0.0)
         while run.step < num_steps and not run.stopped:
             batch, beta = take_rows(args, batches(run.step)), float(level(run.step))
             optim.set_learning_rate(rate(run.step))
             with per_row, annealed(beta):
                 value = svi.step(*batch)
-            run.records.append(_record(run, value, beta, last, plate) | clock())
+            record = _record(run, value, beta, last, plate)
+            run.records.append(record | {"seconds": time.perf_counter() - start})
             for watcher in watchers:
                 watcher.after_step(run)
         for watcher in reversed(watchers):
@@ -204,10 +211,8 @@ def _checked_rows(
         if not len(as_args(rows)[0]):
             raise ValueError(f"{name} has no rows")
         if (shape := as_args(rows)[0].shape[1:]) != args[0].shape[1:]:
-            raise ValueError(
-                f"held_out must have rows like those of x, {tuple(args[0].shape[1:])}, got "
-                f"{tuple(shape)}"
-            )
+            like = tuple(args[0].shape[1:])
+            raise ValueError(f"held_out must have rows like those of x, {like}, got {tuple(shape)}")
     return args
 
 
@@ -217,9 +222,8 @@ def _schedules(
     """The learning rate, and beta or the capacity, as functions of the step."""
     level = constant(1.0) if schedule is None else schedule
     if not callable(level):
-        raise TypeError(
-            f"schedule must be a function of the step, got {schedule!r}; try linear(100)"
-        )
+        message = f"schedule must be a function of the step, got {schedule!r}; try linear(100)"
+        raise TypeError(message)
     return learning_rate if callable(learning_rate) else constant(learning_rate), level
 
 
@@ -267,7 +271,7 @@ def _record(run: Run, loss: float, beta: float, last: LastTraces, plate: str) ->
     """
     optim = run.optim
     if not (math.isfinite(loss) and math.isfinite(optim.grad_norm)):
-        raise NonFiniteError(_explain(run.step, loss, optim, last), _history(run))
+        raise NonFiniteError(f"step {run.step}: {last.explain(loss, optim)}", _history(run))
     with torch.no_grad():
         terms = row_terms(last.model, last.guide, plate=plate)
     log_likelihood, kl = terms.log_likelihood.mean().item(), terms.kl.mean().item()
@@ -284,37 +288,16 @@ def _record(run: Run, loss: float, beta: float, last: LastTraces, plate: str) ->
     }
 
 
-def _explain(step: int, loss: float, optim: OneOptimizer, last: LastTraces) -> str:
-    site, (widest, log_scale) = last.bad_site(), last.largest_log_scale()
-    what = f"the loss is {loss}" if not math.isfinite(loss) else "the gradient is not finite"
-    where = f" at site {site!r}" if site else f" for parameters {optim.not_finite[:3]}"
-    if widest is not None:
-        where += f"; the guide's largest log-scale is {log_scale:.3g} at site {widest!r}"
-    advice = "Try a lower learning_rate, a clip_norm, fewer flows or scaled columns"
-    return f"step {step}: {what}{where}. {advice}"
-
-
 def _how_to_go_on(run: Run, checkpoint: Callback | str | Path | None) -> str:
     advice = "with a folder for its checkpoint, the same call could go on later"
     if checkpoint is not None:
         advice = f"the same call goes on from {getattr(checkpoint, 'folder', checkpoint)}"
+    steps = f"{run.step} of {run.num_steps} steps"
     return (
-        f"Ctrl-C ended training after {run.step} of {run.num_steps} steps; the programs can be "
-        f"used as they are, and {advice}"
+        f"Ctrl-C ended training after {steps}; the programs can be used as they are, and {advice}"
     )
 
 
 def _history(run: Run) -> History:
     frame = pd.DataFrame(run.records, columns=RECORD)
     return History(frame, run.best_step, run.resumed_at, run.interrupted)
-
-
-class _Clock:
-    """Seconds since the start of a training, those of earlier processes among them."""
-
-    def __init__(self, run: Run) -> None:
-        before = run.records[-1]["seconds"] if run.records else 0.0
-        self.start = time.perf_counter() - before
-
-    def __call__(self) -> Record:
-        return {"seconds": time.perf_counter() - self.start}

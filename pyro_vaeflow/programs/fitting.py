@@ -1,4 +1,4 @@
-"""From settings to what they name: a pair of programs, its schedules and loss, a training, scores."""
+"""From settings to what they name: a pair of programs, its schedules, a training, scores."""
 
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -195,7 +195,7 @@ def score_rows(
     x: torch.Tensor,
     progress: bool = False,
 ) -> Scores:
-    """The scores of the rows `x`, ``(num_data, num_features)``, by the settings' samples and seed."""
+    """The scores of the rows `x` ``(num_data, num_features)``, by the settings' samples and seed."""
     # Copies of a row have one score: it depends on the row's content and the seed alone.
     distinct, index, _ = distinct_rows(x)
     samples, seed = settings.num_samples, settings.seed

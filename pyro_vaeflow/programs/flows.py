@@ -17,6 +17,7 @@ transforms where ``context_dim`` is a size, plain ones where it is None. To add 
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from pyro.distributions import transforms
@@ -169,7 +170,7 @@ def _made(
     hidden_dim: int | None,
     param_dims: list[int],
     order: torch.Tensor,
-) -> nn.Module:
+) -> Any:
     """A masked network of one hidden layer, which the context enters where there is one."""
     hidden_dim = 4 * latent_dim if hidden_dim is None else hidden_dim
     if hidden_dim < latent_dim:

@@ -26,10 +26,13 @@ from pyro.nn.auto_reg_nn import MaskedLinear
 from torch import nn
 from torch.distributions import Transform, constraints
 
+from pyro_vaeflow.programs.lean import draws_of_a_block
+
 # They act entry by entry, so it does not matter to them where the rows are.
 ELEMENTWISE = (nn.ReLU, nn.LeakyReLU, nn.ELU, nn.SiLU, nn.GELU, nn.Softplus, nn.Tanh, nn.Sigmoid)
 
 _LINEAR = ("weight", "bias")
+HIDDEN = 4  # hidden units for each latent dimension, as in `flows.iaf`: what a block has to hold
 Outcome = tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]  # z, log|det|, log-scales if any
 
 
@@ -46,7 +49,7 @@ class PlanarMap(nn.Linear):
     def __init__(self, context_dim: int, latent_dim: int) -> None:
         super().__init__(context_dim, 1 + 2 * latent_dim)
 
-    def forward(self, context: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    def forward(self, context: torch.Tensor) -> tuple[torch.Tensor, ...]:  # type: ignore[override]
         """b ``(..., 1)``, u and w ``(..., latent_dim)`` for contexts ``(..., context_dim)``."""
         latent_dim = (self.out_features - 1) // 2
         return super().forward(context).split([1, latent_dim, latent_dim], -1)
@@ -99,10 +102,16 @@ class FusedTransform(Transform):
         if context is not None:
             batch = torch.broadcast_shapes(x.shape[:-1], context.shape[:-1])
             z = x.expand(*batch, x.shape[-1])
-        run = _PASSES[type(self.layers[0])]
-        z, self._log_det, log_scale = run(self.layers, z.movedim(-1, 0), context)
-        # Pyro's affine layers keep theirs under this name too.
-        self._cached_log_scale = None if log_scale is None else log_scale.movedim(0, -1)
+        run, z = _PASSES[type(self.layers[0])], z.movedim(-1, 0)
+        has_draws = z.dim() > (2 if context is None else context.dim())
+        if torch.is_grad_enabled() or not has_draws:
+            z, self._log_det, log_scale = run(self.layers, z, context)
+            # Pyro's affine layers keep theirs under this name too.
+            self._cached_log_scale = None if log_scale is None else log_scale.movedim(0, -1)
+        else:  # many draws of each row: so many at once as stay in the cache
+            blocks = z.split(draws_of_a_block(HIDDEN * z[:, 0].numel()), 1)
+            parts = [run(self.layers, block, context)[:2] for block in blocks]
+            z, self._log_det = torch.cat([z for z, _ in parts], 1), torch.cat([d for _, d in parts])
         return z.movedim(0, -1)
 
     def _inverse(self, y: torch.Tensor) -> torch.Tensor:
@@ -115,6 +124,7 @@ class FusedTransform(Transform):
             if isinstance(layer, ConditionalTransform):
                 layer = layer.condition(self.context)
             y = layer.inv(y)
+        self._call(y)  # for the log-determinant there
         return y
 
     def log_abs_det_jacobian(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
@@ -246,35 +256,32 @@ _DEFAULTS = {
 }
 
 
-def _is_known(part: nn.Module, attributes: frozenset[str] | None = None) -> bool:
+def _is_known(part: Any, attributes: frozenset[str] | None = None) -> bool:
     values = vars(part)
     hooked = values["_forward_hooks"] or values["_forward_pre_hooks"] or values["_backward_hooks"]
     return not hooked and values.keys() == (attributes or _ATTRIBUTES.get(type(part)))
 
 
-def _kind(layer: nn.Module) -> tuple[Any, ...] | None:
+def _kind(layer: Any) -> tuple[Any, ...] | None:
     """What neighbours must share to run in one pass; None for a layer that is Pyro's to run."""
-    if type(layer) in (Planar, ConditionalPlanar) and _is_known(layer):
-        size = layer.u if type(layer) is Planar else _planar_map(layer.nn)
-    elif type(layer) is ConditionalAffineAutoregressive and _is_known(layer):
-        size = _masked_network(layer.nn, ConditionalAutoRegressiveNN)
+    weight, gated = None, False
+    if type(layer) is Planar and _is_known(layer):
+        weight = layer.u
+    elif type(layer) is ConditionalPlanar and _is_known(layer):
+        weight = layer.nn.weight if type(layer.nn) is PlanarMap and _is_known(layer.nn) else None
     elif type(layer) is AffineAutoregressive and _is_known_affine(layer):
-        size = _masked_network(layer.arn, AutoRegressiveNN)
-    else:
-        return None
-    if type(layer) is ConditionalAffineAutoregressive and layer.kwargs.keys() - _DEFAULTS.keys():
-        return None
-    gated = _PASSES[type(layer)] is _autoregressive and _options(layer)["stable"]
-    return None if size is None else (type(layer), gated, size.shape, size.dtype, size.device)
+        weight, gated = _masked_network(layer.arn, AutoRegressiveNN), layer.stable
+    elif type(layer) is ConditionalAffineAutoregressive and _is_known(layer):
+        if layer.kwargs.keys() <= _DEFAULTS.keys():
+            weight = _masked_network(layer.nn, ConditionalAutoRegressiveNN)
+            gated = _options(layer)["stable"]
+    return None if weight is None else (type(layer), gated, weight.shape, weight.dtype)
 
 
-def _planar_map(net: Any) -> torch.Tensor | None:
-    return net.weight if type(net) is PlanarMap and _is_known(net) else None
-
-
-def _masked_network(net: Any, known: type) -> torch.Tensor | None:
+def _masked_network(net: Any, known: type) -> Any:
     """The first layer's weight, of whose shape all others follow, if the network is known."""
-    if not (type(net) is known and _is_known(net) and type(net.f) in ELEMENTWISE):
+    plain = type(net) is known and _is_known(net)
+    if not (plain and type(net.f) in ELEMENTWISE):
         return None
     parts = [net.f, *net.layers]
     affine = (net.count_params, net.output_multiplier, net.all_ones) == (2, 2, True)
