@@ -36,8 +36,8 @@ class VAEFlowDetector(DetectorSettings, Explaining, OutlierMixin, BaseEstimator)
     r"""Finds anomalous rows of a table by their evidence under a variational autoencoder.
 
     A row's score is :math:`\log p(x)` in nats by importance sampling: low = anomalous. It
-    depends on the row and the seed alone. Columns can be numbers, categories, booleans and texts, with missing
-    entries; NumPy arrays will do as well.
+    depends on the row and the seed alone. Columns can be numbers, categories, booleans and texts,
+    with missing entries; NumPy arrays will do as well.
 
     Args:
         flow: the posterior, a name in `pyro_vaeflow.programs.flows.FLOWS`.

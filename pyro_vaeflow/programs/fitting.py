@@ -195,7 +195,7 @@ def score_rows(
     x: torch.Tensor,
     progress: bool = False,
 ) -> Scores:
-    """The scores of the rows `x` ``(num_data, num_features)``, by the settings' samples and seed."""
+    """The scores of rows `x` ``(num_data, num_features)``, by the settings' samples and seed."""
     # Copies of a row have one score: it depends on the row's content and the seed alone.
     distinct, index, _ = distinct_rows(x)
     samples, seed = settings.num_samples, settings.seed

@@ -9,6 +9,7 @@ import torch
 from pyro_vaeflow.datasets.registry import ring_log_density
 from pyro_vaeflow.experiments.config import GapSettings
 from pyro_vaeflow.experiments.figures import draw_figures
+from pyro_vaeflow.experiments.results import finished_runs
 from pyro_vaeflow.experiments.tasks import Task
 from pyro_vaeflow.inference.inference_gap import Gaps
 from pyro_vaeflow.inference.parameters import Program
