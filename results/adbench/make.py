@@ -16,7 +16,7 @@ from scipy.stats import friedmanchisquare, studentized_range
 from pyro_vaeflow.experiments.results import finished_runs, method_name
 from pyro_vaeflow.experiments.study import load_study
 from pyro_vaeflow.experiments.tables import read_summary, settings_apart
-from results.adbench.score_parts import write_parts
+from results.adbench.score_parts import write_parts, write_parts_page
 from results.shared import baselines
 from results.shared.detectors import usual
 from results.shared.effects import Effect, effect
@@ -218,6 +218,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     write_benchmark(folder)
     if finished_runs(folder):
         write_parts(folder)
+    elif (folder / "parts.csv").is_file():
+        write_parts_page(folder, pd.read_csv(folder / "parts.csv"))
 
 
 if __name__ == "__main__":
