@@ -1,5 +1,6 @@
 """The scripts of results/: laws of their statistics, and each command on its small budget."""
 
+import doctest
 import json
 import math
 import re
@@ -69,6 +70,12 @@ def summary(gains: dict[str, float], seeds: int = 3, noise: float = 0.01) -> pd.
                     row |= {"gap_khat_above_0.7": 0.1, "train_seconds": 1.0, "score_seconds": 1.0}
                     rows.append(row)
     return pd.DataFrame(rows)
+
+
+@pytest.mark.parametrize("path", sorted(RESULTS.glob("*/*.py")), ids=lambda path: path.stem)
+def test_examples_in_docstrings_hold(path: Path) -> None:
+    module = import_module(f"results.{path.parent.name}.{path.stem}")
+    assert doctest.testmod(module).failed == 0
 
 
 # Effects

@@ -20,7 +20,7 @@ from pyro_vaeflow.experiments.results import (
     settings_apart,
 )
 from pyro_vaeflow.experiments.study import load_study
-from results.adbench.score_parts import write_parts
+from results.adbench.score_parts import write_parts, write_parts_page
 from results.shared import baselines
 from results.shared.detectors import usual
 from results.shared.effects import Effect, effect
@@ -222,6 +222,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     write_benchmark(folder)
     if finished_runs(folder):
         write_parts(folder)
+    elif (folder / "parts.csv").is_file():
+        write_parts_page(folder, pd.read_csv(folder / "parts.csv"))
 
 
 if __name__ == "__main__":

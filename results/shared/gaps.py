@@ -94,7 +94,8 @@ def file_name(settings: GapSettings) -> str:
 def write_gaps_page(folder: Path, table: pd.DataFrame, settings: GapSettings) -> None:
     """Writes gaps.md from gaps.csv: means over seeds; of the ring, every seed as well."""
     lines = []
-    for (_, flow, num_flows), group in table.groupby(IDENTITY, sort=False):
+    for _, group in table.groupby(IDENTITY, sort=False):
+        flow, num_flows = group["flow"].iloc[0], group["num_flows"].iloc[0]
         line = {"posterior": method_name(flow, num_flows), "seeds": len(group)}
         for name in [name for name in HEADINGS if name in group]:
             line[HEADINGS[name]] = mean_std(group[name], DIGITS.get(name, 3))
