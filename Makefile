@@ -4,11 +4,12 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: quickstart test lint docs notebooks kdd-paper ring potentials table1 bench flow-study
+.PHONY: quickstart test lint docs notebooks kdd kdd-paper table1 ring adbench flow-study potentials bench
 
 # One thread: for networks this small a second one only waits for the first.
 quickstart: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(BIN)/vaeflow run quickstart --out results/quickstart
+	$(BIN)/python -m results.ring.make results/quickstart
 
 # One thread a process: the two pytest workers already fill two cores, and torch's own threads on top
 # of them would only wait for each other. The package itself never sets a number of threads.
@@ -28,31 +29,42 @@ docs: $(INSTALLED)
 notebooks: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(BIN)/python notebooks/execute.py
 
-kdd-paper: $(INSTALLED)
-	$(BIN)/vaeflow run kdd-paper --out results/kdd-paper
-
+# Studies: `vaeflow run` trains what is missing, results/STUDY/make.py makes tables and figures.
 ring: $(INSTALLED)
-	$(BIN)/vaeflow run ring --out results/ring
+	OMP_NUM_THREADS=1 $(BIN)/vaeflow run ring --out results/ring
+	$(BIN)/python -m results.ring.make
 
-potentials: $(INSTALLED)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pyro_vaeflow.studies.potential_study --out results/potentials
+kdd-paper: $(INSTALLED)
+	OMP_NUM_THREADS=1 $(BIN)/vaeflow run kdd-paper --out results/kdd-paper
+	$(BIN)/python -m results.kdd-paper.make
 
-# Speed and memory beside hand-written torch; one thread, for networks this small, and scores on two.
-# Three to ten minutes.
-bench: $(INSTALLED)
-	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks
-	OMP_NUM_THREADS=2 $(BIN)/python -m benchmarks --items score gemm
+# The paper's Table 1 beside ours.
+table1: kdd-paper
+	cat results/kdd-paper/paper.md
 
-# Goes on with what is missing; the page and its figures say how much of the design has run.
 flow-study: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(BIN)/vaeflow run flow-study --out results/flow-study
-	$(BIN)/python -m pyro_vaeflow.studies.flow_study results/flow-study
+	$(BIN)/python -m results.flow-study.make
 
-# Runs that are finished are not run again.
-table1: kdd-paper
-	$(BIN)/vaeflow table results/kdd-paper
+# With baselines on the same splits; hours.
+kdd: $(INSTALLED)
+	OMP_NUM_THREADS=1 $(BIN)/vaeflow run kdd --out results/kdd
+	OMP_NUM_THREADS=1 $(BIN)/python -m results.kdd.make --baselines
 
-# Not the folder but a stamp: an installation that was cut short is taken up again.
+adbench: $(INSTALLED)
+	OMP_NUM_THREADS=1 $(BIN)/vaeflow run adbench --out results/adbench
+	OMP_NUM_THREADS=1 $(BIN)/python -m results.adbench.make --baselines
+
+potentials: $(INSTALLED)
+	OMP_NUM_THREADS=1 $(BIN)/python -m results.potentials.make --fit
+
+# Speed and memory beside plain torch and stock Pyro; one thread, for networks this small, and scores
+# on two. Five to ten minutes.
+bench: $(INSTALLED)
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks
+	OMP_NUM_THREADS=2 $(BIN)/python -m benchmarks --items score
+
+# Not the folder but a stamp: an installation that was cut short is resumed.
 $(INSTALLED): setup.py setup.cfg constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install -c constraints.txt -e ".[test]"

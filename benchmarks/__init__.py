@@ -1,1 +1,1 @@
-"""Speed and memory beside a hand-written torch loop: ``make bench``."""
+"""Speed and memory beside what a user would write or use instead: ``make bench``."""

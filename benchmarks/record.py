@@ -1,42 +1,42 @@
-"""What `make bench` leaves: a table of figures, and the machine and versions behind them."""
+"""The table of figures that ``make bench`` writes, and the machine and versions behind it."""
 
 import json
 import os
 import platform
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from importlib.metadata import version
 from pathlib import Path
 
 import pandas as pd
 import torch
 
-from pyro_vaeflow.inference.versions import package_versions
-
 COLUMNS = ["item", "case", "ours", "reference", "ratio", "unit", "threads"]
 KEY = ["item", "threads"]
+PACKAGES = ["numpy", "pyro-ppl", "pyro_vaeflow", "scikit-learn", "torch"]
 
 
 @dataclass(frozen=True)
 class Line:
-    """One figure beside its reference; ``ratio`` is ours over the reference."""
+    """One figure beside its reference."""
 
     item: str
     case: str
     ours: float
     reference: float | None
     unit: str
-    threads: int | None = None
+    threads: int = field(default_factory=torch.get_num_threads)
 
     def to_dict(self) -> dict[str, object]:
+        """The fields, and ``ratio``: ours over the reference."""
         ratio = self.ours / self.reference if self.reference else None
-        threads = torch.get_num_threads() if self.threads is None else self.threads
-        values = (self.item, self.case, self.ours, self.reference, ratio, self.unit, threads)
-        return dict(zip(COLUMNS, values, strict=True))
+        values = {**vars(self), "ratio": ratio}
+        return {name: values[name] for name in COLUMNS}
 
 
 def write(lines: Sequence[Line], out: Path) -> Path:
     """Puts the lines into ``out/summary.csv``, in place of earlier ones of item and threads."""
-    frame = pd.DataFrame([line.to_dict() for line in lines], columns=COLUMNS)
+    frame = pd.DataFrame([line.to_dict() for line in lines])
     path = out / "summary.csv"
     if path.is_file():
         earlier, key = pd.read_csv(path).set_index(KEY, drop=False), frame.set_index(KEY).index
@@ -49,21 +49,14 @@ def write(lines: Sequence[Line], out: Path) -> Path:
 
 def machine() -> dict[str, object]:
     """The processor, its number of cores, and the versions."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.is_file() else []
+    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return {
-        "processor": _processor(),
+        "processor": models[0] if models else platform.processor() or platform.machine(),
         "cores": os.cpu_count(),
         "system": f"{platform.system()} {platform.machine()}",
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "blas": "mkl" if torch.backends.mkl.is_available() else "other",
         "vector_instructions": torch.backends.cpu.get_cpu_capability(),
-        "versions": package_versions(),
+        "versions": {"python": platform.python_version()} | {p: version(p) for p in PACKAGES},
     }
-
-
-def _processor() -> str:
-    info = Path("/proc/cpuinfo")
-    if info.is_file():
-        for line in info.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()

@@ -1,106 +1,78 @@
-"""Training steps of the public `train` and of hand-written loops, in turn."""
+"""Training steps of the public `train` and of the two references, in turn."""
 
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from functools import partial
+from itertools import islice, pairwise
 from statistics import median
 
 import torch
 
-from benchmarks.cases import cases, programs, rows
-from benchmarks.handwritten import FUSED, LAYERWISE, Network, loop
+from benchmarks import plain_torch, pyro_stock
+from benchmarks.cases import BETA, cases, programs, rows, sizes
 from benchmarks.record import Line
 from pyro_vaeflow import train
 from pyro_vaeflow.experiments.config import ExperimentConfig
-from pyro_vaeflow.inference.parameters import module_mode, seeded
-from pyro_vaeflow.inference.replay import CHECKED
-from pyro_vaeflow.programs.fitting import annealing
 
-FIRST = 1 + CHECKED  # steps of `train` that are recorded and checked: not like the later ones
+NUM_WARM = 2  # first steps, which allocate memory and the optimizer's state, are left out
+
+Way = Callable[[ExperimentConfig, torch.Tensor, int], list[float]]
 
 
-@dataclass(frozen=True)
-class Steps:
-    """The ways to take the same steps of one configuration.
+def ours(config: ExperimentConfig, x: torch.Tensor, num_steps: int) -> list[float]:
+    """Processor seconds of each step of `train`, read by its learning rate's schedule."""
+    starts: dict[int, float] = {}
 
-    Each method returns the loss of each step, nats a row, and the processor's seconds of each
-    step but the first. All start from the same parameters and see the same noise.
-    """
+    def rate(step: int) -> float:
+        starts.setdefault(step, time.process_time())
+        return config.learning_rate
 
-    config: ExperimentConfig
-    x: torch.Tensor
-    num_steps: int
+    train(
+        *programs(config),
+        x,
+        num_steps=num_steps + NUM_WARM + 1,  # the last one only ends the one before
+        batch_size=config.batch_size,
+        learning_rate=rate,
+        schedule=BETA,
+        progress=False,
+    )
+    return _between(list(starts.values()))
 
-    def ours(self, replay: bool = True) -> tuple[list[float], list[float]]:
-        starts: dict[int, float] = {}
 
-        def rate(step: int) -> float:  # asked at the start of each step: it sees the clock
-            if step not in starts:
-                starts[step] = time.process_time()
-            return self.config.learning_rate
+def plain(config: ExperimentConfig, x: torch.Tensor, num_steps: int) -> list[float]:
+    """Processor seconds of each step of the plain torch loop."""
+    network = plain_torch.Network(**sizes(config))
+    losses = plain_torch.steps(network, x, config.batch_size, config.learning_rate, BETA)
+    return _timed(losses, num_steps)
 
-        model, guide = programs(self.config)
-        history = train(
-            model,
-            guide,
-            self.x,
-            num_steps=FIRST + self.num_steps,
-            batch_size=self.config.batch_size,
-            learning_rate=rate,
-            schedule=self._beta,
-            progress=False,
-            replay=replay,
-        )
-        losses = history.frame["loss"].tolist()[: self.num_steps]
-        return losses, _between(list(starts.values())[FIRST:])
 
-    def fused(self) -> tuple[list[float], list[float]]:
-        return self._by_hand(FUSED)
+def stock(config: ExperimentConfig, x: torch.Tensor, num_steps: int) -> list[float]:
+    """Processor seconds of each step of Pyro as its tutorials have it."""
+    vae = pyro_stock.VAE(**sizes(config))
+    losses = pyro_stock.steps(vae, x, config.batch_size, config.learning_rate, BETA)
+    return _timed(losses, num_steps)
 
-    def layerwise(self) -> tuple[list[float], list[float]]:
-        return self._by_hand(LAYERWISE)
 
-    def _by_hand(
-        self, ways: dict[type, Callable[..., torch.nn.Module]]
-    ) -> tuple[list[float], list[float]]:
-        network = Network(*programs(self.config), ways)
-        with module_mode(network, training=True), seeded(0):
-            losses, ends = loop(
-                network,
-                self.x,
-                num_steps=self.num_steps,
-                batch_size=self.config.batch_size,
-                learning_rate=self.config.learning_rate,
-                beta=self._beta,
-            )
-        return losses, _between(ends)
-
-    @property
-    def _beta(self) -> Callable[[int], float]:
-        return annealing(self.config.annealing, 100)[0]
+WAYS: dict[str, Way] = {"ours": ours, "plain": plain, "stock": stock}
 
 
 def measure(num_steps: int, num_rounds: int) -> Iterator[Line]:
-    """`train` against the hand-written loop and against the layer-by-layer one, case by case."""
+    """`train` beside plain torch and beside stock Pyro, case by case."""
+    x = rows(10_000)
     for name, config in cases().items():
-        steps = Steps(config, rows(10_000), num_steps)
-        ways: dict[str, Callable[[], tuple[list[float], list[float]]]] = {
-            "ours": steps.ours,
-            "unreplayed": partial(steps.ours, replay=False),
-            "fused": steps.fused,
-            "layerwise": steps.layerwise,
-        }
-        seconds: dict[str, list[float]] = {way: [] for way in ways}
+        seconds: dict[str, list[float]] = {way: [] for way in WAYS}
         for number in range(num_rounds):
-            turn = list(ways) if number % 2 == 0 else list(reversed(ways))
-            for way in turn:
-                seconds[way] += ways[way]()[1]
+            for way in list(WAYS)[:: 1 if number % 2 == 0 else -1]:
+                seconds[way] += WAYS[way](config, x, num_steps)
         ms = {way: 1e3 * median(values) for way, values in seconds.items()}
-        yield Line("train_step", name, ms["ours"], ms["fused"], "ms")
-        yield Line("train_step_unreplayed", name, ms["unreplayed"], ms["fused"], "ms")
-        yield Line("train_step_vs_layerwise", name, ms["ours"], ms["layerwise"], "ms")
+        yield Line("train_step_vs_torch", name, ms["ours"], ms["plain"], "ms")
+        yield Line("train_step_vs_pyro", name, ms["ours"], ms["stock"], "ms")
+
+
+def _timed(losses: Iterator[float], num_steps: int) -> list[float]:
+    times = [time.process_time()]
+    times += [time.process_time() for _ in islice(losses, num_steps + NUM_WARM)]
+    return _between(times)
 
 
 def _between(times: list[float]) -> list[float]:
-    return [after - before for before, after in zip(times[:-1], times[1:], strict=True)]
+    return [after - before for before, after in pairwise(times)][NUM_WARM:]

@@ -22,6 +22,7 @@
 # %matplotlib inline
 import math
 import os
+import sys
 import warnings
 
 import numpy as np
@@ -42,7 +43,9 @@ from pyro_vaeflow import (
     score,
     train,
 )
-from pyro_vaeflow.plots.densities import plot_densities
+
+sys.path.append("..")  # the scripts of results/ are no part of the package
+from results.potentials.densities import plot_densities
 
 # %% [markdown]
 # The budget: `VAEFLOW_QUICK` makes every cell run in seconds, to test that it runs.

@@ -21,12 +21,17 @@
 # %%
 # %matplotlib inline
 import os
+import sys
+from importlib import import_module
 
 import matplotlib
 import pandas as pd
 
-from pyro_vaeflow.experiments.effects import effects, paired
-from pyro_vaeflow.studies.flow_figures import central, complete, study_figures
+sys.path.append("..")  # the scripts of results/ are no part of the package
+from results.shared.effects import effects, paired
+
+design = import_module("results.flow-study.design")
+figures_of = import_module("results.flow-study.figures")
 
 matplotlib.rcParams["figure.dpi"] = 50  # six panels at once
 
@@ -45,16 +50,16 @@ table.groupby(["dataset", "seed"]).size().unstack()
 # %% [markdown]
 # ## Effects
 #
-# Each flow less the base VAE in its cell: same rows, latent size, likelihood and seed. A mean is
-# over data sets; an interval is from a bootstrap that draws data sets, and seeds in them. Without
-# enough of them there is none.
+# Each flow less the diagonal posterior in its cell: same rows, latent size, likelihood and seed. A
+# mean is over data sets; an interval is from a bootstrap that draws data sets, and seeds in them.
+# Without enough of them there is none.
 
 # %%
-differences = complete(paired(central(table)))
-effects(differences, ["model", "num_flows"], MEASURES).round(3)
+differences = design.complete(paired(design.central(table)))
+effects(differences, ["flow", "num_flows"], MEASURES).round(3)
 
 # %%
-figures = study_figures(table, pd.read_csv("../results/flow-study/margins.csv"))
+figures = figures_of.study_figures(table, pd.read_csv("../results/flow-study/margins.csv"))
 figures["effects"]
 
 # %% [markdown]
@@ -62,9 +67,9 @@ figures["effects"]
 #
 # ## What a flow adds, beside what lies between the classes
 #
-# `margins.csv` has a row a flow's run beside its base: what lies between the median inlier and the
-# median outlier, how far the base's bound is from its evidence, and what the flow adds to both
-# classes.
+# `margins.csv` has a row a flow's run beside the diagonal posterior's: what lies between the median
+# inlier and the median outlier, how far the diagonal's bound is from its evidence, and what the
+# flow adds to both classes.
 
 # %%
 figures["margins"]
@@ -89,8 +94,8 @@ figures["evidence"]
 # %% [markdown]
 # ## Does evidence buy detection?
 #
-# One mark is one flow's run beside its base: what it adds to the log evidence of inliers, and to
-# the AUROC of the importance score.
+# One mark is one flow's run beside the diagonal's: what it adds to the log evidence of inliers, and
+# to the AUROC of the importance score.
 
 # %%
 figures["detection"]

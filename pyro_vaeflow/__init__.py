@@ -10,7 +10,6 @@ if TYPE_CHECKING:
     from pyro_vaeflow.datasets.registry import load_kddcup99 as load_kddcup99
     from pyro_vaeflow.datasets.registry import make_ring as make_ring
     from pyro_vaeflow.detector.estimator import VAEFlowDetector as VAEFlowDetector
-    from pyro_vaeflow.experiments.tracking import TensorBoard as TensorBoard
     from pyro_vaeflow.inference.active_units import active_units as active_units
     from pyro_vaeflow.inference.annealing import CapacityELBO as CapacityELBO
     from pyro_vaeflow.inference.annealing import anneal as anneal
@@ -22,23 +21,23 @@ if TYPE_CHECKING:
     from pyro_vaeflow.inference.calibration import (
         simulation_based_calibration as simulation_based_calibration,
     )
+    from pyro_vaeflow.inference.callbacks import BestOnHeldOut as BestOnHeldOut
+    from pyro_vaeflow.inference.callbacks import Callback as Callback
+    from pyro_vaeflow.inference.callbacks import InterruptedWarning as InterruptedWarning
+    from pyro_vaeflow.inference.callbacks import TensorBoard as TensorBoard
+    from pyro_vaeflow.inference.checkpoint import Checkpoint as Checkpoint
     from pyro_vaeflow.inference.contributions import contributions as contributions
     from pyro_vaeflow.inference.draws import log_weights as log_weights
-    from pyro_vaeflow.inference.group import GroupError as GroupError
-    from pyro_vaeflow.inference.group import join_group as join_group
     from pyro_vaeflow.inference.inference_gap import inference_gap as inference_gap
-    from pyro_vaeflow.inference.interrupt import InterruptedWarning as InterruptedWarning
     from pyro_vaeflow.inference.parameters import param_scope as param_scope
-    from pyro_vaeflow.inference.resume import Checkpoint as Checkpoint
-    from pyro_vaeflow.inference.row_scores import Scores as Scores
+    from pyro_vaeflow.inference.saved_folder import CheckpointError as CheckpointError
     from pyro_vaeflow.inference.scoring import KhatWarning as KhatWarning
     from pyro_vaeflow.inference.scoring import NoScoreWarning as NoScoreWarning
+    from pyro_vaeflow.inference.scoring import Scores as Scores
     from pyro_vaeflow.inference.scoring import score as score
-    from pyro_vaeflow.inference.state import CheckpointError as CheckpointError
     from pyro_vaeflow.inference.training import History as History
     from pyro_vaeflow.inference.training import NonFiniteError as NonFiniteError
     from pyro_vaeflow.inference.training import train as train
-    from pyro_vaeflow.inference.watchers import watching as watching
     from pyro_vaeflow.programs.flows import FLOWS as FLOWS
     from pyro_vaeflow.programs.likelihoods import LIKELIHOODS as LIKELIHOODS
     from pyro_vaeflow.programs.priors import ExemplarPrior as ExemplarPrior
@@ -53,6 +52,7 @@ _HOME = {
     name: module
     for module, names in {
         "inference.annealing": "CapacityELBO anneal constant cosine cyclical linear warmup",
+        "inference.callbacks": "BestOnHeldOut Callback InterruptedWarning TensorBoard",
         "inference.contributions": "contributions",
         "inference.calibration": "simulation_based_calibration",
         "tables.columns": "Column",
@@ -61,21 +61,16 @@ _HOME = {
         "inference.inference_gap": "inference_gap",
         "inference.draws": "log_weights",
         "programs.flows": "FLOWS",
-        "inference.group": "GroupError join_group",
-        "inference.interrupt": "InterruptedWarning",
         "inference.parameters": "param_scope",
         "inference.active_units": "active_units",
         "programs.likelihoods": "LIKELIHOODS",
         "tables.mixed_encoder": "MixedEncoder",
         "programs.priors": "ExemplarPrior",
         "programs.vae": "Guide Model",
-        "inference.resume": "Checkpoint",
-        "inference.row_scores": "Scores",
-        "inference.scoring": "KhatWarning NoScoreWarning score",
-        "inference.state": "CheckpointError",
-        "experiments.tracking": "TensorBoard",
+        "inference.checkpoint": "Checkpoint",
+        "inference.scoring": "KhatWarning NoScoreWarning Scores score",
+        "inference.saved_folder": "CheckpointError",
         "inference.training": "History NonFiniteError train",
-        "inference.watchers": "watching",
     }.items()
     for name in names.split()
 }

@@ -38,8 +38,8 @@ from pyro_vaeflow import Checkpoint, VAEFlowDetector, cosine, linear, train
 from pyro_vaeflow.experiments.config import ExperimentConfig
 from pyro_vaeflow.experiments.fanout import run_all
 from pyro_vaeflow.inference import resume
+from pyro_vaeflow.inference.checkpoint import state_of
 from pyro_vaeflow.inference.fingerprint import named_digest
-from pyro_vaeflow.inference.state import state_of
 from tests.programs import module_functions, ours, rows
 
 PHASES = "before the first step|in a step|writing|renaming|after training".split("|")

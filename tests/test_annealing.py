@@ -22,9 +22,9 @@ from pyro_vaeflow import (
     score,
     train,
 )
-from pyro_vaeflow.inference.contract import row_terms
 from pyro_vaeflow.inference.parameters import named_parameters, seeded
 from pyro_vaeflow.inference.svi import LastTraces
+from pyro_vaeflow.inference.traces import row_terms
 from tests.programs import ZOO, Pair
 
 pytestmark = pytest.mark.filterwarnings("ignore::pyro_vaeflow.inference.scoring.KhatWarning")

@@ -13,7 +13,7 @@ import pyro_vaeflow
 PACKAGE = Path(pyro_vaeflow.__file__).parent
 SOURCES = sorted(PACKAGE.rglob("*.py"))
 # Each folder imports from itself, the folders before it and the modules of the top level.
-FOLDERS = "inference tables programs datasets experiments plots detector files studies".split()
+FOLDERS = "inference tables programs datasets experiments plots detector files".split()
 
 
 def modules_imported(path: Path) -> set[str]:

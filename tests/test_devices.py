@@ -8,6 +8,7 @@ import pyro
 import pytest
 import torch
 from pyro import poutine
+from pyro_vaeflow.inference.run_state import _random_state, _set_random_state
 from sklearn.base import clone
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -17,7 +18,6 @@ from pyro_vaeflow.experiments.experiment import run
 from pyro_vaeflow.inference.devices import check_device
 from pyro_vaeflow.inference.noise import RowNoise
 from pyro_vaeflow.inference.parameters import seeded
-from pyro_vaeflow.inference.run_state import _random_state, _set_random_state
 from pyro_vaeflow.programs import iaf_steps, planar_steps
 from pyro_vaeflow.programs.priors import ExemplarPrior
 from pyro_vaeflow.tables.columns import Column

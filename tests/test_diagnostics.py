@@ -11,11 +11,11 @@ from torch import nn
 from torch.distributions import constraints
 
 from pyro_vaeflow import ExemplarPrior, Guide, Model, log_weights, score, train
-from pyro_vaeflow.inference.contract import as_args, check_contract, take_rows
-from pyro_vaeflow.inference.gaps import Gaps, split_gap
-from pyro_vaeflow.inference.inference_gap import inference_gap
+from pyro_vaeflow.inference.contract import check_contract
+from pyro_vaeflow.inference.inference_gap import Gaps, inference_gap, split_gap
 from pyro_vaeflow.inference.parameters import param_scope
 from pyro_vaeflow.inference.row_guides import RowGuides
+from pyro_vaeflow.inference.traces import as_args, take_rows
 from tests.programs import ZOO, LinearGaussian, Pair
 
 pytestmark = [

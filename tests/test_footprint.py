@@ -2,12 +2,12 @@
 
 import pytest
 import torch
+from pyro_vaeflow.programs.blocks import NUMBERS, InBlocks, draws_of_a_block
 
 from pyro_vaeflow import Guide, Model, contributions, score
 from pyro_vaeflow.inference import draws
-from pyro_vaeflow.inference.memory import peak_bytes
+from pyro_vaeflow.inference.draws import peak_bytes
 from pyro_vaeflow.inference.parameters import seeded
-from pyro_vaeflow.programs.blocks import NUMBERS, InBlocks, draws_of_a_block
 from tests.programs import ZOO
 
 pytestmark = pytest.mark.filterwarnings("ignore::pyro_vaeflow.inference.scoring.KhatWarning")

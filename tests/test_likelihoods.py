@@ -3,8 +3,8 @@
 import pyro.distributions as dist
 import pytest
 import torch
-
 from pyro_vaeflow.programs.bernoulli import GROUP, BernoulliRow
+
 from pyro_vaeflow.programs.likelihoods import NormalHead, StudentTHead
 from pyro_vaeflow.programs.mixed import MixedHead
 from pyro_vaeflow.tables.columns import Column

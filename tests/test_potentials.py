@@ -6,16 +6,16 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
-from pyro.infer import Trace_ELBO
 
-from pyro_vaeflow import log_weights, score, train
-from pyro_vaeflow.studies import potential_run, potential_study
-from pyro_vaeflow.studies.many_fits import AdamByFit, ManyGuides, ManyPotentials
-from pyro_vaeflow.studies.potential_run import EDGES, PotentialRun, fit_potentials
-from pyro_vaeflow.studies.potential_study import write_results
-from pyro_vaeflow.studies.potentials import POTENTIALS, FlowGuide, PotentialModel, log_normalizer
+from pyro_vaeflow import score, train
+from results.potentials import make, runs
+from results.potentials.densities import plot_densities
+from results.potentials.energies import POTENTIALS, log_normalizer
+from results.potentials.programs import FlowGuide, PotentialModel
+from results.potentials.runs import EDGES, PotentialRun, fit_potential
 
 ROWS = torch.arange(200.0).unsqueeze(-1)
 
@@ -47,6 +47,7 @@ def test_importance_sampling_finds_the_normaliser_and_the_elbo_stays_below(name:
     assert scores.elbo.mean().item() < exact
 
 
+@pytest.mark.filterwarnings("ignore::pyro_vaeflow.KhatWarning")
 @pytest.mark.parametrize(("flow", "num_flows"), [("planar", 8), ("iaf", 4), ("spline", 1)])
 def test_a_flow_fits_the_ring_better_than_a_normal(flow: str, num_flows: int) -> None:
     def fitted(name: str, depth: int) -> float:
@@ -59,114 +60,62 @@ def test_a_flow_fits_the_ring_better_than_a_normal(flow: str, num_flows: int) ->
     assert fitted(flow, num_flows) > fitted("diagonal", 0) + 0.1
 
 
-FLOWS_OF_EACH_KIND = [("diagonal", 0), ("planar", 3), ("iaf", 2), ("spline", 2)]
-
-
-def many(flow: str, num_flows: int) -> tuple[list, list, torch.Tensor]:
-    """Energies and guides of five fits, and the rows that stand for them."""
-    torch.manual_seed(0)
-    energies = [POTENTIALS[u] for u in ("U1", "U2", "U1", "U4", "U3")]
-    guides = [FlowGuide(flow, num_flows) for _ in energies]
-    for guide in guides:
-        for p in guide.parameters():
-            p.data.add_(0.1 * torch.randn_like(p))
-    return energies, guides, torch.arange(5.0).unsqueeze(-1)
-
-
-@pytest.mark.parametrize(("flow", "num_flows"), FLOWS_OF_EACH_KIND)
-def test_many_fits_weigh_their_draws_as_each_fit_alone_does(flow: str, num_flows: int) -> None:
-    energies, guides, rows = many(flow, num_flows)
-    together = log_weights(ManyPotentials(energies), ManyGuides(guides), rows, num_samples=20)
-    for i, (energy, guide) in enumerate(zip(energies, guides, strict=True)):
-        alone = log_weights(PotentialModel(energy), guide, rows[i : i + 1], num_samples=20)
-        torch.testing.assert_close(together[:, i : i + 1], alone, rtol=1e-4, atol=1e-4)
-
-
-@pytest.mark.parametrize(("flow", "num_flows"), FLOWS_OF_EACH_KIND)
-def test_a_fit_among_many_has_the_gradient_of_the_fit_alone(flow: str, num_flows: int) -> None:
-    energies, guides, rows = many(flow, num_flows)
-    guide = ManyGuides(guides)
-    for i, (energy, alone) in enumerate(zip(energies, guides, strict=True)):
-        guide.zero_grad()
-        for pair in ((ManyPotentials(energies), guide), (PotentialModel(energy), alone)):
-            torch.manual_seed(i)
-            Trace_ELBO(8, 1, vectorize_particles=True).differentiable_loss(
-                *pair, rows[i : i + 1]
-            ).backward()
-        for stacked, p in zip(guide.stacked, alone.parameters(), strict=True):
-            torch.testing.assert_close(stacked.grad[i], p.grad, rtol=1e-3, atol=1e-4)
-            assert not torch.cat([stacked.grad[:i], stacked.grad[i + 1 :]]).any()
-
-
-def test_a_fit_whose_gradient_explodes_leaves_the_others_alone() -> None:
-    values = torch.randn(3, 2, 4), torch.randn(3, 5)
-    together = [v.clone().requires_grad_() for v in values]
-    alone = [v[1:2].clone().requires_grad_() for v in values]
-    for parameters, first in ((together, 1e9), (alone, 1.0)):
-        optimizer = AdamByFit(parameters, lr=0.1, clip_norm=1.0)
-        for scale in (first, 1.0):
-            for p in parameters:
-                p.grad = torch.ones_like(p)
-                p.grad[0] *= scale if len(p) > 1 else 1.0
-            optimizer.step()
-    for p, q, start in zip(together, alone, values, strict=True):
-        torch.testing.assert_close(p[1:2], q)
-        assert (p[0] - start[0]).abs().max() < 0.3
-    norm = torch.cat([p.grad[0].flatten() for p in together]).norm()
-    assert norm == pytest.approx(1.0, rel=1e-5)
-
-
 SMALL = PotentialRun("U1", "planar", 2, seed=0, num_steps=2, batch_size=8, num_samples=3000)
 
 
 @pytest.mark.parametrize("name", asdict(SMALL))
 def test_each_changed_setting_is_another_run(name: str) -> None:
-    other = {"potential": "U2", "model": "iaf", "flow_options": {"a": 1}}.get(name, 7)
+    other = {"potential": "U2", "flow": "iaf", "flow_options": {"a": 1}}.get(name, 7)
     assert replace(SMALL, **{name: other}).name != SMALL.name
 
 
 def test_a_density_counts_the_draws_that_fall_outside(monkeypatch) -> None:
-    (whole,) = fit_potentials([SMALL])
+    whole = fit_potential(SMALL)
     assert np.sum(whole["density"]) * (EDGES[1] - EDGES[0]) ** 2 == pytest.approx(1.0, abs=0.01)
-    monkeypatch.setattr(potential_run, "EDGES", EDGES[45:])  # from 0 upward
-    (part,) = fit_potentials([SMALL])
+    monkeypatch.setattr(runs, "EDGES", EDGES[45:])  # from 0 upward
+    part = fit_potential(SMALL)
     np.testing.assert_allclose(part["density"], np.array(whole["density"])[45:, 45:])
 
 
-def test_fits_find_both_modes_and_say_how_far_they_are() -> None:
-    runs = [PotentialRun("U1", "planar", 8, s, 400, 64, num_samples=20_000) for s in (0, 1)]
-    untrained = fit_potentials([replace(run, num_steps=1) for run in runs])
-    for before, after in zip(untrained, fit_potentials(runs), strict=True):
-        left, right = np.split(np.array(after["density"]), 2)
-        assert 0.2 < left.sum() / (left.sum() + right.sum()) < 0.8
-        assert 5 * after["stderr"] < after["kl"] < before["kl"] - 1.0
+def test_a_fit_finds_both_modes_and_says_how_far_it_is() -> None:
+    run = PotentialRun("U1", "planar", 8, 0, 400, 64, num_samples=20_000)
+    before, after = fit_potential(replace(run, num_steps=1)), fit_potential(run)
+    left, right = np.split(np.array(after["density"]), 2)
+    assert 0.2 < left.sum() / (left.sum() + right.sum()) < 0.8
+    assert 5 * after["stderr"] < after["kl"] < before["kl"] - 1.0
 
 
 def test_one_seed_has_no_deviation_and_the_page_says_how_it_was_made(tmp_path: Path) -> None:
-    density = np.zeros((len(EDGES) - 1,) * 2).tolist()
-    kept = {"kl": 0.25, "stderr": 0.01, "seconds": 1.0, "density": density}
-    runs = [
+    fits = [
         replace(SMALL, potential=u, learning_rate=0.02, flow_options={"deep": 1})
         for u in POTENTIALS
     ]
-    write_results(tmp_path, [asdict(run) | kept for run in runs])
-    text = (tmp_path / "table.md").read_text()
+    rows = [{"potential": run.potential, "flow": "planar", "num_flows": 2} for run in fits]
+    table = pd.DataFrame(rows).assign(seed=0, kl=0.25, stderr=0.01)
+    make.write_table(tmp_path, table, fits)
+    text = (tmp_path / "table.md").read_text().replace("\n", " ")
     assert "| planar 2  | 0.2500 (0.2500) |" in text
-    assert "seeds [0], Adam" in text and "KL from 3,000 draws" in text
+    assert "seeds [0], Adam" in text and "3,000 draws" in text
     assert "- planar: 2 steps of 8 draws, learning rate 0.02, deep 1" in text
-    more = [asdict(replace(run, seed=1)) | kept | {"kl": 0.35} for run in runs]
-    write_results(tmp_path, [*(asdict(run) | kept for run in runs), *more])
+    make.write_table(tmp_path, pd.concat([table, table.assign(seed=1, kl=0.35)]), fits)
     assert "0.3000 ± 0.0707 (0.3500)" in (tmp_path / "table.md").read_text()
 
 
+def test_densities_have_one_scale_and_fit_their_edges() -> None:
+    flat = np.full((2, 2), 0.25)
+    figure = plot_densities({"U1": {"p": flat, "q": flat}}, np.linspace(-1, 1, 3))
+    assert [axes.get_title() for axes in figure.axes[:2]] == ["p", "q"]
+    with pytest.raises(ValueError, match=r"each density must have shape \(3, 3\)"):
+        plot_densities({"U1": {"p": flat}}, np.linspace(-1, 1, 4))
+
+
 @pytest.mark.slow
-def test_the_study_goes_on_from_its_finished_runs(tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr("sys.argv", ["potential_study", "--quick", "--out", str(tmp_path)])
-    potential_study.main()
-    runs = sorted((tmp_path / "runs").glob("*.json"))
-    assert len(runs) == 24 and (tmp_path / "densities.png").stat().st_size > 0
+def test_the_study_goes_on_from_its_finished_runs(tmp_path: Path) -> None:
+    make.main(["--quick", str(tmp_path)])
+    paths = sorted((tmp_path / "runs").glob("*.json"))
+    assert len(paths) == 24 and (tmp_path / "densities.png").stat().st_size > 0
     assert len((tmp_path / "summary.csv").read_text().splitlines()) == 25
-    result = json.loads(runs[0].read_text())
-    runs[0].write_text(json.dumps(result | {"kl": 123.0}))
-    potential_study.main()
-    assert "123" in (tmp_path / "summary.csv").read_text()  # kept, not run again
+    result = json.loads(paths[0].read_text())
+    paths[0].write_text(json.dumps(result | {"kl": 123.0}))
+    make.main(["--quick", str(tmp_path)])
+    assert "123" in (tmp_path / "summary.csv").read_text()  # not run again

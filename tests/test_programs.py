@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from pyro import poutine
 
 from pyro_vaeflow import FLOWS, LIKELIHOODS, Guide, Model
-from pyro_vaeflow.inference.contract import paired_traces, row_terms
 from pyro_vaeflow.inference.parameters import seeded
+from pyro_vaeflow.inference.traces import paired_traces, row_terms
 from tests.programs import MIXED_COLUMNS, mixed_rows, rows
 
 DEPTHS = [("diagonal", 0), ("planar", 1), ("planar", 5), ("iaf", 1), ("iaf", 5), ("spline", 1)]

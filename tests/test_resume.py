@@ -35,14 +35,14 @@ from pyro_vaeflow import (
 )
 from pyro_vaeflow.cli import main
 from pyro_vaeflow.inference import checkpoint, resume
+from pyro_vaeflow.inference.checkpoint import state_of
 from pyro_vaeflow.inference.fingerprint import structure
-from pyro_vaeflow.inference.state import state_of
 from pyro_vaeflow.inference.svi import OneOptimizer
 from tests.programs import ZOO, Pair, rows
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::pyro_vaeflow.inference.scoring.KhatWarning"),
-    pytest.mark.filterwarnings("ignore::pyro_vaeflow.inference.interrupt.InterruptedWarning"),
+    pytest.mark.filterwarnings("ignore::pyro_vaeflow.inference.callbacks.InterruptedWarning"),
 ]
 LAST = 14
 STUDY = """

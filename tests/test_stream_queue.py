@@ -1,4 +1,4 @@
-"""The simulated queue of benchmarks/queueing.py obeys what is known of M/M/2 and D/D/2."""
+"""The simulated queue of results/streaming/queueing.py obeys what is known of M/M/2 and D/D/2."""
 
 import runpy
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-QUEUEING = Path(__file__).parents[1] / "benchmarks" / "queueing.py"
+QUEUEING = Path(__file__).parents[1] / "results" / "streaming" / "queueing.py"
 
 
 def test_waits_are_those_that_theory_knows() -> None:

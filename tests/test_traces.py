@@ -7,13 +7,8 @@ import torch
 from pyro import poutine
 
 from pyro_vaeflow import anneal, param_scope, score, train
-from pyro_vaeflow.inference.contract import (
-    as_args,
-    check_contract,
-    paired_traces,
-    row_terms,
-    take_rows,
-)
+from pyro_vaeflow.inference.contract import check_contract
+from pyro_vaeflow.inference.traces import as_args, paired_traces, row_terms, take_rows
 from tests.programs import ZOO, Pair, rows
 
 pytestmark = pytest.mark.filterwarnings("ignore::pyro_vaeflow.inference.scoring.KhatWarning")

@@ -19,9 +19,8 @@ from pyro_vaeflow.files.chunks import Chunk
 from pyro_vaeflow.files.parsing import check_types, to_frame
 from pyro_vaeflow.files.scores_folder import Summary, finish, open_folder, part, write_part
 from pyro_vaeflow.files.table_files import FORMATS, chunks_of, find_files, read_chunk, read_schemas
-from pyro_vaeflow.inference.checkpoint import DETECTOR
 from pyro_vaeflow.inference.devices import check_device
-from pyro_vaeflow.inference.state import CheckpointError
+from pyro_vaeflow.inference.saved_folder import CheckpointError
 from pyro_vaeflow.validation import ConfigError, check_size
 from pyro_vaeflow.workers import DEATHS, as_ended, died, workers
 
@@ -145,7 +144,7 @@ def digest_of(model: Path) -> str:
     Raises:
         ConfigError: there is no detector.
     """
-    path = model / DETECTOR.content
+    path = model / "detector.json"
     if not path.is_file():
         raise ConfigError(f"no model in {model}; give a folder that vaeflow fit wrote")
     return hashlib.sha256(path.read_bytes()).hexdigest()

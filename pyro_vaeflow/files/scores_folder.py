@@ -21,8 +21,8 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
 from pyro_vaeflow.files.chunks import Reject
-from pyro_vaeflow.inference.checkpoint import write_whole
-from pyro_vaeflow.inference.versions import package_versions
+from pyro_vaeflow.inference.fingerprint import package_versions
+from pyro_vaeflow.inference.saved_folder import write_whole
 from pyro_vaeflow.validation import ConfigError
 
 FORMAT = 1  # of the folder

@@ -5,12 +5,10 @@ from typing import Any
 
 import pandas as pd
 import torch
-from pyro.poutine.trace_struct import Trace
-from pyro.poutine.util import prune_subsample_sites
 
-from pyro_vaeflow.inference.contract import as_args
 from pyro_vaeflow.inference.draws import trace_chunks
 from pyro_vaeflow.inference.parameters import Program
+from pyro_vaeflow.inference.traces import as_args, latent_rows
 from pyro_vaeflow.validation import check_size
 
 
@@ -97,13 +95,3 @@ def active_units(
         for name, parts in means.items()
     }
     return ActiveUnits(variance, threshold)
-
-
-def latent_rows(trace: Trace, plate: str = "data") -> dict[str, torch.Tensor]:
-    """The values of each unobserved site inside the plate, rows first: ``(num_data, ...)``."""
-    found = {}
-    for name, site in prune_subsample_sites(trace).nodes.items():
-        if site["type"] == "sample" and not site["is_observed"]:
-            frame = next(f for f in site["cond_indep_stack"] if f.name == plate)
-            found[name] = site["value"].movedim(frame.dim - site["fn"].event_dim, 0)
-    return found

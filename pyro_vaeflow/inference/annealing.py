@@ -19,7 +19,6 @@ from pyro.poutine.scale_messenger import ScaleMessenger
 from pyro.poutine.trace_struct import Trace
 from pyro.poutine.util import site_is_subsample
 
-from pyro_vaeflow.inference.group import joined
 from pyro_vaeflow.validation import check_size
 
 Schedule = Callable[[int], float]
@@ -216,9 +215,7 @@ class CapacityELBO(Trace_ELBO):
                     )
                 kl = kl + site["log_prob_sum"]
         at_once = self.num_particles if self.vectorize_particles else 1  # summed in the terms above
-        group = joined()  # the batch's KL is the sum of its processes' parts
-        excess = group.total([torch_item(kl)])[0] - at_once * self.capacity
+        excess = torch_item(kl) - at_once * self.capacity
         # |KL - C| has the gradient of sign(KL - C) KL.
         surrogate = -log_likelihood + self.gamma * math.copysign(1.0, excess) * kl
-        penalty = self.gamma * abs(excess) / group.size
-        return -torch_item(log_likelihood) + penalty, surrogate
+        return -torch_item(log_likelihood) + self.gamma * abs(excess), surrogate

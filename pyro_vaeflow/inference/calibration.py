@@ -11,10 +11,10 @@ from pyro import poutine
 from pyro.poutine.trace_struct import Trace
 from scipy.stats import chi2
 
-from pyro_vaeflow.inference.active_units import latent_rows
-from pyro_vaeflow.inference.contract import Args, as_args, check_contract, paired_traces, take_rows
+from pyro_vaeflow.inference.contract import check_contract
 from pyro_vaeflow.inference.draws import DRAWS_PER_CHUNK
 from pyro_vaeflow.inference.parameters import Program, evaluating
+from pyro_vaeflow.inference.traces import Args, as_args, latent_rows, paired_traces, take_rows
 from pyro_vaeflow.validation import check_size
 
 Assemble = Callable[[dict[str, torch.Tensor]], torch.Tensor]

@@ -1,162 +1,307 @@
-"""A folder of two files: tensors by safetensors, all else JSON. Nothing in it is ever executed.
+"""Everything that a training saves to go on later, to the very same end, after it was killed."""
 
-The JSON file names the tensor file by its hash and is written last, so a folder holds the earlier
-checkpoint or the new one, whole, whenever the process dies.
-"""
-
-import hashlib
-import json
-import os
-from collections.abc import Mapping
+import math
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
+import numpy as np
+import pyro
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load, save
+from filelock import FileLock, Timeout
+from pyro.util import get_rng_state, set_rng_state
+from torch import nn
+from torch.distributions import constraints
 
-from pyro_vaeflow.inference.state import CheckpointError
-from pyro_vaeflow.validation import ConfigError, check_names
+from pyro_vaeflow.inference.callbacks import RECORD, Callback, Run
+from pyro_vaeflow.inference.fingerprint import fingerprint, is_plain, package_versions, structure
+from pyro_vaeflow.inference.parameters import Program, modules, param_scope
+from pyro_vaeflow.inference.saved_folder import CheckpointError, check_keys, read, write
+from pyro_vaeflow.inference.traces import run_once
+from pyro_vaeflow.validation import check_size
 
-FORMAT = 1  # of the two files; a reader refuses any other
-KEYS = ("format", "versions", "content", "tensors", "sha256")
-MAX_CONTENT = 2**28  # bytes of JSON
-
-
-class Files(NamedTuple):
-    """What the two files are called: the JSON file, and how the tensor file's name begins."""
-
-    content: str
-    tensors: str
-
-    def of(self, digest: str) -> str:
-        return f"{self.tensors}-{digest[:16]}.safetensors"
-
-
-DETECTOR = Files("detector.json", "tensors")
+LEAST_EVERY = 500  # steps
+CONSTRAINTS = {
+    name: value
+    for name in constraints.__all__
+    if isinstance(value := getattr(constraints, name), constraints.Constraint)
+}
 
 
-def write(
-    folder: str | Path,
-    content: Mapping[str, Any],
-    tensors: Mapping[str, torch.Tensor],
-    versions: Mapping[str, str],
-    files: Files = DETECTOR,
-) -> None:
-    """Writes a checkpoint to `folder`, over one that is there; files appear whole or not at all.
+class CheckpointInUseError(CheckpointError):
+    """Another process trains into the folder."""
+
+
+class Checkpoint(Callback):
+    """Keeps what `train` needs to go on after it was killed: ``train(..., checkpoint=folder)``.
 
     Args:
-        content: plain values, as JSON has them.
-        versions: what made it, for people: a reader does not look at them.
+        folder: of this training alone; it is made if it is not there.
+        every: steps from one writing to the next: a fiftieth of the training by default, and at
+            least 500.
 
     Raises:
-        OSError: the folder cannot be written, the disk is full, say; an earlier checkpoint in it
-            is as it was.
+        ValueError: `every` is below 1.
+        CheckpointError: at the start: the folder holds another training, is damaged or is in use.
+
+    Example:
+        >>> Checkpoint("runs/first", every=1000).every
+        1000
     """
-    folder = Path(folder)
-    # Copies: safetensors refuses tensors that share memory, as those of one module in two roles do.
-    data = save({k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()})
-    digest = hashlib.sha256(data).hexdigest()
-    document = {"format": FORMAT, "versions": dict(versions), "content": content, "tensors": digest}
-    # Through text, so that what is hashed is what a reader will see.
-    document = json.loads(json.dumps(document, allow_nan=False))
-    text = json.dumps(document | {"sha256": _digest(document)}, indent=1) + "\n"
+
+    def __init__(self, folder: str | Path, every: int | None = None) -> None:
+        if every is not None:
+            check_size("every", every)
+        self.folder, self.every = folder, every
+        self.finished = False
+        self.lock: FileLock | None = None
+
+    def start(self, run: Run) -> None:
+        folder = Path(self.folder)
+        self.lock = _locked(folder)
+        for partial in folder.glob(".training-*.partial"):  # of a killed process
+            partial.unlink()
+        self.finished, self.versions = False, package_versions()
+        self.call = fingerprint(run.call) | {
+            "optimizer": repr(run.optim.torch_optimizer),
+            "model": structure(run.model),
+            "guide": structure(run.guide),
+        }
+        if not (folder / "training.json").exists():
+            return
+        content, tensors = read(folder, "training")
+        check_keys(content, ("call", "finished", "run"), "content")
+        self._check_call(content["call"])
+        try:
+            _restore_run(run, _unpacked(content["run"], tensors))
+        except CheckpointError:
+            raise
+        except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+            raise CheckpointError(f"{self.folder} does not hold a training: {error!r}") from error
+        run.resumed_at, self.finished = run.step, content["finished"] is True
+        run.stopped = run.stopped or self.finished
+
+    def after_step(self, run: Run) -> None:
+        every = self.every or max(LEAST_EVERY, run.num_steps // 50)
+        if run.step % every == 0 and not run.stopped:
+            self._write(run, finished=False)
+
+    def end(self, run: Run) -> None:
+        if not self.finished:
+            self._write(run, finished=not run.interrupted)
+
+    def close(self) -> None:
+        if self.lock is not None:
+            self.lock.release()
+
+    def _write(self, run: Run, finished: bool) -> None:
+        tensors: dict[str, torch.Tensor] = {}
+        state = _packed(_state_of_run(run), tensors, "training")
+        content = {"call": self.call, "finished": finished, "run": state}
+        try:
+            write(self.folder, content, tensors, self.versions, "training")
+        except OSError as error:
+            raise OSError(
+                f"the checkpoint in {self.folder} could not be written ({error}); the one before "
+                "it, if any, is whole: mend the disk, and the same call goes on from there"
+            ) from error
+
+    def _check_call(self, call: Any) -> None:
+        check_keys(call, tuple(self.call), "call")
+        others = [name for name, value in self.call.items() if call[name] != value]
+        if "num_steps" in others:  # then there are as many values of the schedules
+            others = [name for name in others if name not in ("learning_rate", "schedule")]
+        if others:
+            raise CheckpointError(
+                f"{self.folder} is of another training: not the same {', '.join(others)}. Make the "
+                "call as it was, choose another folder, or remove this one"
+            )
+
+
+def _locked(folder: Path) -> FileLock:
+    """The folder's lock, held until it is released, or the process dies, however it does."""
+    lock = FileLock(folder / ".lock")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        write_whole(folder / files.of(digest), data)
-        write_whole(folder / files.content, text.encode())
+        return lock.acquire(timeout=0).lock
+    except Timeout:
+        raise CheckpointInUseError(
+            f"{folder} is in use by another process; wait for it, or choose another folder"
+        ) from None
     except OSError as error:
-        # Of the same class: OSError makes a PermissionError, say, from its number.
-        why = f"{error.strerror}: nothing was saved; make room or choose another folder than"
-        raise OSError(error.errno, why, str(folder)) from error
-    for old in folder.glob(files.of("*")):
-        if old.name != files.of(digest):
-            old.unlink()
+        raise OSError(f"no checkpoint can be written to {folder} ({error})") from error
 
 
-def read(folder: str | Path, files: Files = DETECTOR) -> tuple[Any, dict[str, torch.Tensor]]:
-    """What `write` was given: content and tensors.
+def _state_of_run(run: Run) -> dict[str, Any]:
+    """All that the steps of a training change: plain values and tensors, nested."""
+    known = {id(constraint): name for name, constraint in CONSTRAINTS.items()}
+    of_store = pyro.get_param_store().get_state()["constraints"]
+    device = next(iter(run.optim.parameters.values())).device
+    records = [[record[name] for name in RECORD] for record in run.records]
+    return {
+        "records": torch.tensor(records, dtype=torch.float64),
+        "programs": state_of(run.model, run.guide),
+        "buffers": _other_buffers(run),
+        "constraints": {name: known.get(id(value)) for name, value in of_store.items()},
+        "names": list(run.optim.parameters),
+        "optimizer": run.optim.torch_optimizer.state_dict(),
+        "callbacks": [callback.state_dict() for callback in run.callbacks],
+        "random": get_rng_state(),
+        "cuda": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
+    }
+
+
+def _restore_run(run: Run, state: Mapping[str, Any]) -> None:
+    """Puts what `_state_of_run` gave into a run that is as it was before its first step."""
+    _make_late(run, state)
+    restore(run.model, run.guide, state["programs"])
+    for buffer, value in zip(_other_buffers(run), state["buffers"], strict=True):
+        buffer.copy_(value)
+    if list(run.optim.parameters) != state["names"]:
+        names = list(run.optim.parameters)[:5]
+        raise CheckpointError(f"the optimizer has the parameters {names}, not {state['names'][:5]}")
+    run.optim.torch_optimizer.load_state_dict(state["optimizer"])
+    for callback, values in zip(run.callbacks, state["callbacks"], strict=True):
+        callback.load_state_dict(values)
+    for row in state["records"].tolist():
+        run.records.append(dict(zip(RECORD, row, strict=True)) | {"step": int(row[0])})
+    set_rng_state(state["random"])
+    if state["cuda"] is not None and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"])
+
+
+def _make_late(run: Run, state: Mapping[str, Any]) -> None:
+    """Makes each ``pyro.param`` that only a later step of the killed run had reached."""
+    store = pyro.get_param_store()
+    for name, constraint in state["constraints"].items():
+        if name in store or f"param.{name}" not in state["programs"]:
+            continue
+        if constraint not in CONSTRAINTS:
+            raise CheckpointError(
+                f"parameter {name!r} came up in a later step, with a constraint that has no name: "
+                "it cannot be made anew; reach it in the first step"
+            )
+        value = state["programs"][f"param.{name}"].clone().requires_grad_()
+        store.set_state({"params": {name: value}, "constraints": {name: CONSTRAINTS[constraint]}})
+    run.optim.add_late(dict(store.named_parameters()))
+
+
+def _other_buffers(run: Run) -> list[torch.Tensor]:
+    """Of the modules that plain functions call: their parameters are in Pyro's store."""
+    ours = {id(p) for module in modules(run.model, run.guide) for p in module.modules()}
+    others = [part for part in run.called if id(part) not in ours]
+    return [buffer for part in others for buffer in part.buffers(recurse=False)]
+
+
+def state_of(model: Program, guide: Program) -> dict[str, torch.Tensor]:
+    """The tensors of a pair: ``model.*`` and ``guide.*`` of modules, ``param.*`` of ``pyro.param``.
+
+    Buffers too, and what modules hold as attributes, such as the permutations of Pyro's
+    autoregressive networks.
+    """
+    state: dict[str, torch.Tensor] = {}
+    for role, module in _roles(model, guide):
+        state |= {f"{role}.{k}": v for k, v in module.state_dict().items()}
+        state |= {f"{role}.{k}": getattr(part, name) for k, part, name in _attributes(module)}
+    state |= {f"param.{name}": value.detach() for name, value in _stored(model, guide).items()}
+    return {name: value.contiguous() for name, value in state.items()}
+
+
+def restore(model: Program, guide: Program, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Puts the tensors of `state_of` into programs of the same make.
 
     Raises:
-        FileNotFoundError: a file is missing.
-        CheckpointError: a file is damaged, of another format, or no such file at all.
+        CheckpointError: a name is missing or unknown, or a shape or dtype is another.
     """
-    folder = Path(folder)
-    path = folder / files.content
-    data = _bytes(path, MAX_CONTENT)
-    try:
-        document = json.loads(data, parse_constant=_refuse_constant)
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} is not JSON: {error}") from error
-    if not isinstance(document, dict):
-        raise CheckpointError(f"{path} must hold an object, got {type(document).__name__}")
-    if document.get("format") != FORMAT:
+    check_fits(state_of(model, guide), tensors)
+    with torch.no_grad():
+        for role, module in _roles(model, guide):
+            module.load_state_dict({k: tensors[f"{role}.{k}"] for k in module.state_dict()})
+            for key, part, name in _attributes(module):
+                setattr(part, name, tensors[f"{role}.{key}"].clone())
+        for name, value in _stored(model, guide).items():
+            value.copy_(tensors[f"param.{name}"])
+
+
+def make_parameters(model: Program, guide: Program, x: torch.Tensor) -> None:
+    """Runs the programs on the rows `x`, so that their ``pyro.param`` exist to be restored."""
+    with param_scope(model, guide), torch.no_grad():
+        run_once(model, guide, (x,))
+
+
+def check_fits(expected: Mapping[str, torch.Tensor], tensors: Mapping[str, torch.Tensor]) -> None:
+    """Refuses tensors whose names, shapes and dtypes are not the expected ones, by name.
+
+    Raises:
+        CheckpointError: names the first tensors that differ.
+    """
+    missing, unknown = expected.keys() - tensors.keys(), tensors.keys() - expected.keys()
+    if missing or unknown:
         raise CheckpointError(
-            f"{path}: this version reads format {FORMAT}, got {document.get('format')!r:.60}; use "
-            "the version that saved it and save anew"
+            f"the tensors are not those of these programs: missing {sorted(missing)[:5]}, unknown "
+            f"{sorted(unknown)[:5]}"
         )
-    check_keys(document, KEYS, str(path))
-    if document.pop("sha256") != _digest(document):
-        raise CheckpointError(f"{path} was changed after it was saved: its sha256 is another")
-    digest = document["tensors"]
-    # Before it is part of a path: 64 hexadecimal digits lead nowhere else.
-    if not isinstance(digest, str) or len(digest) != 64 or set(digest) - set("0123456789abcdef"):
-        raise CheckpointError(f"{path}: tensors must be a sha256, got {digest!r:.80}")
-    path = folder / files.of(digest)
-    data = _bytes(path)
-    if hashlib.sha256(data).hexdigest() != digest:
-        raise CheckpointError(f"{path} was changed after it was saved: its sha256 is another")
-    try:
-        return document["content"], load(data)
-    except (SafetensorError, ValueError, KeyError, RuntimeError) as error:
-        raise CheckpointError(f"{path} is not a safetensors file: {error}") from error
+    for name, value in expected.items():
+        wanted, got = ((tuple(t.shape), t.dtype) for t in (value, tensors[name]))
+        if got != wanted:
+            raise CheckpointError(f"tensor {name!r}: expected {wanted}, got {got}")
 
 
-def check_keys(values: Any, keys: tuple[str, ...], what: str) -> None:
-    """Refuses what is not an object of just these keys, by name.
-
-    Raises:
-        CheckpointError: a key is missing or unknown.
-    """
-    if not isinstance(values, dict):
-        raise CheckpointError(f"{what} must hold an object, got {values!r:.60}")
-    if missing := [key for key in keys if key not in values]:
-        raise CheckpointError(f"{what} lacks {', '.join(missing)}")
-    try:
-        check_names(values, keys, "key")
-    except ConfigError as error:
-        raise CheckpointError(f"{what}: {error}") from error
+def _roles(model: Program, guide: Program) -> list[tuple[str, nn.Module]]:
+    pairs = (("model", model), ("guide", guide))
+    return [(role, module) for role, program in pairs for module in modules(program)]
 
 
-def write_whole(path: Path, data: bytes) -> None:
-    """Writes a file under a temporary name, to the disk, and renames it."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        with partial.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)  # the name, too
-    finally:
-        os.close(folder)
+def _attributes(module: nn.Module) -> Iterator[tuple[str, nn.Module, str]]:
+    """Name, owner and attribute of each tensor outside the state dict; caches are private."""
+    for path, part in module.named_modules():
+        for name, value in list(vars(part).items()):
+            if isinstance(value, torch.Tensor) and not name.startswith("_"):
+                yield f"{path}#{name}", part, name
 
 
-def _bytes(path: Path, limit: int | None = None) -> bytes:
-    if not path.is_file():  # nor a pipe, which would wait for ever
-        raise FileNotFoundError(f"{path} is not there: the folder holds no complete checkpoint")
-    if limit is not None and path.stat().st_size > limit:
-        raise CheckpointError(f"{path} has {path.stat().st_size} bytes, more than {limit}")
-    return path.read_bytes()
+def _stored(model: Program, guide: Program) -> dict[str, torch.Tensor]:
+    """The pair's unconstrained parameters in Pyro's store, without those of its modules."""
+    of_modules = {id(p) for module in modules(model, guide) for p in module.parameters()}
+    with param_scope(model, guide):
+        stored = dict(pyro.get_param_store().named_parameters())
+    return {name: value for name, value in stored.items() if id(value) not in of_modules}
 
 
-def _digest(document: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
+def _packed(value: Any, tensors: dict[str, torch.Tensor], where: str) -> Any:
+    """Nested values as JSON has them, their tensors put by number into `tensors`."""
+    if isinstance(value, torch.Tensor):
+        tensors[str(len(tensors))] = value.detach().clone()
+        return {"tensor": str(len(tensors) - 1)}
+    if isinstance(value, np.ndarray):  # the state of NumPy's generator
+        return {"uint32": _packed(torch.from_numpy(value.astype(np.int64)), tensors, where)}
+    if isinstance(value, Mapping):
+        return {"items": [[k, _packed(v, tensors, f"{where}.{k}")] for k, v in value.items()]}
+    if isinstance(value, list | tuple):
+        parts = [_packed(item, tensors, where) for item in value]
+        return parts if isinstance(value, list) else {"tuple": parts}
+    if isinstance(value, float) and not math.isfinite(value):
+        return {"float": repr(value)}
+    if not is_plain(value):
+        raise ValueError(
+            f"{where} is {value!r:.60}, which no checkpoint can hold; use an optimizer and "
+            "callbacks that keep tensors, numbers and texts"
+        )
+    return value
 
 
-def _refuse_constant(name: str) -> None:
-    raise ValueError(f"{name} is no JSON number")
+def _unpacked(value: Any, tensors: Mapping[str, torch.Tensor]) -> Any:
+    if isinstance(value, list):
+        return [_unpacked(item, tensors) for item in value]
+    if not isinstance(value, dict):
+        return value
+    ((kind, inner),) = value.items()
+    if kind == "items":
+        return {key: _unpacked(item, tensors) for key, item in inner}
+    unpacked: dict[str, Any] = {
+        "tensor": lambda: tensors[inner].clone(),
+        "uint32": lambda: _unpacked(inner, tensors).numpy().astype(np.uint32),
+        "tuple": lambda: tuple(_unpacked(inner, tensors)),
+        "float": lambda: float(inner),
+    }
+    return unpacked[kind]()

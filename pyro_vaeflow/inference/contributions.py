@@ -8,10 +8,10 @@ from pyro.distributions.torch import Independent
 from pyro.distributions.util import scale_and_mask
 
 from pyro_vaeflow.inference import importance
-from pyro_vaeflow.inference.contract import as_args, row_terms
 from pyro_vaeflow.inference.draws import trace_chunks
 from pyro_vaeflow.inference.parameters import Program, module_mode
 from pyro_vaeflow.inference.scoring import warn_of_tails
+from pyro_vaeflow.inference.traces import as_args, row_terms
 
 
 def contributions(
@@ -80,6 +80,8 @@ def feature_log_prob(distribution: Any, value: torch.Tensor) -> torch.Tensor:
     """
     if hasattr(distribution, "feature_log_prob"):
         return distribution.feature_log_prob(value)
+    if hasattr(distribution, "blocks"):  # of draws, which are worked out one after another
+        return torch.cat([feature_log_prob(block, value) for block in distribution.blocks])
     if isinstance(distribution, MaskedDistribution):
         features = feature_log_prob(distribution.base_dist, value)
         return _masked(features, distribution._mask)

@@ -2,18 +2,59 @@
 
 import math
 import warnings
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, fields
 from functools import partial
 from numbers import Real
 from typing import Any
 
+import pandas as pd
 import torch
 
-from pyro_vaeflow.inference.contract import as_args
+from pyro_vaeflow.inference import importance
 from pyro_vaeflow.inference.draws import draws
 from pyro_vaeflow.inference.parameters import Program
-from pyro_vaeflow.inference.rounds import KHAT_LIMIT, adaptive
-from pyro_vaeflow.inference.row_scores import Scores, in_place
+from pyro_vaeflow.inference.traces import RowTerms, as_args, take_rows
 from pyro_vaeflow.validation import check_size
+
+TOGETHER = 500  # rows whose log weights are worked on at once
+KHAT_LIMIT = 0.7  # Vehtari et al. 2024: above it more draws hardly help
+KHAT_DRAWS = 1000  # fewer have too short a tail to say of a row that more would not help
+ROUND_SEED = 0x9E3779B1  # from a round's seed to the next one's: far from the seeds that people use
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What `score` knows of each row; every field is ``(num_data,)``, log probabilities in nats."""
+
+    log_evidence: torch.Tensor
+    """log (1/K) sum_k p(x, z_k) / q(z_k | x): importance-sampled log p(x), biased low."""
+    stderr: torch.Tensor
+    """Standard error of `log_evidence`."""
+    ess: torch.Tensor
+    """Effective sample size of the weights, between 1 and the number of draws."""
+    khat: torch.Tensor
+    """Pareto tail index of the weights; below 0.7 the evidence can be used."""
+    expected_log_likelihood: torch.Tensor
+    """E_q[log p(x | z)]."""
+    elbo: torch.Tensor
+    """E_q[log p(x, z) - log q(z | x)], the bound under the evidence."""
+    num_samples: torch.Tensor
+    """K, the draws behind the row's figures."""
+
+    @property
+    def importance(self) -> torch.Tensor:
+        """The importance-sampled anomaly score, -log p(x) in nats: high = anomalous."""
+        return -self.log_evidence
+
+    @property
+    def reconstruction(self) -> torch.Tensor:
+        """The paper's A(x) = -E_q[log p(x | z)] in nats, Algorithm 1: high = anomalous."""
+        return -self.expected_log_likelihood
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row a data row, one column a field."""
+        return pd.DataFrame({f.name: getattr(self, f.name).cpu().numpy() for f in fields(self)})
 
 
 class KhatWarning(UserWarning):
@@ -54,7 +95,7 @@ def score(
         x: tensor ``(num_data, ...)``, or a tuple of arguments that starts with it.
         num_samples: K, draws a row.
         tol: the standard error, in nats, that the log evidence should reach. Rows above it are
-            drawn on, and their draws doubled, again and again, up to `max_samples`; those whose
+            scored anew with twice the draws, again and again, up to `max_samples`; those whose
             k-hat is above 0.7 after 1,000 draws are left: more hardly help them.
         max_samples: with `tol`, the most draws a row, at least `num_samples`.
         seed: of the draws.
@@ -87,11 +128,19 @@ def score(
     if tol is not None:
         check_size("max_samples", max_samples, num_samples)
 
-    of_round = partial(draws, model, guide, chunk_size=chunk_size, plate=plate, progress=progress)
-    if tol is None or not len(args[0]):
-        scores = in_place(of_round(args, num_samples=num_samples, seed=seed), args[0])
-    else:
-        scores = adaptive(of_round, args, num_samples, tol, max_samples, seed)
+    of_rows = partial(draws, model, guide, chunk_size=chunk_size, plate=plate, progress=progress)
+    scores = _scores(of_rows(args, num_samples=num_samples, seed=seed), args[0])
+    rows = torch.arange(len(args[0]), device=args[0].device)
+    while tol is not None and num_samples < max_samples:
+        rows = rows[_needs_more(_rows(scores, rows), tol)]
+        if not len(rows):
+            break
+        num_samples = min(2 * num_samples, max_samples)
+        seed = (seed + ROUND_SEED) % 2**32
+        some = take_rows(args, rows)
+        fresh = _scores(of_rows(some, num_samples=num_samples, seed=seed), some[0])
+        for f in fields(Scores):
+            getattr(scores, f.name)[rows] = getattr(fresh, f.name)
     warn_of_tails(scores.khat)
     lost = scores.log_evidence.isnan().nonzero().squeeze(-1)
     if len(lost):
@@ -116,3 +165,57 @@ def warn_of_tails(khat: torch.Tensor) -> None:
             KhatWarning,
             stacklevel=3,
         )
+
+
+def _scores(chunks: Iterable[RowTerms], x: torch.Tensor) -> Scores:
+    """Scores of chunks, at once where they belong: parts that stay would lie between freed ones."""
+    place, whole = 0, Scores(**{f.name: x.new_empty(0) for f in fields(Scores)})
+    for part in map(_of_terms, _together(chunks)):
+        if place == 0:
+            whole = Scores(**{n: v.new_empty(len(x)) for n, v in vars(part).items()})
+        for name, value in vars(part).items():
+            getattr(whole, name)[place : place + len(value)] = value
+        place += len(part.khat)
+    return whole
+
+
+def _of_terms(terms: RowTerms) -> Scores:
+    log_weight = terms.log_weight
+    num_samples = torch.full(log_weight.shape[1:], len(log_weight), device=log_weight.device)
+    return Scores(
+        log_evidence=importance.log_evidence(log_weight),
+        stderr=importance.log_evidence_stderr(log_weight),
+        ess=importance.effective_sample_size(log_weight),
+        khat=importance.khat(log_weight),
+        expected_log_likelihood=terms.log_likelihood.mean(0),
+        elbo=log_weight.mean(0),
+        num_samples=num_samples,
+    )
+
+
+def _together(chunks: Iterable[RowTerms]) -> Iterator[RowTerms]:
+    """Chunks joined to about `TOGETHER` rows: so few log weights are hardly worth the calls."""
+    waiting: list[RowTerms] = []
+    for chunk in chunks:
+        waiting.append(chunk)
+        if sum(part.log_prior.shape[1] for part in waiting) >= TOGETHER:
+            yield _joined(waiting)
+            waiting = []
+    if waiting:
+        yield _joined(waiting)
+
+
+def _joined(parts: list[RowTerms]) -> RowTerms:
+    names = [f.name for f in fields(RowTerms)]
+    return RowTerms(*(torch.cat([getattr(p, name) for p in parts], 1) for name in names))
+
+
+def _needs_more(scores: Scores, tol: float) -> torch.Tensor:
+    """Which rows are above the tolerance and can get below it, ``(num_data,)``."""
+    # a single draw has a standard error of nan; a row whose evidence is nan stays as it is
+    short = ~(scores.stderr <= tol) & ~scores.log_evidence.isnan()
+    return short & ~((scores.khat > KHAT_LIMIT) & (scores.num_samples >= KHAT_DRAWS))
+
+
+def _rows(scores: Scores, rows: torch.Tensor) -> Scores:
+    return Scores(**{f.name: getattr(scores, f.name)[rows] for f in fields(Scores)})

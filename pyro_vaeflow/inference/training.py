@@ -3,7 +3,8 @@
 import math
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -13,15 +14,22 @@ import pandas as pd
 import pyro
 import torch
 from pyro.infer import ELBO, Trace_ELBO
-from tqdm.auto import tqdm
 
-from pyro_vaeflow.inference.annealing import Schedule, constant
-from pyro_vaeflow.inference.contract import Args, as_args, check_contract, run_once, take_rows
-from pyro_vaeflow.inference.fingerprint import plain_text
-from pyro_vaeflow.inference.group import Group, joined
-from pyro_vaeflow.inference.group_training import check_group, lost_group
-from pyro_vaeflow.inference.interrupt import InterruptedWarning, ctrl_c
-from pyro_vaeflow.inference.memory import hold_memory
+from pyro_vaeflow.inference.annealing import CapacityELBO, Schedule, anneal, constant
+from pyro_vaeflow.inference.batches import Batches
+from pyro_vaeflow.inference.callbacks import (
+    RECORD,
+    BestOnHeldOut,
+    Callback,
+    CtrlC,
+    InterruptedWarning,
+    OfRecords,
+    ProgressBar,
+    Record,
+    Run,
+)
+from pyro_vaeflow.inference.contract import check_contract
+from pyro_vaeflow.inference.draws import hold_memory
 from pyro_vaeflow.inference.parameters import (
     Program,
     called_modules,
@@ -30,12 +38,8 @@ from pyro_vaeflow.inference.parameters import (
     param_scope,
     seeded,
 )
-from pyro_vaeflow.inference.replay import WORTH, ReplayedStep, can_replay
-from pyro_vaeflow.inference.resume import Checkpoint, folder_of, keeping
-from pyro_vaeflow.inference.run_state import RECORD, Run
-from pyro_vaeflow.inference.scoring import score
-from pyro_vaeflow.inference.svi import LastTraces, OneOptimizer, Report, SVIStep
-from pyro_vaeflow.inference.watchers import tell
+from pyro_vaeflow.inference.svi import LastTraces, OneOptimizer, PerRow, make_svi
+from pyro_vaeflow.inference.traces import Args, as_args, row_terms, run_once, take_rows
 from pyro_vaeflow.validation import check_size
 
 ADAM = partial(torch.optim.Adam, fused=True)  # fused: one call for all parameters
@@ -89,18 +93,15 @@ def train(
     plate: str = "data",
     seed: int = 0,
     progress: bool = True,
-    checkpoint: Checkpoint | str | Path | None = None,
-    replay: bool | None = None,
+    checkpoint: Callback | str | Path | None = None,
+    callbacks: Iterable[Callback | Callable[[Record], object]] = (),
 ) -> History:
     r"""Fits `model` and `guide` to the rows of `x` by SVI; returns the history, in nats a row.
 
     Minimises :math:`-E_q[\log p(x|z)] + \beta_t\,KL(q(z|x)\,\|\,p(z))`, averaged over a mini-batch,
     with ``pyro.infer.SVI``. Parameters of modules change in place; those of ``pyro.param`` belong
-    to the pair (see `param_scope`). A second call goes on from there. Pyro's validation runs once,
-    before the first step, and is off in the loop.
-
-    Inside `join_group` the processes of the group share out each batch; each makes this call, and
-    all end with the parameters that one process would have, up to rounding.
+    to the pair (see `param_scope`). A second call goes on from there. The programs run at every
+    step; Pyro's validation runs once, before the first, and is off in the loop.
 
     Ctrl-C ends training after the step at hand, with a warning; a second Ctrl-C ends it at once.
 
@@ -117,7 +118,7 @@ def train(
         clip_norm: the largest norm of the whole gradient, above 0; none by default.
         weights: ``(num_data,)``; rows are drawn in proportion, with replacement.
         held_out: further rows, like `x`; the programs end with the parameters and buffers of the
-            evaluation that gave the best ELBO of these.
+            evaluation that gave the best ELBO of these: see `BestOnHeldOut`.
         eval_every: steps from one evaluation to the next.
         patience: stop after as many evaluations without a better one.
         plate: the name of the plate of rows.
@@ -126,23 +127,17 @@ def train(
         checkpoint: a folder, or a `Checkpoint`. What the steps change is kept there, and the same
             call with programs made as before, in a new process say, goes on from there: it ends
             with the parameters and history of a training that nothing stopped, bit for bit.
-        replay: whether a step's torch operations are recorded once and replayed, without the
-            programs: the same numbers in less time, if nothing that Python decides changes from
-            step to step, in the programs, the schedules or what watches. By default only in long
-            trainings that nothing watches of programs of which that is known: those whose parts
-            all come with this package, Pyro or torch.
+        callbacks: called after each step: functions of its record, or `Callback` objects.
 
     Raises:
         ValueError: the contract is broken, there is nothing to train, or an argument is out of
             range.
         CheckpointError: the folder holds another training, is damaged, or is in use.
-        GroupError: another process of the group has ended; says what to go on from.
         NonFiniteError: a loss or gradient is not finite; names the step, the site and the largest
             log-scale of the guide.
 
     Warns:
         InterruptedWarning: Ctrl-C was pressed; says how to go on.
-        NoReplayWarning: with ``replay=True``, that it cannot be done, and why.
 
     Example:
         >>> from pyro_vaeflow import Guide, Model, cyclical, train
@@ -151,8 +146,59 @@ def train(
         >>> history.frame[["loss", "elbo", "kl"]].shape
         (20, 3)
     """
-    args, group = as_args(x), joined()
-    num_data, device = len(args[0]), args[0].device
+    args = _checked_rows(x, held_out, num_steps, batch_size, eval_every, patience)
+    with param_scope(model, guide):  # held-out rows are scored: no latent may be outside the plate
+        check_contract(model, guide, args, plate=plate, seed=seed, shared_latents=held_out is None)
+    batches = Batches(args[0], batch_size, weights, seed)
+    rate, level = _schedules(learning_rate, schedule)
+    last = LastTraces()
+    loss = last.watch(Trace_ELBO() if loss is None else loss)
+    annealed = loss.at if isinstance(loss, CapacityELBO) else anneal
+    watchers = _watchers(held_out, eval_every, patience, plate, callbacks, checkpoint, progress)
+    call = {  # what decides the numbers, and so which training a checkpoint is of
+        **{"num_steps": num_steps, "batch_size": batches.batch_size, "clip_norm": clip_norm},
+        **{"learning_rate": rate, "schedule": level, "loss": loss, "weights": batches.weights},
+        **{"x": args, "held_out": held_out, "eval_every": eval_every, "patience": patience},
+        **{"plate": plate, "seed": seed},
+    }
+    hold_memory()
+
+    with (
+        param_scope(model, guide),
+        module_mode(model, guide, training=True),
+        seeded(seed),
+        pyro.validation_enabled(False),
+        ExitStack() as stack,
+    ):
+        called = _make_parameters(model, guide, take_rows(args, batches(0)), seed)
+        optim = OneOptimizer(named_parameters(model, guide), optimizer, clip_norm)
+        svi = make_svi(model, guide, optim, loss)
+        per_row = PerRow(plate, batches.batch_size, len(args[0]))
+        run = Run(model, guide, optim, num_steps, call, called, watchers)
+        for watcher in watchers:
+            stack.callback(watcher.close)
+            watcher.start(run)
+        start = time.perf_counter() - (run.records[-1]["seconds"] if run.records else 0.0)
+        while run.step < num_steps and not run.stopped:
+            batch, beta = take_rows(args, batches(run.step)), float(level(run.step))
+            optim.set_learning_rate(rate(run.step))
+            with per_row, annealed(beta):
+                value = svi.step(*batch)
+            record = _record(run, value, beta, last, plate)
+            run.records.append(record | {"seconds": time.perf_counter() - start})
+            for watcher in watchers:
+                watcher.after_step(run)
+        for watcher in reversed(watchers):
+            watcher.end(run)
+    if run.interrupted:
+        warnings.warn(_how_to_go_on(run, checkpoint), InterruptedWarning, stacklevel=2)
+    return _history(run)
+
+
+def _checked_rows(
+    x: Any, held_out: Any, num_steps: int, batch_size: int, eval_every: int, patience: int | None
+) -> Args:
+    """The rows as arguments of the programs, and a refusal of what no training can be made of."""
     check_size("num_steps", num_steps)
     check_size("batch_size", batch_size)
     check_size("eval_every", eval_every)
@@ -160,194 +206,98 @@ def train(
         check_size("patience", patience)
         if held_out is None:
             raise ValueError(f"patience={patience} needs held_out rows to evaluate")
+    args = as_args(x)
     for name, rows in {"x": args, "held_out": args if held_out is None else held_out}.items():
         if not len(as_args(rows)[0]):
             raise ValueError(f"{name} has no rows")
         if (shape := as_args(rows)[0].shape[1:]) != args[0].shape[1:]:
-            raise ValueError(
-                f"held_out must have rows like those of x, {tuple(args[0].shape[1:])}, got "
-                f"{tuple(shape)}"
-            )
-    # Held-out rows are scored one by one: then no latent may be outside the plate.
-    with param_scope(model, guide):
-        check_contract(model, guide, args, plate=plate, seed=seed, shared_latents=held_out is None)
-    batch_size = min(batch_size, num_data)
-    draw = _Batches(num_data, batch_size, weights, seed)
-    loss = Trace_ELBO() if loss is None else loss
-    level_at = constant(1.0) if schedule is None else schedule
-    if not callable(level_at):
-        raise TypeError(
-            f"schedule must be a function of the step, got {schedule!r}; try linear(100)"
-        )
-    rate_at = learning_rate if callable(learning_rate) else constant(learning_rate)
-    call = {
-        "num_steps": num_steps,
-        "batch_size": batch_size,
-        "learning_rate": rate_at,
-        "schedule": level_at,
-        "loss": plain_text(loss),
-        "clip_norm": clip_norm,
-        "x": args,
-        "weights": draw.weights,
-        "held_out": held_out,
-        "eval_every": eval_every,
-        "patience": patience,
-        "plate": plate,
-        "seed": seed,
-    }
-    known = replay is None and can_replay(model, guide)
-    hold_memory()
-    start = time.perf_counter()
+            like = tuple(args[0].shape[1:])
+            raise ValueError(f"held_out must have rows like those of x, {like}, got {tuple(shape)}")
+    return args
 
-    with (
-        param_scope(model, guide),
-        module_mode(model, guide, training=True),
-        seeded(seed),
-        lost_group(checkpoint),
-        keeping(checkpoint if group.first else None, call) as keeper,
-        ctrl_c() as interruption,
-    ):
+
+def _schedules(
+    learning_rate: float | Schedule, schedule: Schedule | None
+) -> tuple[Schedule, Schedule]:
+    """The learning rate, and beta or the capacity, as functions of the step."""
+    level = constant(1.0) if schedule is None else schedule
+    if not callable(level):
+        message = f"schedule must be a function of the step, got {schedule!r}; try linear(100)"
+        raise TypeError(message)
+    return learning_rate if callable(learning_rate) else constant(learning_rate), level
+
+
+def _watchers(
+    held_out: Any,
+    eval_every: int,
+    patience: int | None,
+    plate: str,
+    callbacks: Iterable[Callback | Callable[[Record], object]],
+    checkpoint: Callback | str | Path | None,
+    progress: bool,
+) -> list[Callback]:
+    """All callbacks of a training in their order: what a checkpoint keeps comes before it."""
+    watchers: list[Callback] = []
+    if held_out is not None:
+        watchers.append(BestOnHeldOut(held_out, eval_every, patience, plate))
+    watchers += [c if isinstance(c, Callback) else OfRecords(c) for c in callbacks]
+    watchers.append(CtrlC())
+    if checkpoint is not None:
+        from pyro_vaeflow.inference.checkpoint import Checkpoint
+
+        watchers.append(checkpoint if isinstance(checkpoint, Callback) else Checkpoint(checkpoint))
+    return watchers + ([ProgressBar()] if progress else [])
+
+
+def _make_parameters(
+    model: Program, guide: Program, batch: Args, seed: int
+) -> list[torch.nn.Module]:
+    """Runs the programs on a batch, so that start values taken from the data see a whole one.
+
+    It leaves the random numbers of the steps, and running means of modules, as they are. Returns
+    the modules that the programs call.
+    """
+    with module_mode(model, guide, training=False), seeded(seed), torch.no_grad():
         with called_modules() as called:
-            _make_parameters(model, guide, take_rows(args, draw(0).to(device)), seed)
-        check_group(group, call, called)
-        optim = OneOptimizer(named_parameters(model, guide), optimizer, clip_norm, group)
-        svi_step = SVIStep(
-            model,
-            guide,
-            optim,
-            loss,
-            plate=plate,
-            batch_size=batch_size,
-            num_data=num_data,
-            group=group,
-        )
-        run = Run(model, guide, called, optim, device)
-        keeper.take_up(run, group)
-        records, best, first = run.records, run.best, len(run.records)
-        start -= records[-1]["seconds"] if records else 0.0
-        take_step: Callable[[Args, float], Report] = svi_step
-        if replay or (known and num_steps - first >= WORTH):
-            take_step = ReplayedStep(svi_step, model, guide, told=bool(replay))
-        finished = True
-        steps = range(first, first if keeper.finished else num_steps)
-        own = group.span(batch_size)
-        share = (own.stop - own.start) / batch_size
-        shown = progress and group.first
-        bar = tqdm(steps, "train", num_steps, initial=first, unit="step", disable=not shown)
-        for step in bar:
-            optim.set_learning_rate(rate_at(step))
-            batch = take_rows(args, draw(step)[own].to(device))
-            value, log_likelihood, kl = take_step(batch, level_at(step))
-            found = [value, log_likelihood * share, kl * share, interruption.pressed]
-            value, log_likelihood, kl, pressed = group.total(found)
-            if not (math.isfinite(value) and math.isfinite(optim.grad_norm)):
-                message = _explain(step, value, optim, svi_step.last)
-                raise NonFiniteError(message, History(_frame(records)))
-            record = {
-                "step": step,
-                "loss": value,
-                "elbo": log_likelihood - kl,
-                "log_likelihood": log_likelihood,
-                "kl": kl,
-                "anneal": float(level_at(step)),
-                "learning_rate": float(rate_at(step)),
-                "grad_norm": optim.grad_norm,
-                "seconds": time.perf_counter() - start,
-                "held_out_elbo": math.nan,
-            }
-            records.append(record)
-            if step % 20 == 0:
-                bar.set_postfix(loss=f"{value:.3f}", elbo=f"{record['elbo']:.3f}", refresh=False)
-            finished = step + 1 == num_steps
-            if held_out is not None and ((step + 1) % eval_every == 0 or finished):
-                record["held_out_elbo"] = _elbo(model, guide, as_args(held_out), plate, group)
-                best.see(step, record["held_out_elbo"])
-            if group.first:
-                tell(record)
-            if patience is not None and best.evaluations_since >= patience:
-                finished = True
-                break
-            interruption.pressed |= bool(pressed)  # in any process of the group
-            if interruption.pressed:
-                break
-            keeper.after(step)
-        keeper.end(finished)
-    if interruption.pressed:
-        warnings.warn(_how_to_go_on(len(records), num_steps, checkpoint), InterruptedWarning, 2)
-    return History(_frame(records), best.step, first, interruption.pressed)
+            run_once(model, guide, batch)
+    return called
 
 
-def _how_to_go_on(done: int, num_steps: int, checkpoint: Checkpoint | str | Path | None) -> str:
+def _record(run: Run, loss: float, beta: float, last: LastTraces, plate: str) -> Record:
+    """What `History.frame` has of the step just taken.
+
+    Raises:
+        NonFiniteError: the loss or the gradient is not finite.
+    """
+    optim = run.optim
+    if not (math.isfinite(loss) and math.isfinite(optim.grad_norm)):
+        raise NonFiniteError(f"step {run.step}: {last.explain(loss, optim)}", _history(run))
+    with torch.no_grad():
+        terms = row_terms(last.model, last.guide, plate=plate)
+    log_likelihood, kl = terms.log_likelihood.mean().item(), terms.kl.mean().item()
+    return {
+        "step": run.step,
+        "loss": loss,
+        "elbo": log_likelihood - kl,
+        "log_likelihood": log_likelihood,
+        "kl": kl,
+        "anneal": beta,
+        "learning_rate": optim.learning_rate,
+        "grad_norm": optim.grad_norm,
+        "held_out_elbo": math.nan,
+    }
+
+
+def _how_to_go_on(run: Run, checkpoint: Callback | str | Path | None) -> str:
     advice = "with a folder for its checkpoint, the same call could go on later"
     if checkpoint is not None:
-        advice = f"the same call goes on from {folder_of(checkpoint)}"
+        advice = f"the same call goes on from {getattr(checkpoint, 'folder', checkpoint)}"
+    steps = f"{run.step} of {run.num_steps} steps"
     return (
-        f"Ctrl-C ended training after {done} of {num_steps} steps; the programs can be used as "
-        f"they are, and {advice}"
+        f"Ctrl-C ended training after {steps}; the programs can be used as they are, and {advice}"
     )
 
 
-def _frame(records: list[dict[str, float]]) -> pd.DataFrame:
-    return pd.DataFrame(records, columns=RECORD)
-
-
-def _make_parameters(model: Program, guide: Program, batch: Args, seed: int) -> None:
-    """Runs the programs on a batch, so that start values taken from the data see a whole one.
-
-    It leaves the random numbers of the steps, and running means of modules, as they are.
-    """
-    with module_mode(model, guide, training=False), seeded(seed):
-        with torch.no_grad(), pyro.validation_enabled(False):
-            run_once(model, guide, batch)
-
-
-def _elbo(model: Program, guide: Program, args: Args, plate: str, group: Group) -> float:
-    """Held-out ELBO in nats a row, from the same noise at each evaluation."""
-    own = take_rows(args, group.span(len(args[0])))
-    elbo = score(model, guide, own, num_samples=8, plate=plate).elbo
-    if group.size == 1:
-        return float(elbo.mean())
-    return group.total([elbo.double().sum().item()])[0] / len(args[0])
-
-
-def _explain(step: int, value: float, optim: OneOptimizer, last: LastTraces) -> str:
-    site, (widest, log_scale) = last.odd_site(), last.largest_log_scale()
-    what = f"the loss is {value}" if not math.isfinite(value) else "the gradient is not finite"
-    where = f" at site {site!r}" if site else f" for parameters {optim.not_finite[:3]}"
-    if widest is not None:
-        where += f"; the guide's largest log-scale is {log_scale:.3g} at site {widest!r}"
-    advice = "Try a lower learning_rate, a clip_norm, fewer flows or scaled columns"
-    return f"step {step}: {what}{where}. {advice}"
-
-
-class _Batches:
-    """The rows of a step, a function of the seed and the step alone: a run can go on anywhere."""
-
-    def __init__(
-        self, num_data: int, batch_size: int, weights: torch.Tensor | None, seed: int
-    ) -> None:
-        weights = None if weights is None else torch.as_tensor(weights)
-        if weights is not None and not (
-            weights.shape == (num_data,) and (weights >= 0).all() and 0 < weights.sum() < math.inf
-        ):
-            raise ValueError(
-                f"weights must be {num_data} numbers of at least 0, one a row of x, not all 0; got "
-                f"shape {tuple(weights.shape)} and sum {weights.sum():.3g}"
-            )
-        self.num_data, self.batch_size = num_data, batch_size
-        self.weights, self.seed = weights, seed
-        self.per_pass = num_data // batch_size
-        self.current: tuple[int, torch.Tensor] = (-1, torch.empty(0))
-
-    def __call__(self, step: int) -> torch.Tensor:
-        number, place = divmod(step, self.per_pass)
-        if self.current[0] != number:
-            self.current = number, self._pass(number)
-        return self.current[1][place * self.batch_size : (place + 1) * self.batch_size]
-
-    def _pass(self, number: int) -> torch.Tensor:
-        generator = torch.Generator().manual_seed((self.seed * 1_000_003 + number) % 2**63)
-        if self.weights is None:
-            return torch.randperm(self.num_data, generator=generator)
-        count = self.per_pass * self.batch_size
-        return torch.multinomial(self.weights.cpu(), count, replacement=True, generator=generator)
+def _history(run: Run) -> History:
+    frame = pd.DataFrame(run.records, columns=RECORD)
+    return History(frame, run.best_step, run.resumed_at, run.interrupted)

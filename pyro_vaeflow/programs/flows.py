@@ -1,8 +1,7 @@
-"""Posteriors by name: each entry of `FLOWS` builds a stack of Pyro transforms.
+"""Posteriors by name: each entry of `FLOWS` builds a list of Pyro's own transform modules.
 
-A builder is a function ``(latent_dim, num_flows, context_dim, **options)`` that returns a list of
-Pyro transform modules: conditional ones when ``context_dim`` is a size, plain ones when it is
-None. To add a posterior, register one:
+A builder is a function ``(latent_dim, num_flows, context_dim, **options)`` that returns conditional
+transforms where ``context_dim`` is a size, plain ones where it is None. To add a posterior:
 
     >>> from pyro.distributions import transforms
     >>> def radial(latent_dim, num_flows, context_dim=None):
@@ -18,40 +17,56 @@ None. To add a posterior, register one:
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from pyro.distributions import transforms
 from pyro.nn import AutoRegressiveNN, ConditionalAutoRegressiveNN
 from torch import nn
 
-from pyro_vaeflow.programs.iaf import (
-    AutoregressiveLayers,
-    ConditionalIAFStack,
-    gate_bias,
-    layer_order,
-)
-from pyro_vaeflow.programs.planar import ConditionalPlanarStack, PlanarLayers, start_near_identity
+from pyro_vaeflow.programs.fused import PlanarMap
 from pyro_vaeflow.validation import check_size
 
 MAX_FLOWS = 100
+START_SCALE = 0.01  # of what a layer of an untrained flow makes of its context
 
 
 def diagonal(latent_dim: int, num_flows: int, context_dim: int | None = None) -> list[nn.Module]:
-    """No transform: the diagonal posterior's normal posterior with a diagonal covariance."""
+    """No transform: a normal posterior with a diagonal covariance.
+
+    Raises:
+        ValueError: `num_flows` is not 0.
+    """
     if num_flows != 0:
         raise ValueError(f"num_flows must be 0 for flow='diagonal', got {num_flows!r}")
     return []
 
 
 def planar(latent_dim: int, num_flows: int, context_dim: int | None = None) -> list[nn.Module]:
-    """Planar layers: Pyro's ``Planar``, or a `ConditionalPlanarStack` given a context."""
+    r"""Pyro's ``Planar`` layers, or ``ConditionalPlanar`` over a linear map of the context.
+
+    .. math:: z_k = z_{k-1} + \hat u_k \tanh(w_k^T z_{k-1} + b_k)
+
+    References:
+        D. Rezende, S. Mohamed, Variational Inference with Normalizing Flows, 2015,
+        arXiv:1505.05770, eq. (10)-(12).
+
+    Raises:
+        ValueError: `num_flows` is not from 1 to 100.
+    """
     check_size("num_flows", num_flows, 1, MAX_FLOWS)
-    if context_dim is not None:
-        return [ConditionalPlanarStack(latent_dim, context_dim, num_flows)]
-    layers = [transforms.Planar(latent_dim) for _ in range(num_flows)]
-    for layer in layers:
-        start_near_identity(layer.u, layer.w)
-    return [PlanarLayers(layers)]
+    layers: list[nn.Module] = []
+    for _ in range(num_flows):
+        if context_dim is None:
+            layer = transforms.Planar(latent_dim)
+            _start_near_identity(layer.u, layer.w)
+        else:
+            layer = transforms.ConditionalPlanar(PlanarMap(context_dim, latent_dim))
+            with torch.no_grad():
+                layer.nn.weight.mul_(START_SCALE)
+            _start_near_identity(*layer.nn.bias.detach()[1:].chunk(2))
+        layers.append(layer)
+    return layers
 
 
 def iaf(
@@ -59,29 +74,38 @@ def iaf(
     num_flows: int,
     context_dim: int | None = None,
     hidden_dim: int | None = None,
-    stable: bool = False,
+    stable: bool = True,
 ) -> list[nn.Module]:
-    """Inverse autoregressive layers, order reversed in between: Pyro's ``AffineAutoregressive``,
-    or `ConditionalIAFStack` given a context.
+    r"""Pyro's ``AffineAutoregressive`` layers or their conditional form, order reversed in between.
+
+    .. math:: z_k = \sigma_k z_{k-1} + (1 - \sigma_k) \mu_k
+
+    References:
+        D. Kingma et al., Improving Variational Inference with Inverse Autoregressive Flow, 2016,
+        arXiv:1606.04934, eq. (10) and (14).
 
     Args:
-        hidden_dim: the MADE's width, ``4 * latent_dim`` by default.
-        stable: gates in place of scales.
+        hidden_dim: the width of each layer's network (MADE), ``4 * latent_dim`` by default.
+        stable: gates :math:`\sigma_k` in (0, 1), as above; else scales, :math:`\sigma_k z + \mu_k`.
+
+    Raises:
+        ValueError: `num_flows` is not from 1 to 100, or `hidden_dim` is below `latent_dim`.
     """
     check_size("num_flows", num_flows, 1, MAX_FLOWS)
-    hidden_dim = 4 * latent_dim if hidden_dim is None else hidden_dim
-    if context_dim is not None:
-        return [ConditionalIAFStack(latent_dim, context_dim, num_flows, hidden_dim, stable)]
-    layers = []
+    options = {"stable": stable, "sigmoid_bias": gate_bias(num_flows), "log_scale_min_clip": -3.0}
+    layers: list[nn.Module] = []
     for k in range(num_flows):
-        made = AutoRegressiveNN(latent_dim, [hidden_dim], permutation=layer_order(latent_dim, k))
-        _start_near_zero(made.layers[-1])
-        layers.append(
-            transforms.AffineAutoregressive(
-                made, log_scale_min_clip=-3.0, stable=stable, sigmoid_bias=gate_bias(num_flows)
-            )
+        order = layer_order(latent_dim, k)
+        made = _made(latent_dim, context_dim, hidden_dim, [1, 1], order)
+        with torch.no_grad():  # a stack of any depth starts near the identity
+            made.layers[-1].weight.normal_(0.0, START_SCALE / math.sqrt(made.hidden_dims[-1]))
+            made.layers[-1].bias.zero_()
+        plain, conditional = (
+            transforms.AffineAutoregressive,
+            transforms.ConditionalAffineAutoregressive,
         )
-    return [AutoregressiveLayers(layers)]
+        layers.append((plain if context_dim is None else conditional)(made, **options))
+    return layers
 
 
 def spline(
@@ -92,27 +116,30 @@ def spline(
     count_bins: int = 8,
     bound: float = 4.0,
 ) -> list[nn.Module]:
-    """Pyro's autoregressive rational splines (Durkan et al. 2019, arXiv:1906.04032), order reversed
-    in between: with the orders that Pyro draws, no layer may bend one coordinate given another.
+    """Pyro's ``SplineAutoregressive`` layers or their conditional form, order reversed in between.
+
+    With the orders that Pyro draws, no layer may bend one coordinate given another.
+
+    References:
+        C. Durkan, A. Bekasov, I. Murray, G. Papamakarios, Neural Spline Flows, 2019,
+        arXiv:1906.04032.
 
     Args:
-        hidden_dim: the MADE's width, ``4 * latent_dim`` by default.
+        hidden_dim: the width of each layer's network (MADE), ``4 * latent_dim`` by default.
         count_bins: segments of each spline.
         bound: the spline acts within ``[-bound, bound]`` and is the identity outside.
+
+    Raises:
+        ValueError: `num_flows` is not from 1 to 100, or `hidden_dim` is below `latent_dim`.
     """
     check_size("num_flows", num_flows, 1, MAX_FLOWS)
-    hidden_dims = [4 * latent_dim if hidden_dim is None else hidden_dim]
     param_dims = [count_bins, count_bins, count_bins - 1, count_bins]
+    plain, conditional = transforms.SplineAutoregressive, transforms.ConditionalSplineAutoregressive
     layers: list[nn.Module] = []
     for k in range(num_flows):
         order = layer_order(latent_dim, num_flows - 1 - k)  # the last layer has the columns'
-        if context_dim is None:
-            made = AutoRegressiveNN(latent_dim, hidden_dims, param_dims, order)
-            layer = transforms.SplineAutoregressive
-        else:
-            sizes = latent_dim, context_dim, hidden_dims
-            made = ConditionalAutoRegressiveNN(*sizes, param_dims, order)
-            layer = transforms.ConditionalSplineAutoregressive
+        made = _made(latent_dim, context_dim, hidden_dim, param_dims, order)
+        layer = plain if context_dim is None else conditional
         layers.append(layer(latent_dim, made, count_bins=count_bins, bound=bound))
     return layers
 
@@ -125,7 +152,41 @@ FLOWS: dict[str, Callable[..., list[nn.Module]]] = {
 }
 
 
-def _start_near_zero(layer: nn.Linear) -> None:
-    with torch.no_grad():
-        layer.weight.normal_(0.0, 0.01 / math.sqrt(layer.in_features))
-        layer.bias.zero_()
+def layer_order(latent_dim: int, layer: int) -> torch.Tensor:
+    """The autoregressive order of the coordinates: forward in even layers, reversed in odd."""
+    order = torch.arange(latent_dim)
+    return order if layer % 2 == 0 else order.flip(0)
+
+
+def gate_bias(num_flows: int) -> float:
+    """The bias of gates such that `num_flows` layers together shrink as one of Pyro's, bias 2."""
+    shrink = (1.0 / (1.0 + math.exp(-2.0))) ** (1.0 / num_flows)
+    return math.log(shrink / (1.0 - shrink))
+
+
+def _made(
+    latent_dim: int,
+    context_dim: int | None,
+    hidden_dim: int | None,
+    param_dims: list[int],
+    order: torch.Tensor,
+) -> Any:
+    """A masked network of one hidden layer, which the context enters where there is one."""
+    hidden_dim = 4 * latent_dim if hidden_dim is None else hidden_dim
+    if hidden_dim < latent_dim:
+        raise ValueError(f"hidden_dim must be at least latent_dim={latent_dim}, got {hidden_dim}")
+    if context_dim is None:
+        return AutoRegressiveNN(latent_dim, [hidden_dim], param_dims, order)
+    return ConditionalAutoRegressiveNN(latent_dim, context_dim, [hidden_dim], param_dims, order)
+
+
+@torch.no_grad()
+def _start_near_identity(u: torch.Tensor, w: torch.Tensor) -> None:
+    """Draws u and w ``(latent_dim,)`` anew, in place, so that a layer is a small shift along w.
+
+    From Pyro's start each layer contracts: fifty take 19 nats from a density in three dimensions.
+    """
+    u.normal_(0.0, START_SCALE / math.sqrt(len(u)))
+    w.normal_(0.0, 1.0 / math.sqrt(len(w)))
+    # w^T u_hat = softplus(w^T u) - 1 is 0, and the layer the identity, at log(e - 1)
+    u.add_((math.log(math.e - 1.0) - w @ u) * w / w.square().sum())

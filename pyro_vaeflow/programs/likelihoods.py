@@ -13,9 +13,8 @@ import torch
 from pyro.distributions import TorchDistribution
 from torch import nn
 
-from pyro_vaeflow.programs.bernoulli import BernoulliRow
-from pyro_vaeflow.programs.mixed import MixedHead
-from pyro_vaeflow.programs.student_t import degrees_of_freedom, with_tails
+from pyro_vaeflow.programs.lean import BernoulliRow
+from pyro_vaeflow.programs.mixed import MixedHead, degrees_of_freedom, with_tails
 from pyro_vaeflow.validation import check_positive
 
 

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import pyro.distributions as dist
 import torch
@@ -9,12 +10,33 @@ from pyro.distributions import TorchDistribution
 from torch import nn
 from torch.distributions import constraints
 
-from pyro_vaeflow.programs.student_t import degrees_of_freedom, with_tails
-from pyro_vaeflow.tables.columns import Column
 from pyro_vaeflow.validation import check_positive
 
+if TYPE_CHECKING:
+    from pyro_vaeflow.tables.columns import Column
+
+LEAST_DF = 1.0  # degrees of freedom: below it Student's t has no mean
+START_DF = 4.0
 LARGE = 2**24  # entries of a matrix
 MAX_LOGIT = 25.0  # a value that no training row shows costs at most about twice as many nats
+
+
+def degrees_of_freedom(num_features: int) -> nn.Parameter:
+    """A learned tail for each column, ``(num_features,)``, for `with_tails`."""
+    return nn.Parameter(torch.full((num_features,), math.log(START_DF - LEAST_DF)))
+
+
+def with_tails(normal: dist.Normal, log_df: torch.Tensor) -> dist.StudentT:
+    r"""Student's t of the normal's location and scale, :math:`1 + e^{log\_df}` degrees of freedom.
+
+    Example:
+        >>> normal = dist.Normal(torch.zeros(2), torch.ones(2))
+        >>> far = torch.tensor([0.0, 100.0])
+        >>> with_tails(normal, degrees_of_freedom(2)).log_prob(far)[1] > normal.log_prob(far)[1]
+        tensor(True)
+    """
+    df = LEAST_DF + log_df.exp()
+    return dist.StudentT(df, normal.loc, normal.scale, validate_args=False)
 
 
 class MixedLayout(nn.Module):
@@ -26,7 +48,7 @@ class MixedLayout(nn.Module):
     start: torch.Tensor
     owner: torch.Tensor
 
-    def __init__(self, columns: Sequence[Column]) -> None:
+    def __init__(self, columns: "Sequence[Column]") -> None:
         super().__init__()
         sizes = [column.num_levels for column in columns]
         discrete = [j for j, size in enumerate(sizes) if size]
@@ -122,6 +144,7 @@ class MixedHead(nn.Module):
         student_t: whether they are Student-t and not normal: tails that are learned a column.
 
     Example:
+        >>> from pyro_vaeflow import Column
         >>> columns = [Column("kind", "categorical", levels=("a", "b")), Column("x", "continuous")]
         >>> row = MixedHead(8, columns)(torch.zeros(5, 8))
         >>> row.feature_log_prob(torch.tensor([2.0, float("nan")])).shape
@@ -131,7 +154,7 @@ class MixedHead(nn.Module):
     def __init__(
         self,
         hidden_dim: int,
-        columns: Sequence[Column],
+        columns: "Sequence[Column]",
         min_scale: float = 1e-3,
         start_scale: float = 1.0,
         student_t: bool = False,
@@ -170,12 +193,13 @@ class MixedInput(nn.Module):
             encoder learns to do without them.
 
     Example:
+        >>> from pyro_vaeflow import Column
         >>> columns = [Column("kind", "categorical", levels=("a", "b")), Column("x", "continuous")]
         >>> MixedInput(columns, width=8)(torch.tensor([[2.0, 0.3], [float("nan"), 1.0]])).shape
         torch.Size([2, 8])
     """
 
-    def __init__(self, columns: Sequence[Column], width: int, dropout: float = 0.0) -> None:
+    def __init__(self, columns: "Sequence[Column]", width: int, dropout: float = 0.0) -> None:
         super().__init__()
         self.layout = MixedLayout(columns)
         self.dropout = dropout

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any, Union
 
 import pyro
 import pyro.distributions as dist
@@ -12,14 +12,15 @@ from pyro.distributions import TorchDistribution
 from pyro.nn import PyroModule
 from torch import nn
 
-from pyro_vaeflow.programs.blocks import in_blocks
-from pyro_vaeflow.programs.dropout import Dropout
 from pyro_vaeflow.programs.flows import FLOWS
+from pyro_vaeflow.programs.fused import fused
+from pyro_vaeflow.programs.lean import NormalRow, in_blocks
 from pyro_vaeflow.programs.likelihoods import LIKELIHOODS
 from pyro_vaeflow.programs.mixed import MixedHead, MixedInput
-from pyro_vaeflow.programs.normal import NormalRow
-from pyro_vaeflow.tables.columns import Column
 from pyro_vaeflow.validation import check_positive, check_size
+
+if TYPE_CHECKING:
+    from pyro_vaeflow.tables.columns import Column
 
 MIN_SCALE = 1e-4  # of the posterior's base: keeps its log-scale and the KL finite
 
@@ -29,8 +30,7 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "tanh": nn.Tanh,
 }
 
-
-Row = int | Sequence[Column]  # what x holds: so many numbers a row, or these columns
+Row = Union[int, "Sequence[Column]"]  # what x holds: so many numbers a row, or these columns
 
 
 def mlp(first: nn.Module, sizes: Sequence[int], dropout: float, activation: str) -> nn.Sequential:
@@ -40,7 +40,7 @@ def mlp(first: nn.Module, sizes: Sequence[int], dropout: float, activation: str)
     layers: list[nn.Module] = []
     for layer in (first, *linear):
         layers += [layer, make()]
-        layers += [Dropout(dropout)] if dropout > 0 else []
+        layers += [nn.Dropout(dropout)] if dropout > 0 else []
     return nn.Sequential(*layers)
 
 
@@ -182,8 +182,9 @@ class Guide(PyroModule):
         context = self.encoder(x)
         loc, raw_scale = self.base(context).chunk(2, dim=-1)
         posterior: Any = NormalRow(dist.Normal(loc, F.softplus(raw_scale) + MIN_SCALE), 1)
-        if flow := list(self.flow):
-            conditional = dist.ConditionalTransformedDistribution(posterior, flow)
+        if len(self.flow):
+            layers = fused(self.flow)  # Pyro's layers, neighbours that are alike in one pass
+            conditional = dist.ConditionalTransformedDistribution(posterior, layers)
             posterior = conditional.condition(context)
         with pyro.plate("data", len(x)):
             return pyro.sample("z", posterior)

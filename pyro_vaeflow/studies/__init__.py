@@ -1,1 +1,0 @@
-"""Studies, each one command: gaps, draws, flows and scores of finished runs; fits of potentials."""
