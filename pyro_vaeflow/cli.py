@@ -79,10 +79,6 @@ def _parser(with_detector: bool) -> _Parser:
     )
     run.add_argument("--device", default="cpu", help=DEVICE)
     run.add_argument("--out", help="results folder; results/STUDY by default")
-    run.add_argument(
-        "--published",
-        help="a csv of others' AUROC in percent, a row a data set, shown apart in benchmark.md",
-    )
     run.add_argument("--quick", action="store_true", help="the study's small budget, in seconds")
     run.add_argument(
         "--tensorboard", action="store_true", help="event files of each run in OUT/tensorboard"
@@ -98,10 +94,10 @@ def _parser(with_detector: bool) -> _Parser:
         help="md and latex: mean and standard deviation over seeds; csv: one row a run and score",
     )
     commands.add_subcommand("table", table, help="print a table of results")
-    report = _Parser(description="Writes one HTML page of a results folder, or a saved detector.")
-    report.add_argument("dir", help="a results folder, with or without its runs; or a detector's")
+    report = _Parser(description="Writes one HTML page of a saved detector.")
+    report.add_argument("dir", help="the folder of a saved detector")
     report.add_argument("--out", help="the file; DIR/report.html by default")
-    commands.add_subcommand("report", report, help="write a page of results")
+    commands.add_subcommand("report", report, help="write a page of a saved detector")
     listing = _Parser(description="Lists the studies that ship.")
     commands.add_subcommand("presets", listing, help="list the studies that ship")
     add_file_commands(commands, _Parser, with_detector)
@@ -113,9 +109,6 @@ def _run(values: dict[str, Any], command: str) -> int:
     jobs, dask = values.pop("jobs", 1), values.pop("dask", None)
     out, quick = values.pop("out", None), values.pop("quick", False)
     options: dict[str, Any] = {k: values.pop(k) for k in ("tensorboard", "device") if k in values}
-    published = values.pop("published", None)
-    if published is not None and not (published := Path(published)).is_file():
-        raise ConfigError(f"--published: no file {str(published)!r}")
     if jobs < 1:
         raise ConfigError(f"--jobs: expected at least 1, got {jobs}")
     if dask is not None and jobs > 1:
@@ -125,7 +118,7 @@ def _run(values: dict[str, Any], command: str) -> int:
     failed = 0
     for study, configs in groups:
         folder = _folder(study, configs, out, quick, len(groups))
-        failed += _run_study(configs, folder, jobs, dask, command, published, options)
+        failed += _run_study(configs, folder, jobs, dask, command, options)
     return 1 if failed else 0
 
 
@@ -143,24 +136,20 @@ def _run_study(
     jobs: int,
     dask: str | None,
     command: str,
-    published: Path | None,
     options: dict[str, Any],
 ) -> int:
     from pyro_vaeflow.experiments.fanout import run_all
-    from pyro_vaeflow.experiments.report import write_tables
-    from pyro_vaeflow.experiments.tables import HEADINGS, PAPER_HEADING, aggregate
-    from pyro_vaeflow.experiments.text_tables import as_text
+    from pyro_vaeflow.experiments.figures import draw_figures
+    from pyro_vaeflow.experiments.tables import HEADINGS, aggregate, as_text, write_tables
     from pyro_vaeflow.locks import hold_lock
-    from pyro_vaeflow.plots.figures import draw_figures
 
     outcome = run_all(configs, out, jobs=jobs, command=command, dask=dask, **options)
     with hold_lock(out / ".tables.lock", patience=-1):  # another call may be writing them
-        table = write_tables(out, published)
+        table = write_tables(out)
         figures = draw_figures(out)
     if table is not None:
         shown = aggregate(table)
-        left_out = [*HEADINGS.values(), PAPER_HEADING]
-        names = [n for n in shown.columns if n not in left_out or n in ON_TERMINAL]
+        names = [n for n in shown if n not in HEADINGS.values() or n in ON_TERMINAL]
         print(as_text(shown[names], "md"))
     counts = f"{len(outcome.finished)} run, {len(outcome.skipped)} already finished"
     print(f"{counts}, {len(outcome.failed)} failed")
@@ -172,8 +161,8 @@ def _run_study(
 
 
 def _table(out: Path, style: str) -> int:
-    from pyro_vaeflow.experiments.tables import aggregate, read_summary
-    from pyro_vaeflow.experiments.text_tables import as_text
+    from pyro_vaeflow.experiments.results import read_summary
+    from pyro_vaeflow.experiments.tables import aggregate, as_text
 
     table = read_summary(out)
     print(as_text(table if style == "csv" else aggregate(table), style))
@@ -181,7 +170,7 @@ def _table(out: Path, style: str) -> int:
 
 
 def _html(folder: Path, out: str | None) -> int:
-    from pyro_vaeflow.plots.html_report import write_report
+    from pyro_vaeflow.plots.report import write_report
 
     print(write_report(folder, None if out is None else Path(out)))
     return 0

@@ -1,4 +1,8 @@
-"""Frozen dataclasses that convert and check their fields and refuse unknown keys by name."""
+"""Checks of arguments and settings, whose errors name the value that was given and what is allowed.
+
+Settings are fields of a dataclass: `setting` gives each its range beside its default, and
+`checked_values` converts and checks them all. `Checked` does so when it is made.
+"""
 
 import json
 import math
@@ -8,27 +12,44 @@ from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
 from difflib import get_close_matches
 from numbers import Integral, Real
-from typing import Any, Union, get_args, get_origin, get_type_hints
+from typing import Any, NamedTuple, Union, get_args, get_origin, get_type_hints
 
 
 class ConfigError(ValueError):
     """A key or value that a configuration does not allow; the message names what is allowed."""
 
 
-def setting(
-    default: Any = MISSING,
-    *,
-    factory: Any = MISSING,
-    low: float = -math.inf,
-    high: float = math.inf,
-    above: float = -math.inf,
-    below: float = math.inf,
-    choices: tuple[str, ...] = (),
-) -> Any:
-    """A dataclass field with the range of its values; for a tuple, of each of its entries."""
-    limits = {"low": low, "high": high, "above": above, "below": below, "choices": choices}
+class Limits(NamedTuple):
+    """The range of a number, and the texts that are allowed (all, if none is named)."""
+
+    low: float = -math.inf
+    high: float = math.inf
+    above: float = -math.inf
+    below: float = math.inf
+    choices: tuple[str, ...] = ()
+
+    def allow(self, value: Any) -> bool:
+        """Whether a number is finite and inside the range, a text one of the choices."""
+        if isinstance(value, str):
+            return not self.choices or value in self.choices
+        if isinstance(value, Real) and not isinstance(value, bool):
+            return self.low <= value <= self.high and self.above < value < self.below
+        return True
+
+    def words(self, value: Any) -> str:
+        """What is allowed in place of `value`."""
+        if isinstance(value, str):
+            return f"one of {', '.join(self.choices)}"
+        words = {"at least": self.low, "at most": self.high}
+        words |= {"more than": self.above, "less than": self.below}
+        said = [f"{word} {limit:g}" for word, limit in words.items() if math.isfinite(limit)]
+        return " and ".join(said) or "a finite number"
+
+
+def setting(default: Any = MISSING, *, factory: Any = MISSING, **limits: Any) -> Any:
+    """A dataclass field with the `Limits` of its value; for a tuple, of each of its entries."""
     given = {"default": default} if factory is MISSING else {"default_factory": factory}
-    return field(**given, metadata=limits)
+    return field(**given, metadata={"limits": Limits(**limits)})
 
 
 @dataclass(frozen=True)
@@ -46,11 +67,8 @@ class Checked:
     """
 
     def __post_init__(self) -> None:
-        hints = get_type_hints(type(self))
-        for entry in fields(self):
-            value = convert(getattr(self, entry.name), hints[entry.name], entry.name)
-            _check_limits(entry.name, value, entry.metadata)
-            object.__setattr__(self, entry.name, value)
+        for name, value in checked_values(self).items():
+            object.__setattr__(self, name, value)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Any:
@@ -67,7 +85,24 @@ class Checked:
         return _plain(asdict(self))
 
 
-def check_used(config: Checked, choice: str, ignored: Mapping[Any, Iterable[str]]) -> None:
+def checked_values(settings: Any) -> dict[str, Any]:
+    """The values of a dataclass's fields by name, each as its annotation says and inside its range.
+
+    Raises:
+        ConfigError: a value is of another type, or out of range.
+    """
+    hints, values = get_type_hints(type(settings)), {}
+    for entry in fields(settings):
+        value = convert(getattr(settings, entry.name), hints[entry.name], entry.name)
+        limits = entry.metadata.get("limits", Limits())
+        for item in value if isinstance(value, tuple) else (value,):
+            if not limits.allow(item):
+                raise ConfigError(f"{entry.name}: expected {limits.words(item)}, got {item!r}")
+        values[entry.name] = value
+    return values
+
+
+def check_used(config: Any, choice: str, ignored: Mapping[Any, Iterable[str]]) -> None:
     """Refuses a setting that the value of `choice` ignores, unless it is at its default.
 
     Args:
@@ -96,13 +131,49 @@ def check_names(names: Iterable[str], allowed: Iterable[str], what: str) -> None
             raise ConfigError(f"unknown {what} {name!r}{hint} allowed: {', '.join(allowed)}")
 
 
+def check_size(name: str, value: Any, low: int = 1, high: int | None = None) -> None:
+    """Refuses what is not an integer, NumPy's included, from `low` to `high`.
+
+    Raises:
+        ValueError: names the argument, the value and what is allowed.
+
+    Example:
+        >>> check_size("num_steps", 0)
+        Traceback (most recent call last):
+        ValueError: num_steps must be an integer of at least 1, got 0
+    """
+    limits = Limits(low=low, high=math.inf if high is None else high)
+    if not isinstance(value, Integral) or isinstance(value, bool) or not limits.allow(value):
+        allowed = f"of at least {low}" if high is None else f"from {low} to {high}"
+        raise ValueError(f"{name} must be an integer {allowed}, got {value!r}")
+
+
+def check_positive(name: str, value: float) -> None:
+    """Refuses what is not a finite number above 0.
+
+    Raises:
+        ValueError: names the argument and the value.
+
+    Example:
+        >>> check_positive("start_scale", 0.0)
+        Traceback (most recent call last):
+        ValueError: start_scale must be a finite number above 0, got 0.0
+    """
+    if not (isinstance(value, Real) and Limits(above=0.0).allow(value)):
+        raise ValueError(f"{name} must be a finite number above 0, got {value!r}")
+
+
 def convert(value: Any, hint: Any, name: str) -> Any:
-    """`value` as the annotated type: lists become tuples, and text such as 5e-4 a number."""
+    """`value` as the annotated type: lists become tuples, and text such as 5e-4 a number.
+
+    Raises:
+        ConfigError: it is of another type.
+    """
     kind, inner = get_origin(hint), get_args(hint)
     if kind in (Union, types.UnionType):
-        if value is None and type(None) in inner:
-            return None
-        return convert(value, next(i for i in inner if i is not type(None)), name)
+        return _of_one(value, inner, name)
+    if hint is Any or (value is None and hint is type(None)):
+        return value
     if kind is tuple and isinstance(value, (list, tuple)):
         if not value:
             raise ConfigError(f"{name}: expected at least one value, got none")
@@ -124,62 +195,34 @@ def convert(value: Any, hint: Any, name: str) -> Any:
             pass
     elif hint is int and isinstance(value, Integral) and not isinstance(value, bool):
         return int(value)  # NumPy's too
-    elif isinstance(hint, type) and isinstance(value, hint) and hint is not int:
-        return value
-    expected = getattr(hint, "__name__", str(hint)) if kind is None else str(hint)
-    raise ConfigError(f"{name}: expected {expected}, got {reprlib.repr(value)}")
+    elif isinstance(hint if kind is None else kind, type) and hint is not int:
+        if isinstance(value, kind or hint):
+            return value
+    raise ConfigError(f"{name}: expected {_name(hint)}, got {reprlib.repr(value)}")
 
 
-def _check_limits(name: str, value: Any, limits: Mapping[str, Any]) -> None:
-    for item in value if isinstance(value, tuple) else (value,):
-        if limits.get("choices") and item not in limits["choices"]:
-            known = ", ".join(limits["choices"])
-            raise ConfigError(f"{name}: expected one of {known}, got {item!r}")
-        if limits and isinstance(item, (int, float)) and not isinstance(item, bool):
-            inside = limits["low"] <= item <= limits["high"]
-            if not (inside and limits["above"] < item < limits["below"]):
-                raise ConfigError(f"{name}: expected {_range(limits)}, got {item!r}")
+def _of_one(value: Any, hints: tuple[Any, ...], name: str) -> Any:
+    """`value` as the first of the types that it is of; None need not be named where it is wrong."""
+    kinds = [hint for hint in hints if hint is not type(None)]
+    if value is None and len(kinds) < len(hints):
+        return None
+    if len(kinds) == 1:
+        return convert(value, kinds[0], name)
+    for kind in kinds:
+        try:
+            return convert(value, kind, name)
+        except ConfigError:
+            continue
+    allowed = " or ".join(map(_name, kinds))
+    raise ConfigError(f"{name}: expected {allowed}, got {reprlib.repr(value)}")
 
 
-def _range(limits: Mapping[str, Any]) -> str:
-    words = {"low": "at least", "high": "at most", "above": "more than", "below": "less than"}
-    said = [f"{word} {limits[k]:g}" for k, word in words.items() if math.isfinite(limits[k])]
-    return " and ".join(said) or "a finite number"
+def _name(hint: Any) -> str:
+    plain = get_origin(hint) is None
+    return getattr(hint, "__name__", str(hint)) if plain else str(hint)
 
 
 def _plain(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _plain(item) for key, item in value.items()}
     return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
-
-
-def check_size(name: str, value: Any, low: int = 1, high: int | None = None) -> None:
-    """Refuses what is not an integer, NumPy's included, from `low` to `high`.
-
-    Raises:
-        ValueError: names the argument, the value and what is allowed.
-
-    Example:
-        >>> check_size("num_steps", 0)
-        Traceback (most recent call last):
-        ValueError: num_steps must be an integer of at least 1, got 0
-    """
-    right = isinstance(value, Integral) and not isinstance(value, bool)
-    if not right or value < low or (high is not None and value > high):
-        allowed = f"of at least {low}" if high is None else f"from {low} to {high}"
-        raise ValueError(f"{name} must be an integer {allowed}, got {value!r}")
-
-
-def check_positive(name: str, value: float) -> None:
-    """Refuses what is not a finite number above 0.
-
-    Raises:
-        ValueError: names the argument and the value.
-
-    Example:
-        >>> check_positive("start_scale", 0.0)
-        Traceback (most recent call last):
-        ValueError: start_scale must be a finite number above 0, got 0.0
-    """
-    if not (isinstance(value, Real) and 0.0 < value < math.inf):
-        raise ValueError(f"{name} must be a finite number above 0, got {value!r}")

@@ -14,9 +14,12 @@ from pyro_vaeflow.experiments.results import (
     method_name,
     read_arrays,
     read_csv,
+    read_summary,
+    settings_apart,
+    summary,
 )
-from pyro_vaeflow.experiments.tables import aggregate, read_summary, settings_apart, summary
-from pyro_vaeflow.plots.html_page import Page
+from pyro_vaeflow.experiments.tables import aggregate
+from pyro_vaeflow.plots.report import Page
 from pyro_vaeflow.validation import ConfigError
 
 MAX_RUNS = 12  # that have a figure of their own

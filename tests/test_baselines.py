@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from results.adbench.make import BASELINES as ADBENCH
-from results.shared.baselines import Baseline, anomaly_score, distinct, fit, usual
+from results.shared.detectors import Baseline, anomaly_score, distinct, fit, usual
 
 BASELINES = usual("standard", {"epoch_num": 3})
 

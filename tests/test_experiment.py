@@ -19,15 +19,13 @@ from pyro_vaeflow.experiments import paper
 from pyro_vaeflow.experiments.config import AnnealingConfig, ExperimentConfig
 from pyro_vaeflow.experiments.experiment import measure, run
 from pyro_vaeflow.experiments.fanout import run_all
-from pyro_vaeflow.experiments.report import write_tables
-from pyro_vaeflow.experiments.results import finished_runs
+from pyro_vaeflow.experiments.figures import draw_figures
+from pyro_vaeflow.experiments.results import COLUMNS, finished_runs, read_summary
 from pyro_vaeflow.experiments.run_folder import load_programs
 from pyro_vaeflow.experiments.study import load_study, preset_names
-from pyro_vaeflow.experiments.tables import COLUMNS, aggregate, read_summary
+from pyro_vaeflow.experiments.tables import aggregate, as_text, write_tables
 from pyro_vaeflow.experiments.tasks import TASKS, Task, load_task
-from pyro_vaeflow.experiments.text_tables import as_text
 from pyro_vaeflow.inference.scoring import Scores, score
-from pyro_vaeflow.plots.figures import draw_figures
 from pyro_vaeflow.programs import fitting as recipe
 from pyro_vaeflow.programs.fitting import annealing, build, check_registered, fit
 from pyro_vaeflow.programs.flows import FLOWS

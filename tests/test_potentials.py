@@ -7,19 +7,15 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import pyro
-import pyro.distributions as dist
 import pytest
 import torch
-from pyro.distributions import constraints
-from pyro.infer import Trace_ELBO
 
-from pyro_vaeflow import log_weights, score, train
+from pyro_vaeflow import score, train
 from results.potentials import make, runs
 from results.potentials.densities import plot_densities
 from results.potentials.energies import POTENTIALS, log_normalizer
-from results.potentials.many_fits import AdamByFit, FlowGuide, FlowGuides, Potentials
-from results.potentials.runs import EDGES, PotentialRun, fit_potentials
+from results.potentials.programs import FlowGuide, PotentialModel
+from results.potentials.runs import EDGES, PotentialRun, fit_potential
 
 ROWS = torch.arange(200.0).unsqueeze(-1)
 
@@ -41,7 +37,7 @@ def test_the_quadrature_has_converged(name: str) -> None:
 
 @pytest.mark.parametrize("name", POTENTIALS)
 def test_importance_sampling_finds_the_normaliser_and_the_elbo_stays_below(name: str) -> None:
-    model, guide = Potentials([POTENTIALS[name]] * 200), FlowGuide("diagonal", 0)
+    model, guide = PotentialModel(POTENTIALS[name]), FlowGuide("diagonal", 0)
     with torch.no_grad():
         guide.log_scale.fill_(math.log(2.5))  # wide enough to cover both modes
     scores = score(model, guide, ROWS, num_samples=1000)
@@ -56,82 +52,12 @@ def test_importance_sampling_finds_the_normaliser_and_the_elbo_stays_below(name:
 def test_a_flow_fits_the_ring_better_than_a_normal(flow: str, num_flows: int) -> None:
     def fitted(name: str, depth: int) -> float:
         torch.manual_seed(0)
-        pair = Potentials([POTENTIALS["U1"]] * 200), FlowGuide(name, depth)
+        pair = PotentialModel(POTENTIALS["U1"]), FlowGuide(name, depth)
         options = {"num_steps": 150, "batch_size": 128, "learning_rate": 0.02, "progress": False}
         train(*pair, torch.zeros(128, 1), **options)
         return score(*pair, ROWS, num_samples=100).elbo.mean().item()
 
     assert fitted(flow, num_flows) > fitted("diagonal", 0) + 0.1
-
-
-class PotentialModel(torch.nn.Module):
-    """One potential, written as plainly as it can be."""
-
-    def __init__(self, energy) -> None:
-        super().__init__()
-        self.energy = energy
-
-    def forward(self, x: torch.Tensor) -> None:
-        with pyro.plate("data", len(x)):
-            z = pyro.sample("z", dist.ImproperUniform(constraints.real_vector, (), (2,)))
-            pyro.factor("energy", -self.energy(z))
-
-
-FLOWS_OF_EACH_KIND = [("diagonal", 0), ("planar", 3), ("iaf", 2), ("spline", 2)]
-
-
-def many(flow: str, num_flows: int) -> tuple[list, list, torch.Tensor]:
-    """Energies and guides of five fits, and the rows that stand for them."""
-    torch.manual_seed(0)
-    energies = [POTENTIALS[u] for u in ("U1", "U2", "U1", "U4", "U3")]
-    guides = [FlowGuide(flow, num_flows) for _ in energies]
-    for guide in guides:
-        for p in guide.parameters():
-            p.data.add_(0.1 * torch.randn_like(p))
-    return energies, guides, torch.arange(5.0).unsqueeze(-1)
-
-
-@pytest.mark.parametrize(("flow", "num_flows"), FLOWS_OF_EACH_KIND)
-def test_many_fits_weigh_their_draws_as_each_fit_alone_does(flow: str, num_flows: int) -> None:
-    energies, guides, rows = many(flow, num_flows)
-    together = log_weights(Potentials(energies), FlowGuides(guides), rows, num_samples=20)
-    for i, (energy, guide) in enumerate(zip(energies, guides, strict=True)):
-        alone = log_weights(PotentialModel(energy), guide, rows[i : i + 1], num_samples=20)
-        torch.testing.assert_close(together[:, i : i + 1], alone, rtol=1e-4, atol=1e-4)
-
-
-@pytest.mark.parametrize(("flow", "num_flows"), FLOWS_OF_EACH_KIND)
-def test_a_fit_among_many_has_the_gradient_of_the_fit_alone(flow: str, num_flows: int) -> None:
-    energies, guides, rows = many(flow, num_flows)
-    guide = FlowGuides(guides)
-    for i, (energy, alone) in enumerate(zip(energies, guides, strict=True)):
-        guide.zero_grad()
-        for pair in ((Potentials(energies), guide), (PotentialModel(energy), alone)):
-            torch.manual_seed(i)
-            Trace_ELBO(8, 1, vectorize_particles=True).differentiable_loss(
-                *pair, rows[i : i + 1]
-            ).backward()
-        for stacked, p in zip(guide.stacked, alone.parameters(), strict=True):
-            torch.testing.assert_close(stacked.grad[i], p.grad, rtol=1e-3, atol=1e-4)
-            assert not torch.cat([stacked.grad[:i], stacked.grad[i + 1 :]]).any()
-
-
-def test_a_fit_whose_gradient_explodes_leaves_the_others_alone() -> None:
-    values = torch.randn(3, 2, 4), torch.randn(3, 5)
-    together = [v.clone().requires_grad_() for v in values]
-    alone = [v[1:2].clone().requires_grad_() for v in values]
-    for parameters, first in ((together, 1e9), (alone, 1.0)):
-        optimizer = AdamByFit(parameters, lr=0.1, clip_norm=1.0)
-        for scale in (first, 1.0):
-            for p in parameters:
-                p.grad = torch.ones_like(p)
-                p.grad[0] *= scale if len(p) > 1 else 1.0
-            optimizer.step()
-    for p, q, start in zip(together, alone, values, strict=True):
-        torch.testing.assert_close(p[1:2], q)
-        assert (p[0] - start[0]).abs().max() < 0.3
-    norm = torch.cat([p.grad[0].flatten() for p in together]).norm()
-    assert norm == pytest.approx(1.0, rel=1e-5)
 
 
 SMALL = PotentialRun("U1", "planar", 2, seed=0, num_steps=2, batch_size=8, num_samples=3000)
@@ -144,20 +70,19 @@ def test_each_changed_setting_is_another_run(name: str) -> None:
 
 
 def test_a_density_counts_the_draws_that_fall_outside(monkeypatch) -> None:
-    (whole,) = fit_potentials([SMALL])
+    whole = fit_potential(SMALL)
     assert np.sum(whole["density"]) * (EDGES[1] - EDGES[0]) ** 2 == pytest.approx(1.0, abs=0.01)
     monkeypatch.setattr(runs, "EDGES", EDGES[45:])  # from 0 upward
-    (part,) = fit_potentials([SMALL])
+    part = fit_potential(SMALL)
     np.testing.assert_allclose(part["density"], np.array(whole["density"])[45:, 45:])
 
 
-def test_fits_find_both_modes_and_say_how_far_they_are() -> None:
-    fits = [PotentialRun("U1", "planar", 8, s, 400, 64, num_samples=20_000) for s in (0, 1)]
-    untrained = fit_potentials([replace(run, num_steps=1) for run in fits])
-    for before, after in zip(untrained, fit_potentials(fits), strict=True):
-        left, right = np.split(np.array(after["density"]), 2)
-        assert 0.2 < left.sum() / (left.sum() + right.sum()) < 0.8
-        assert 5 * after["stderr"] < after["kl"] < before["kl"] - 1.0
+def test_a_fit_finds_both_modes_and_says_how_far_it_is() -> None:
+    run = PotentialRun("U1", "planar", 8, 0, 400, 64, num_samples=20_000)
+    before, after = fit_potential(replace(run, num_steps=1)), fit_potential(run)
+    left, right = np.split(np.array(after["density"]), 2)
+    assert 0.2 < left.sum() / (left.sum() + right.sum()) < 0.8
+    assert 5 * after["stderr"] < after["kl"] < before["kl"] - 1.0
 
 
 def test_one_seed_has_no_deviation_and_the_page_says_how_it_was_made(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """The scripts of results/: laws of their statistics, and each command on its small budget."""
 
+import doctest
 import json
 import math
 import re
@@ -21,10 +22,9 @@ from pyro_vaeflow import Guide, KhatWarning, Model, log_weights, score
 from pyro_vaeflow.datasets.registry import ring_log_density
 from pyro_vaeflow.datasets.splits import Split
 from pyro_vaeflow.experiments import tasks
-from pyro_vaeflow.experiments.measured_gaps import held_out_rows
-from pyro_vaeflow.experiments.results import finished_runs
+from pyro_vaeflow.experiments.measurements import held_out_rows
+from pyro_vaeflow.experiments.results import COLUMNS, finished_runs
 from pyro_vaeflow.experiments.run_folder import load_programs
-from pyro_vaeflow.experiments.tables import COLUMNS
 from pyro_vaeflow.experiments.tasks import load_task
 from pyro_vaeflow.inference.importance import log_evidence, log_evidence_stderr
 from pyro_vaeflow.validation import ConfigError
@@ -70,6 +70,12 @@ def summary(gains: dict[str, float], seeds: int = 3, noise: float = 0.01) -> pd.
                     row |= {"gap_khat_above_0.7": 0.1, "train_seconds": 1.0, "score_seconds": 1.0}
                     rows.append(row)
     return pd.DataFrame(rows)
+
+
+@pytest.mark.parametrize("path", sorted(RESULTS.glob("*/*.py")), ids=lambda path: path.stem)
+def test_examples_in_docstrings_hold(path: Path) -> None:
+    module = import_module(f"results.{path.parent.name}.{path.stem}")
+    assert doctest.testmod(module).failed == 0
 
 
 # Effects

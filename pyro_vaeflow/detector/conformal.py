@@ -1,4 +1,4 @@
-"""How many flags may be false: conformal p-values, and the false-discovery rate they control."""
+"""Which rows to flag: the threshold, conformal p-values, the false-discovery rate they control."""
 
 from numbers import Real
 
@@ -6,9 +6,35 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy.stats import false_discovery_control
 
+AUTO = 0.05  # of fresh rows like the training rows are flagged where contamination is "auto"
+
+
+def threshold(
+    scores: np.ndarray,
+    calibration: np.ndarray,
+    contamination: float | str,
+    weights: np.ndarray | None = None,
+) -> float:
+    """The score, nats, below which rows are flagged.
+
+    Args:
+        scores: of all rows that were given, low = anomalous, ``(num_data,)``.
+        calibration: of those that were kept from training, ``(n,)``.
+        contamination: the share of all rows to flag; or ``"auto"``: one in 20 of fresh rows.
+        weights: what each of all rows counts for, ``(num_data,)``.
+    """
+    share = AUTO if isinstance(contamination, str) else contamination
+    if contamination == "auto" and len(calibration):
+        # Training rows are less anomalous to the programs than fresh ones, of n + 1 of which each
+        # is as likely to be the most anomalous.
+        return float(np.quantile(calibration, share, method="weibull"))
+    if weights is not None:
+        return float(np.quantile(scores, share, weights=weights, method="inverted_cdf"))
+    return float(np.quantile(scores, share))
+
 
 def p_values(score_samples: ArrayLike, calibration: ArrayLike) -> np.ndarray:
-    r"""The share of rows like those of the calibration that are at least as odd, ``(num_data,)``.
+    r"""The share of rows like the calibration's that are at least as anomalous, ``(num_data,)``.
 
     .. math:: p_i = \frac{1 + \#\{j : s_j \le s_i\}}{1 + n}
 
@@ -20,7 +46,7 @@ def p_values(score_samples: ArrayLike, calibration: ArrayLike) -> np.ndarray:
         p-values, Annals of Statistics 51, 2023, arXiv:2104.08279.
 
     Args:
-        score_samples: low = odd, ``(num_data,)``.
+        score_samples: low = anomalous, ``(num_data,)``.
         calibration: scores of rows that were kept from training, ``(n,)``.
 
     Raises:
@@ -42,7 +68,7 @@ def discoveries(p: ArrayLike, fdr: float) -> np.ndarray:
     """Which p-values to reject so that at most a share `fdr` is expected to be false, a mask.
 
     The procedure of Benjamini and Hochberg as SciPy has it. With n calibration rows no conformal
-    p-value is below ``1 / (n + 1)``: a few odd rows among many need a large n to be found.
+    p-value is below ``1 / (n + 1)``: a few anomalies among many need a large n to be found.
 
     References:
         Y. Benjamini, Y. Hochberg, Controlling the False Discovery Rate, Journal of the Royal

@@ -1,6 +1,7 @@
 """A fitted detector as JSON and tensors, and back. What a file says is doubted until it fits."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,12 +9,12 @@ import numpy as np
 import pandas as pd
 import torch
 
-from pyro_vaeflow.experiments.config import ExperimentConfig
 from pyro_vaeflow.inference.checkpoint import check_fits, make_parameters, restore, state_of
 from pyro_vaeflow.inference.fingerprint import package_versions
 from pyro_vaeflow.inference.parameters import Program
 from pyro_vaeflow.inference.saved_folder import CheckpointError, check_keys, read, write
 from pyro_vaeflow.programs.fitting import build
+from pyro_vaeflow.programs.settings import Settings
 from pyro_vaeflow.tables.columns import Column
 from pyro_vaeflow.tables.mixed_encoder import MixedEncoder
 
@@ -22,8 +23,6 @@ NOT_SAVED = ("model", "guide", "checkpoint_dir", "device")
 FITTED = ("settings", "names", "has_feature_names", "columns", "seed", "offset", "history", "own")
 PLAIN = (bool, int, float, str, type(None))
 ROWS = "model.prior.rows"
-PERMUTATION = "permutation"
-IAF_MASKS = ("mask_in", "mask_out")
 
 
 def save_detector(detector: Any, folder: str | Path) -> None:
@@ -80,12 +79,13 @@ def _filled(detector: Any, content: Any, tensors: dict[str, torch.Tensor]) -> An
         )
     _take_settings(detector, content)
     _take_tables(detector, content, extra)
-    config = detector._config()
-    detector.model_, detector.guide_ = _programs(detector, config, state)
+    settings = detector._for_fitting(detector.seed_)
+    detector.model_, detector.guide_ = _programs(detector, settings, state)
     detector._convert(torch.float64)  # as `fit` leaves a `Model` and a `Guide`
     detector._built = detector._settings_built()
+    check_fits(state_of(detector.model_, detector.guide_), state)
     if detector.model is None:
-        _check_places(detector, state)
+        _check_constants(detector, state)
     restore(detector.model_, detector.guide_, state)
     detector.offset_ = float(content["offset"])
     return detector
@@ -134,65 +134,58 @@ def _take_tables(detector: Any, content: dict[str, Any], extra: dict[str, torch.
 
 
 def _programs(
-    detector: Any, config: ExperimentConfig, state: dict[str, torch.Tensor]
+    detector: Any, settings: Settings, state: dict[str, torch.Tensor]
 ) -> tuple[Program, Program]:
     """Programs to restore; their size is compared with the file's before memory is taken."""
     columns = detector.encoder_.columns_
     if detector.model is not None:
-        model, guide = detector._programs(config, torch.empty(0))
+        model, guide = detector._programs(settings, torch.empty(0))
         if any(name.startswith("param.") for name in state):
             make_parameters(model, guide, torch.zeros(2, len(columns)))
         return model, guide
     rows = state.get(ROWS)
-    if config.prior == "exemplar" and (rows is None or rows.dim() != 2 or not len(rows)):
+    if settings.prior == "exemplar" and (rows is None or rows.dim() != 2 or not len(rows)):
         raise CheckpointError(f"tensor {ROWS!r} must hold the exemplars of the prior")
-    _check_size(config, columns, rows, state)
-    model, guide = build(config, columns, rows)
-    return model.double(), guide.double()
+    _check_size(settings, columns, rows, state)
+    model, guide = build(settings, columns, rows)
+    return model.double(), guide.double()  # type: ignore[attr-defined]
 
 
 def _check_size(
-    config: ExperimentConfig,
+    settings: Settings,
     columns: list[Column],
     rows: torch.Tensor | None,
     state: dict[str, torch.Tensor],
 ) -> None:
-    """Builds the programs without memory, and compares their tensors with those of the file."""
-    if (depth := len(config.encoder_dims)) > len(state):  # modules take memory even so
+    """Compares the tensors of the programs, built without memory, with those of the file.
+
+    The layers of a flow are left out, as some are made with numbers that only real tensors have:
+    their size is that of latent_dim.
+    """
+    if (depth := len(settings.encoder_dims)) > len(state):  # modules take memory even so
         raise CheckpointError(
             f"hidden_dims of {depth} layers do not fit a file of {len(state)} tensors"
         )
+    plain = replace(settings, flow="diagonal", num_flows=0, flow_options={})
     with torch.device("meta"):
-        try:
-            pair = build(config, columns, None if rows is None else rows.to("meta"))
-        except (NotImplementedError, RuntimeError):
-            # Some masks are made with numbers that only real tensors have: look at all else.
-            without = {"flow": "diagonal", "num_flows": 0, "flow_options": {}}
-            plain = ExperimentConfig(**config.to_dict() | without)
-            pair = build(plain, columns, None if rows is None else rows.to("meta"))
-            expected = state_of(*(program.double() for program in pair))
-            known = {k: v for k, v in state.items() if k in expected}
-            largest = max(value.numel() for value in state.values())
-            latent_dim = pair[0].latent_dim
-            if latent_dim**2 > largest:
-                raise CheckpointError(
-                    f"latent_dim={latent_dim} does not fit a file whose largest tensor has "
-                    f"{largest} values"
-                ) from None
-            check_fits(expected, known)
-            return
-        check_fits(state_of(*(program.double() for program in pair)), state)
+        model, guide = build(plain, columns, None if rows is None else rows.to("meta"))
+    if model.latent_dim**2 > (largest := max(value.numel() for value in state.values())):  # type: ignore[attr-defined]
+        raise CheckpointError(
+            f"latent_dim={model.latent_dim} does not fit a file whose largest tensor has "  # type: ignore[attr-defined]
+            f"{largest} values"
+        )
+    expected = state_of(model.double(), guide.double())  # type: ignore[attr-defined]
+    check_fits(expected, {name: value for name, value in state.items() if name in expected})
 
 
-def _check_places(detector: Any, state: dict[str, torch.Tensor]) -> None:
+def _check_constants(detector: Any, state: dict[str, torch.Tensor]) -> None:
     """Refuses numbers that say where to read, and would read elsewhere."""
-    built = state_of(detector.model_, detector.guide_)
-    for name, value in sorted(state.items()):  # files keep no order: which is named must not vary
-        given = ".layout." in name or name.endswith(IAF_MASKS)  # columns and settings decide them
-        if given and not value.equal(built[name]):
+    roles = {"model": detector.model_, "guide": detector.guide_}
+    learned = {f"{role}.{name}" for role, of in roles.items() for name, _ in of.named_parameters()}
+    # Sorted, as files keep no order: which is named must not vary.
+    for name, value in sorted(state_of(*roles.values()).items()):
+        if name not in {*learned, ROWS} and not value.equal(state[name]):
             raise CheckpointError(f"tensor {name!r} is not that of these columns and settings")
-        if name.endswith(PERMUTATION) and not value.sort().values.equal(torch.arange(len(value))):
-            raise CheckpointError(f"tensor {name!r} must be a permutation")
     if (rows := state.get(ROWS)) is not None:
         levels = torch.tensor([c.num_levels or math.inf for c in detector.encoder_.columns_])
         codes = rows.nan_to_num(posinf=math.inf)[:, levels.isfinite()]

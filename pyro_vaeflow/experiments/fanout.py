@@ -6,23 +6,23 @@ import socket
 import threading
 import traceback
 from collections import deque
-from collections.abc import Iterator, Sequence
-from concurrent.futures import Executor, Future
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 from uuid import uuid4
 
 from tqdm.auto import tqdm
 
 from pyro_vaeflow.experiments.config import ExperimentConfig
-from pyro_vaeflow.experiments.experiment import Result, run
+from pyro_vaeflow.experiments.experiment import check_registered, run
+from pyro_vaeflow.experiments.results import flat_settings
 from pyro_vaeflow.experiments.run_folder import is_finished, lock_of, sweep, write
-from pyro_vaeflow.experiments.tracking import TensorBoard, check_installed
+from pyro_vaeflow.inference.callbacks import TensorBoard
 from pyro_vaeflow.inference.devices import Device, check_device
 from pyro_vaeflow.inference.training import NonFiniteError
 from pyro_vaeflow.locks import hold_lock
-from pyro_vaeflow.programs.fitting import check_registered
 from pyro_vaeflow.validation import ConfigError
 from pyro_vaeflow.workers import DEATHS, Here, as_ended, died, workers
 
@@ -43,6 +43,23 @@ class Outcome:
     failed: dict[str, str]
 
 
+@dataclass(frozen=True)
+class Call:
+    """What all runs of one call share.
+
+    Args:
+        out: the results folder, absolute: a worker may be in another folder.
+        lock: a file that whoever asks for the runs holds in ``out/runs``.
+    """
+
+    out: Path
+    lock: Path
+    command: str = ""
+    progress: bool = False
+    tensorboard: bool = False
+    device: Device = "cpu"
+
+
 def run_all(
     configs: Sequence[ExperimentConfig],
     out: Path,
@@ -53,11 +70,11 @@ def run_all(
     tensorboard: bool = False,
     device: Device = "cpu",
 ) -> Outcome:
-    """Runs what is not yet finished in ``out/runs``, one folder a configuration and seed.
+    """Runs what is not yet finished in ``out/runs``, one folder per configuration and seed.
 
     A run that fails leaves its message, and its history if it has one, in ``out/failed`` and the
     others go on. An interruption keeps the finished runs, and what a stopped or killed one has
-    learned in ``out/unfinished``, from where the next call takes it up; where a worker process
+    learned in ``out/unfinished``, from where the next call resumes it; where a worker process
     dies, this one does. Calls that share `out` share the runs: each is made by one of them, and
     each call returns when all of its own are made.
 
@@ -76,10 +93,10 @@ def run_all(
     for config in {config.digest: config for config in configs}.values():
         check_registered(config)
     if tensorboard:
-        check_installed()
+        TensorBoard(out)  # refuses where it is not installed
     if dask is None:
         check_device(device)
-    out = out.resolve()  # a worker may be in another folder
+    out = out.resolve()
     runs = out / "runs"
     done = [config.run_name for config in configs if is_finished(runs / config.run_name, config)]
     todo = [config for config in configs if config.run_name not in done]
@@ -89,11 +106,10 @@ def run_all(
     except OSError as error:
         raise ConfigError(f"--out: {out} cannot be written ({error}); choose a folder") from error
     sweep(runs)
-    call = runs / f".{uuid4().hex}.lock"
+    call = Call(out, runs / f".{uuid4().hex}.lock", command, progress, tensorboard, device)
     bar = tqdm(total=len(configs), initial=len(done), desc="runs", unit="run", disable=not progress)
-    with bar, hold_lock(call), workers(jobs, dask) as executor:
-        args = executor, todo, call, out, command, progress, tensorboard, device
-        for name, state, message in _results(*args):
+    with bar, hold_lock(call.lock), workers(jobs, dask) as executor:
+        for name, state, message in _results(executor, todo, call):
             if state == "failed":
                 outcome.failed[name] = message
             else:
@@ -103,23 +119,12 @@ def run_all(
 
 
 def _results(
-    executor: Executor,
-    todo: Sequence[ExperimentConfig],
-    call: Path,
-    out: Path,
-    command: str,
-    progress: bool,
-    tensorboard: bool,
-    device: Device,
+    executor: Executor, todo: Sequence[ExperimentConfig], call: Call
 ) -> Iterator[tuple[str, State, str]]:
     """Name, state and message of each run as it ends; a run is tried until it has ended."""
-    args = out, call, command, progress and isinstance(executor, Here), tensorboard, device
-
-    def submit(number: int) -> Future:
-        return executor.submit(attempt, todo[number], *args)
-
+    call = replace(call, progress=call.progress and isinstance(executor, Here))
     numbers = deque(range(len(todo)))
-    for number, future in as_ended(numbers, submit):
+    for number, future in as_ended(numbers, lambda n: executor.submit(attempt, todo[n], call)):
         config = todo[number]
         try:
             state, message = future.result()
@@ -128,32 +133,20 @@ def _results(
                 error = RuntimeError(
                     f"worker processes died at it {DEATHS} times or more: killed, or out of memory"
                 )
-            state, message = _failed(config, out, error)
+            state, message = _failed(config, call.out, error)
         if state == "busy":
             numbers.append(number)
         else:
             yield config.run_name, state, message
 
 
-def attempt(
-    config: ExperimentConfig,
-    out: Path,
-    call: Path,
-    command: str,
-    progress: bool,
-    tensorboard: bool = False,
-    device: Device = "cpu",
-) -> tuple[State, str]:
-    """One run, written unless it is finished or another process is at it; why, if it failed.
-
-    Args:
-        call: a file that whoever asks for the run holds in ``out/runs``.
-    """
-    name = config.run_name
+def attempt(config: ExperimentConfig, call: Call) -> tuple[State, str]:
+    """One run, written unless it is finished or another process is at it; why, if it failed."""
+    name, out = config.run_name, call.out
     folder, checkpoint = out / "runs" / name, out / "unfinished" / name
-    if not call.exists():  # of another machine's folder, or the caller has gone
+    if not call.lock.exists():  # of another machine's folder, or the caller has gone
         raise ConfigError(
-            f"{call.parent} on {socket.gethostname()} is not the folder of the study: give an "
+            f"{call.lock.parent} on {socket.gethostname()} is not the folder of the study: give an "
             "--out on a file system that all workers share"
         )
     with _ONE_RUN, hold_lock(lock_of(folder), PATIENCE) as mine:
@@ -162,41 +155,48 @@ def attempt(
         try:
             if is_finished(folder, config):
                 return "skipped", ""
-            if progress:
+            if call.progress:
                 tqdm.write(name)
             shutil.rmtree(out / "failed" / name, ignore_errors=True)
-            made = tracked_run if tensorboard else run
-            write(made(config, progress, checkpoint, device), config, folder, command)
+            events = out / "tensorboard" / name
+            boards = [TensorBoard(events)] if call.tensorboard else []
+            result = run(config, call.progress, checkpoint, call.device, boards)
+            if call.tensorboard:
+                _add_results(events, config, result.metrics)
+            write(result, config, folder, call.command)
             _forget(checkpoint)
         except Exception as error:  # one run that fails must not stop the others
             return _failed(config, out, error)
     return "finished", ""
 
 
-def tracked_run(
-    config: ExperimentConfig, progress: bool, checkpoint: Path, device: Device = "cpu"
-) -> Result:
-    """A run that writes its steps and its metrics to event files as it goes."""
-    with TensorBoard(checkpoint.parents[1] / "tensorboard" / config.run_name) as board:
-        result = run(config, progress, checkpoint, device)
-        board.add_run(config, result.metrics)
-    return result
+def _add_results(folder: Path, config: ExperimentConfig, metrics: Mapping[str, Any]) -> None:
+    """Writes a run's settings and what it measured, for TensorBoard's table and plots (HPARAMS)."""
+    from torch.utils.tensorboard.writer import SummaryWriter
+
+    plain = (bool, int, float, str)
+    settings = flat_settings(config).items()
+    settings = {name: value if isinstance(value, plain) else str(value) for name, value in settings}
+    measured = ("elbo", "log_evidence", "kl", "train_seconds", "score_seconds")
+    numbers = {f"result/{name}": metrics[name] for name in measured}
+    for score, values in metrics["scores"].items():
+        numbers |= {f"result/{name}, {score}": value for name, value in values.items()}
+    with SummaryWriter(str(folder)) as writer:
+        writer.add_hparams(settings, numbers, run_name=".")
+        writer.add_text("config.yaml", "```yaml\n" + config.to_yaml() + "```")
 
 
 def _failed(config: ExperimentConfig, out: Path, error: Exception) -> tuple[State, str]:
     with contextlib.suppress(OSError):  # of a full disk, which may be why the run failed
-        _keep_failure(error, config, out / "failed" / config.run_name)
+        folder = out / "failed" / config.run_name
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "config.yaml").write_text(config.to_yaml())
+        (folder / "error.txt").write_text("".join(traceback.format_exception(error)))
+        if isinstance(error, NonFiniteError):
+            error.history.frame.to_csv(folder / "history.csv", index=False)
     if isinstance(error, NonFiniteError):
         _forget(out / "unfinished" / config.run_name)  # it leads to the same error
     return "failed", f"{type(error).__name__}: {error}"
-
-
-def _keep_failure(error: Exception, config: ExperimentConfig, folder: Path) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.yaml").write_text(config.to_yaml())
-    (folder / "error.txt").write_text("".join(traceback.format_exception(error)))
-    if isinstance(error, NonFiniteError):
-        error.history.frame.to_csv(folder / "history.csv", index=False)
 
 
 def _forget(checkpoint: Path) -> None:

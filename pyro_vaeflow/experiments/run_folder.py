@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from importlib.util import find_spec
 from pathlib import Path
 from uuid import uuid4
 
@@ -12,23 +11,23 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from pyro_vaeflow.experiments.config import ExperimentConfig
-from pyro_vaeflow.experiments.experiment import Result
+from pyro_vaeflow.experiments.experiment import Result, maker
+from pyro_vaeflow.experiments.programs_file import is_file
 from pyro_vaeflow.experiments.results import read_json
-from pyro_vaeflow.inference.checkpoint import restore
+from pyro_vaeflow.inference.checkpoint import make_parameters, restore
 from pyro_vaeflow.inference.fingerprint import package_versions
+from pyro_vaeflow.inference.parameters import Program
 from pyro_vaeflow.inference.saved_folder import CheckpointError
 from pyro_vaeflow.locks import hold_lock
-from pyro_vaeflow.programs.fitting import build
-from pyro_vaeflow.programs.vae import Guide, Model
+from pyro_vaeflow.programs.fitting import Make, build
 from pyro_vaeflow.tables.columns import Column
 from pyro_vaeflow.validation import ConfigError
 
-RUN_FILES = ("config.yaml", "metrics.json", "scores.npz")
-TRAINED_FILES = ("history.csv", "parameters.safetensors")  # peers have none
+FILES = ("config.yaml", "metrics.json", "scores.npz", "history.csv", "parameters.safetensors")
 
 
 def write(result: Result, config: ExperimentConfig, folder: Path, command: str = "") -> None:
-    """Writes `files_of` the run, and columns.json and map.npz where there are any.
+    """Writes `FILES` of the run, and columns.json and map.npz where there are any.
 
     They are written beside `folder` and appear there in one move.
 
@@ -36,16 +35,18 @@ def write(result: Result, config: ExperimentConfig, folder: Path, command: str =
         command: kept in metrics.json with the versions, to say what made the run.
     """
     partial = folder.with_name(f".{folder.name}.{uuid4().hex}.partial")
-    origin = {"command": command, "versions": versions(config), "threads": torch.get_num_threads()}
+    origin = {
+        "command": command,
+        "versions": package_versions(),
+        "threads": torch.get_num_threads(),
+    }
     try:
         partial.mkdir(parents=True)
         (partial / "config.yaml").write_text(config.to_yaml())
         (partial / "metrics.json").write_text(json.dumps(result.metrics | origin, indent=2) + "\n")
-        if result.history is not None:
-            result.history.to_csv(partial / "history.csv", index=False, float_format="%.6g")
+        result.history.to_csv(partial / "history.csv", index=False, float_format="%.6g")
         np.savez_compressed(partial / "scores.npz", **result.arrays)  # type: ignore[arg-type]
-        if result.parameters:
-            save_file(result.parameters, partial / "parameters.safetensors")
+        save_file(result.parameters, partial / "parameters.safetensors")
         if result.columns is not None:
             listed = [column.to_dict() for column in result.columns]
             (partial / "columns.json").write_text(json.dumps(listed) + "\n")
@@ -59,14 +60,6 @@ def write(result: Result, config: ExperimentConfig, folder: Path, command: str =
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def files_of(config: ExperimentConfig) -> tuple[str, ...]:
-    """What the folder of a finished run holds."""
-    if config.is_peer:
-        return RUN_FILES
-    of_table = ("columns.json",) if config.preprocessing == "mixed" else ()
-    return RUN_FILES + TRAINED_FILES + of_table
-
-
 def is_finished(folder: Path, config: ExperimentConfig) -> bool:
     """Whether `folder` holds a complete run of just this configuration.
 
@@ -76,7 +69,8 @@ def is_finished(folder: Path, config: ExperimentConfig) -> bool:
     """
     if not folder.exists():
         return False
-    if missing := [name for name in files_of(config) if not (folder / name).is_file()]:
+    files = [*FILES, *(["columns.json"] if config.preprocessing == "mixed" else [])]
+    if missing := [name for name in files if not (folder / name).is_file()]:
         raise ConfigError(f"{folder} lacks {', '.join(missing)}; remove it and run again")
     found = ExperimentConfig.from_file(folder / "config.yaml")
     if found.run_name != config.run_name:
@@ -86,29 +80,43 @@ def is_finished(folder: Path, config: ExperimentConfig) -> bool:
     return True
 
 
-def load_programs(folder: Path) -> tuple[ExperimentConfig, Model, Guide]:
+def load_programs(
+    folder: Path, make: Make | None = None
+) -> tuple[ExperimentConfig, Program, Program]:
     """The configuration, model and guide of a finished run, as training left them.
 
+    Args:
+        make: of a run with programs from a file, the function that makes the pair: a folder's own
+            code is never run. It is called with two rows of zeros.
+
     Raises:
-        ConfigError: the run is a peer's, which has neither.
+        ConfigError: the run has programs from a file and `make` is not given; or they are not
+            registered here.
         CheckpointError: the parameters cannot be read or do not fit the configuration.
     """
     config = ExperimentConfig.from_file(folder / "config.yaml")
-    if config.is_peer:
-        raise ConfigError(f"{folder} is a run of the peer {config.detector}; it has no programs")
+    if make is None and is_file(config.programs):
+        raise ConfigError(
+            f"{folder} is a run of {config.programs}, whose code is not run to open a folder; look "
+            "at it, import its function and pass it: load_programs(folder, make)"
+        )
+    make_pair = maker(config) if make is None else make
     path = folder / "parameters.safetensors"
     try:
         tensors = load_file(path)
     except (OSError, SafetensorError, ValueError) as error:
         raise CheckpointError(f"{path} is not a safetensors file: {error}") from error
     try:
-        num_features = read_json(folder / "metrics.json")["num_features"]
-        if num_features > max(value.numel() for value in tensors.values()):
-            raise ValueError(f"num_features={num_features!r} is more than any tensor has values")
+        size = num_features = read_json(folder / "metrics.json")["num_features"]
+        if make is None and size > max(value.numel() for value in tensors.values()):
+            raise ValueError(f"num_features={size!r} is more than any tensor has values")
         if config.likelihood == "mixed":
             listed = read_json(folder / "columns.json")
             num_features = [Column.from_dict(values) for values in listed]
-        model, guide = build(config, num_features, tensors.get("model.prior.rows"))
+        rows = tensors.get("model.prior.rows") if make is None else torch.zeros(2, size)
+        model, guide = build(config, num_features, rows, make_pair)
+        if any(name.startswith("param.") for name in tensors):
+            make_parameters(model, guide, torch.zeros(2, size))
         restore(model, guide, tensors)
     except (LookupError, RuntimeError, TypeError, ValueError) as error:
         raise CheckpointError(f"{folder} does not hold a run's programs: {error}") from error
@@ -130,8 +138,3 @@ def sweep(runs: Path) -> None:
     for path in runs.glob(".*.lock"):
         with hold_lock(path):
             pass
-
-
-def versions(config: ExperimentConfig) -> dict[str, str]:
-    """Versions of what the numbers depend on; a peer's may depend on PyOD, if that is installed."""
-    return package_versions(["pyod"] if config.is_peer and find_spec("pyod") else [])

@@ -4,8 +4,8 @@ A file's top level holds the keys of `ExperimentConfig`, and ``description``, ``
 ``variants`` (a list of mappings over the shared settings), ``crossed`` (blocks of a design: each a
 list of axes, each axis a list of such mappings, and every combination of a block is a variant),
 ``datasets`` (each variant runs on each), ``seeds_first`` (all variants of a seed before the next)
-and ``quick`` (a mapping over each variant, for ``--quick``). A finished run's config.yaml is such a
-file too.
+and ``quick`` (a mapping over each variant, for ``--quick``). Paths in it, as of ``programs``, begin
+at its folder. A finished run's config.yaml is such a file too.
 """
 
 import reprlib
@@ -17,21 +17,18 @@ from pathlib import Path
 from typing import Any
 
 from pyro_vaeflow.experiments.config import (
-    IGNORED,
     ExperimentConfig,
     current_keys,
     read_mapping,
     read_text,
 )
+from pyro_vaeflow.experiments.programs_file import locate
+from pyro_vaeflow.programs.settings import IGNORED
 from pyro_vaeflow.validation import ConfigError, check_names, convert
 
 CONFIG_KEYS = [entry.name for entry in fields(ExperimentConfig)]
 STUDY_KEYS = "description seeds seeds_first variants crossed datasets quick".split()
-OPTIONS_OF = {
-    "flow": ("flow_options",),
-    "likelihood": ("likelihood_options",),
-    "detector": ("detector_options",),
-}
+OPTIONS_OF = {"flow": ("flow_options",), "likelihood": ("likelihood_options",)}
 PRESETS = files("pyro_vaeflow") / "presets"
 
 
@@ -125,19 +122,22 @@ def load_study(name: str) -> Study:
     else:
         check_names([name], preset_names(), "preset (or path ending in .yaml)")
     try:
-        return parse_study(read_text(source), default_name=Path(name).stem)
+        return parse_study(read_text(source), Path(name).stem, source.parent)
     except ConfigError as error:
         raise ConfigError(f"{name}: {error}") from error
 
 
-def parse_study(text: str, default_name: str = "study") -> Study:
+def parse_study(text: str, default_name: str = "study", folder: Path | None = None) -> Study:
     """Reads a study from YAML; each variant is checked, with and without its quick block.
+
+    Args:
+        folder: where paths in it begin; the present one by default.
 
     Raises:
         ConfigError: as `load_study`.
     """
-    values = current_keys(read_mapping(text, f"study {default_name!r}"))
-    check_names(values, [*STUDY_KEYS, *CONFIG_KEYS], "key")
+    folder = Path.cwd() if folder is None else folder
+    values = read_mapping(text, f"study {default_name!r}")
     crossed = combinations(values.pop("crossed", []))
     variants = values.pop("variants", [] if crossed else [{}])
     quick = values.pop("quick", {})
@@ -145,11 +145,10 @@ def parse_study(text: str, default_name: str = "study") -> Study:
         raise ConfigError(
             f"variants: expected a list of mappings, at least one, got {reprlib.repr(variants)}"
         )
-    variants = [*variants, *crossed]
-    for name, part in [("quick", quick), *(("variants", variant) for variant in variants)]:
-        if not isinstance(part, Mapping):
-            raise ConfigError(f"{name}: expected a mapping of settings, got {reprlib.repr(part)}")
-        check_names(current_keys(part), CONFIG_KEYS, f"key in {name}")
+    values = _settings(values, folder)
+    check_names(values, [*STUDY_KEYS, *CONFIG_KEYS], "key")
+    quick = _settings(quick, folder, "quick")
+    variants = [_settings(part, folder, "variants") for part in [*variants, *crossed]]
     seeds = convert(values.pop("seeds", [values.get("seed", 0)]), tuple[int, ...], "seeds")
     seeds_first = convert(values.pop("seeds_first", False), bool, "seeds_first")
     datasets: tuple[str, ...] = ()
@@ -161,8 +160,8 @@ def parse_study(text: str, default_name: str = "study") -> Study:
         name=values.pop("study", default_name),
         description=values.pop("description", ""),
         settings=values,
-        variants=tuple(current_keys(variant) for variant in variants),
-        quick=current_keys(quick),
+        variants=tuple(variants),
+        quick=quick,
         seeds=seeds,
         datasets=datasets,
         seeds_first=seeds_first,
@@ -171,6 +170,18 @@ def parse_study(text: str, default_name: str = "study") -> Study:
     for with_quick in (False, True):
         one.expand(seeds=[min(seeds)], quick=with_quick)  # refuses what a run would refuse
     return study
+
+
+def _settings(part: Any, folder: Path, name: str = "") -> dict[str, Any]:
+    """Settings of one part of a study, under the keys of today, with the paths that it names."""
+    if not isinstance(part, Mapping):
+        raise ConfigError(f"{name}: expected a mapping of settings, got {reprlib.repr(part)}")
+    part = current_keys(part)
+    if name:
+        check_names(part, CONFIG_KEYS, f"key in {name}")
+    if isinstance(part.get("programs"), str):
+        part["programs"] = locate(part["programs"], folder)
+    return part
 
 
 def combinations(blocks: Any) -> list[dict[str, Any]]:

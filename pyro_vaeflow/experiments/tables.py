@@ -1,45 +1,27 @@
-"""The numbers of a results folder, from its finished runs alone: per run, over seeds, by class."""
+"""Tables of a results folder, for people: means over seeds, what made them, and the settings."""
 
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import yaml
 
 from pyro_vaeflow.experiments.config import ExperimentConfig
-from pyro_vaeflow.experiments.paper import paper_f1
 from pyro_vaeflow.experiments.results import (
+    DETECTION,
+    DISTINCT,
+    HELD_OUT,
+    IDENTITY,
     FinishedRun,
+    by_class,
+    by_run,
     finished_runs,
     flat_settings,
-    identity,
-    read_csv,
+    settings_apart,
+    summary,
 )
-from pyro_vaeflow.validation import ConfigError
 
-IDENTITY = ["dataset", "flow", "num_flows"]
-DETECTION = ["f1_top20", "f1_true_ratio", "auroc", "average_precision"]
-NATS = ["elbo", "log_evidence", "kl"]
-SECONDS = ["train_seconds", "score_seconds"]
-HELD_OUT = ["held_out_elbo", "held_out_log_evidence", "held_out_khat_above_0.7"]  # if there is any
-DISTINCT = ["auroc_distinct", "average_precision_distinct"]  # if test rows repeat
-RUN_GAPS = ["true_log_density", "approximation_gap", "amortization_gap"]  # what gap_study adds
-GAPS = {  # if they were measured: column -> its name among a run's gaps
-    "approximation_gap": "approximation_gap",
-    "approximation_gap_stderr": "approximation_gap_stderr",
-    "amortization_gap": "amortization_gap",
-    "amortization_gap_stderr": "amortization_gap_stderr",
-    "active_units": "active_units",
-    "gap_rows": "rows",
-    "gap_elbo": "elbo",
-    "gap_log_evidence": "log_evidence",
-    "gap_khat_above_0.7": "khat_above_0.7",
-    "gap_seconds": "seconds",
-}
-BESIDE_GAPS = ["log_evidence_stderr", "share_khat_above_0.7", "num_parameters", "num_train"]
-OPTIONAL = [*DISTINCT, *HELD_OUT, *BESIDE_GAPS, *GAPS, RUN_GAPS[0]]
-COLUMNS = [*IDENTITY, "seed", "score", *DETECTION, *NATS, *SECONDS]
-PAPER_HEADING = "paper's F1"
 HEADINGS = {
     "f1_top20": "F1, top 20%",
     "f1_true_ratio": "F1, true ratio",
@@ -58,150 +40,38 @@ HEADINGS = {
 }
 
 
-def summary(runs: Sequence[FinishedRun]) -> pd.DataFrame:
-    """One row a run and score, columns `COLUMNS`; detection in [0, 1], nats a row, seconds.
+def write_tables(out: Path) -> pd.DataFrame | None:
+    """Writes summary.csv and table.md of the finished runs; None if there is none.
 
-    Where runs of one data set, posterior and depth differ in other settings, these settings
-    follow as columns of their own (lists as text), so that no two rows read the same; then
-    detection among distinct test rows, where any are repeated, and last what was measured on
-    held-out training rows and of the gaps, if they were. What a peer does not have is missing.
+    summary.csv has a row per run and score, or per run where gaps were measured. Where data sets
+    have more than two classes, by_class.csv is written as well.
     """
-    extra = _telling_apart([run.config for run in runs])
-    repeated = any(run.metrics["num_distinct"] < run.metrics["num_test"] for run in runs)
-    with_gaps = any("gaps" in run.metrics for run in runs)
-    optional = [*(DISTINCT if repeated else []), *HELD_OUT]
-    optional += [*BESIDE_GAPS, *GAPS] if with_gaps else []
-    rows = []
-    for run in runs:
-        plain = flat_settings(run.config)
-        measured = run.metrics.get("gaps", {})
-        gaps = {name: measured[key] for name, key in GAPS.items() if key in measured}
-        for score, detection in run.metrics["scores"].items():
-            known = {**run.metrics, **plain, **detection, **gaps, **identity(run.config)}
-            known["score"] = score
-            kept = {name: known[name] for name in optional if name in known}
-            apart = {name: _cell(plain.get(name)) for name in extra}
-            rows.append({name: known.get(name) for name in COLUMNS} | apart | kept)
-    return pd.DataFrame(rows, columns=None if rows else COLUMNS)
+    runs = finished_runs(out)
+    if not runs:
+        return None
+    table = summary(runs)
+    rows = by_run(table) if "approximation_gap" in table else table
+    rows.to_csv(out / "summary.csv", index=False, float_format="%.6g")
+    (out / "table.md").write_text(_page(out.resolve().name, runs, aggregate(table)))
+    classes = by_class(runs)
+    if len(classes):
+        classes.to_csv(out / "by_class.csv", index=False, float_format="%.6g")
+    return table
 
 
 def aggregate(table: pd.DataFrame) -> pd.DataFrame:
-    """Mean and standard deviation over seeds as text, beside the paper's F1 where it has one."""
+    """Mean and standard deviation over seeds of a `summary`, as text."""
     keys = [*IDENTITY, *settings_apart(table), "score"]
     rows = []
     # Missing settings are a group of their own; rows keep the summary's order.
     for key, group in table.groupby(keys, sort=False, dropna=False):
         row: dict[str, Any] = dict(zip(keys, key, strict=True)) | {"seeds": len(group)}
-        for name, heading in HEADINGS.items():
-            if name not in group:
-                continue
-            digits = 4 if name in [*DETECTION, *DISTINCT] else 3 if name in [*NATS, *GAPS] else 1
-            row[heading] = mean_std(group[name], digits)
-            if name == "f1_top20":
-                row[PAPER_HEADING] = paper_f1(*(row[k] for k in [*IDENTITY, "score"]))
-        row |= {h: mean_std(group[h], 3) for h in HELD_OUT if h in group}
+        for name, heading in {**HEADINGS, **{name: name for name in HELD_OUT}}.items():
+            if name in group:
+                digits = 4 if name in [*DETECTION, *DISTINCT] else 1 if heading[-2:] == " s" else 3
+                row[heading] = mean_std(group[name], digits)
         rows.append(row)
-    frame = pd.DataFrame(rows)
-    # A study with gaps compares posteriors of one model, on fewer rows than the paper's.
-    if "approximation_gap" in table or not frame[PAPER_HEADING].any():
-        frame = frame.drop(columns=PAPER_HEADING)
-    return frame
-
-
-def settings_apart(table: pd.DataFrame) -> list[str]:
-    """The columns of a summary that are settings which tell runs apart."""
-    return [str(name) for name in table if name not in [*COLUMNS, *OPTIONAL]]
-
-
-def by_class(runs: Sequence[FinishedRun]) -> pd.DataFrame:
-    """The share of each class's test rows that is flagged at the true ratio, means over seeds.
-
-    Recall for classes that are anomalies, false flags for the others. Of runs on data sets with
-    more than two classes alone; empty if there is none.
-    """
-    extra = _telling_apart([run.config for run in runs])
-    rows = []
-    for run in runs:
-        plain = flat_settings(run.config)
-        apart = {name: _cell(plain.get(name)) for name in extra}
-        anomalous = run.metrics.get("anomalous_classes", [])
-        for score, shares in run.metrics.get("flagged_by_class", {}).items():
-            for name, share in shares.items():
-                known = {"class": name, "is_anomaly": int(name in anomalous)}
-                counts = {"rows": run.metrics["classes"][name], "flagged": share}
-                rows.append(identity(run.config) | apart | {"score": score} | known | counts)
-    if not rows:
-        return pd.DataFrame()
-    keys = [*IDENTITY, *extra, "score", "class", "is_anomaly"]
-    return pd.DataFrame(rows).groupby(keys, sort=False, dropna=False).mean().reset_index()
-
-
-def read_summary(out: Path) -> pd.DataFrame:
-    """The summary of finished runs; without run folders, the summary.csv that they left.
-
-    Either way one row a run and score, also where summary.csv has a row a run (`by_run`).
-
-    Raises:
-        ConfigError: the folder has neither.
-    """
-    if runs := finished_runs(out):
-        return summary(runs)
-    if (out / "summary.csv").is_file():
-        return by_score(read_csv(out / "summary.csv"))
-    raise ConfigError(f"{out} holds no finished run (runs/*/metrics.json) and no summary.csv")
-
-
-def by_run(table: pd.DataFrame) -> pd.DataFrame:
-    """A summary with one row a run: columns of detection are there once a score, as auroc_own.
-
-    Example:
-        >>> table = pd.DataFrame({"seed": 0, "score": ["a", "b"], "auroc": [0.8, 0.9]})
-        >>> by_run(table).to_dict("records")
-        [{'seed': 0, 'auroc_a': 0.8, 'auroc_b': 0.9}]
-    """
-    of_scores = [name for name in [*DETECTION, *DISTINCT] if name in table]
-    keys = [str(name) for name in table if name not in [*of_scores, "score"]]
-    groups = table.groupby(keys, sort=False, dropna=False).ngroup()
-    wide = table.groupby(groups, sort=False)[keys].head(1).set_axis(groups.unique())
-    for score, rows in table.groupby("score", sort=False):
-        known = rows.set_index(groups[rows.index])[of_scores]
-        wide = wide.join(known.add_suffix(f"_{score}"))
-    return wide.reset_index(drop=True)
-
-
-def by_score(wide: pd.DataFrame) -> pd.DataFrame:
-    """The inverse of `by_run`: one row a run and score; a table that is so already stays."""
-    if "score" in wide:
-        return wide
-    scores = [str(n).removeprefix("auroc_") for n in wide if str(n).startswith("auroc_")]
-    scores = [s for s in scores if not s.startswith("distinct")]
-    parts = []
-    for score in scores:
-        named = {f"{name}_{score}": name for name in [*DETECTION, *DISTINCT]}
-        others = [f"{n}_{s}" for s in scores if s != score for n in [*DETECTION, *DISTINCT]]
-        part = wide.drop(columns=others, errors="ignore").rename(columns=named)
-        parts.append(part.assign(score=score).dropna(subset=["auroc"]))
-    long = pd.concat(parts).sort_index(kind="stable").reset_index(drop=True)
-    first = [name for name in COLUMNS if name in long]
-    return long[[*first, *(name for name in long if name not in first)]]
-
-
-def _telling_apart(configs: Sequence[ExperimentConfig]) -> list[str]:
-    """Settings that differ between configurations of one data set, posterior and depth."""
-    seen: dict[tuple[Any, ...], dict[str, Any]] = {}
-    names: dict[str, None] = {}
-    for config in configs:
-        flat = flat_settings(config)
-        first = seen.setdefault(tuple(identity(config).values()), flat)
-        both = {**first, **flat}
-        apart = [name for name in both if first.get(name) != flat.get(name)]
-        names |= {name: None for name in apart if name not in ("seed", "study")}
-    return list(names)
-
-
-def _cell(value: Any) -> Any:
-    """A setting as a table holds it: rows are grouped by it, and a list has no hash."""
-    return str(value) if isinstance(value, (list, dict)) else value
+    return pd.DataFrame(rows)
 
 
 def mean_std(values: pd.Series, digits: int) -> str:
@@ -216,3 +86,77 @@ def mean_std(values: pd.Series, digits: int) -> str:
         return ""
     spread = f" ± {values.std():.{digits}f}" if len(values) > 1 else ""
     return f"{values.mean():.{digits}f}{spread}"
+
+
+def as_text(frame: pd.DataFrame, style: str) -> str:
+    """A frame as ``md``, ``csv`` or ``latex`` text.
+
+    Example:
+        >>> print(as_text(pd.DataFrame({"flow": ["iaf"], "F1, top 20%": ["0.94"]}), "latex"))
+        \\begin{tabular}{ll}
+        model & F1, top 20\\% \\\\
+        \\hline
+        iaf & 0.94 \\\\
+        \\end{tabular}
+    """
+    if style == "csv":
+        return frame.to_csv(index=False).rstrip()
+    heads = [str(name) for name in frame.columns]
+    rows = [["" if pd.isna(cell) else str(cell) for cell in row] for row in frame.to_numpy(object)]
+    if style == "latex":
+        lines = [" & ".join(map(_escaped, row)) + r" \\" for row in [heads, *rows]]
+        begin = rf"\begin{{tabular}}{{{'l' * len(heads)}}}"
+        return "\n".join([begin, lines[0], r"\hline", *lines[1:], r"\end{tabular}"])
+    widths = [max(map(len, column)) for column in zip(heads, *rows, strict=True)]
+    ruled = [heads, ["-" * width for width in widths], *rows]
+    padded = ([c.ljust(w) for c, w in zip(row, widths, strict=True)] for row in ruled)
+    return "\n".join("| " + " | ".join(row) + " |" for row in padded)
+
+
+def _escaped(text: str) -> str:
+    for plain, special in {"\\": r"\textbackslash ", "_": r"\_", "%": r"\%", "±": r"$\pm$"}.items():
+        text = text.replace(plain, special)
+    return text
+
+
+def _page(title: str, runs: Sequence[FinishedRun], table: pd.DataFrame) -> str:
+    """The table, the commands and versions that made the runs, and their settings, as Markdown."""
+    parts = [f"# {title}", as_text(table, "md")]
+    parts.append(
+        "Mean ± standard deviation over seeds. ELBO, log evidence and KL are nats per row, over "
+        "the test rows that are inliers. Seconds are of one run beside the others of its call; "
+        "one scoring pass gives both scores."
+    )
+    if HEADINGS[DISTINCT[0]] in table:
+        parts.append("Distinct rows: of test rows equal in all columns and in kind, the first.")
+    commands = sorted({run.metrics["command"] for run in runs if run.metrics["command"]})
+    origins = sorted({_origin(run) for run in runs})
+    parts += ["## Made by", "\n".join(["```", *commands, "```"]), "\n".join(origins)]
+    settings = {"seeds": sorted({run.config.seed for run in runs})}
+    settings |= settings_of([run.config for run in runs])
+    text = yaml.safe_dump(settings, sort_keys=False, default_flow_style=None)
+    parts += ["## Settings", f"```yaml\n{text}```"]
+    return "\n\n".join(parts) + "\n"
+
+
+def settings_of(configs: Sequence[ExperimentConfig]) -> dict[str, Any]:
+    """What these share and what tells their variants apart, each variant with its data sets."""
+    flat = {config.digest: flat_settings(config) for config in configs}
+    variants: dict[str, dict[str, Any]] = {}
+    for settings in flat.values():
+        settings.pop("seed")
+        dataset = settings.pop("dataset")
+        variants.setdefault(repr(settings), {**settings, "dataset": []})["dataset"].append(dataset)
+    kinds = list(variants.values())
+    for kind in kinds:
+        kind["dataset"] = kind["dataset"][0] if len(kind["dataset"]) == 1 else kind["dataset"]
+    names = list(dict.fromkeys(name for kind in kinds for name in kind))
+    apart = [name for name in names if len({repr(kind.get(name)) for kind in kinds}) > 1]
+    shared = {name: value for name, value in kinds[0].items() if name not in apart}
+    rest = [{name: kind[name] for name in apart if name in kind} for kind in kinds]
+    return {"shared": shared, "variants": rest if apart else []}
+
+
+def _origin(run: FinishedRun) -> str:
+    known = run.metrics["versions"] | {"threads a run": run.metrics["threads"]}
+    return "- " + ", ".join(f"{name} {value}" for name, value in known.items())

@@ -91,11 +91,6 @@ def check_task(config: ExperimentConfig) -> None:
             raise ConfigError(f"dataset {config.dataset}: {error}") from error
     check_names([config.dataset], known, "dataset")
     check_names([config.preprocessing], ["none", "mixed", *SCALERS, "codes"], "preprocessing")
-    if not config.is_peer and (config.preprocessing == "mixed") != (config.likelihood == "mixed"):
-        raise ConfigError(
-            "preprocessing and likelihood must both be mixed or neither; got "
-            f"preprocessing={config.preprocessing} and likelihood={config.likelihood}"
-        )
 
 
 def load_task(config: ExperimentConfig) -> Task:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pyro
 import torch
+from filelock import FileLock, Timeout
 from pyro.util import get_rng_state, set_rng_state
 from torch import nn
 from torch.distributions import constraints
@@ -52,11 +53,12 @@ class Checkpoint(Callback):
         if every is not None:
             check_size("every", every)
         self.folder, self.every = folder, every
-        self.finished, self.lock = False, None
+        self.finished = False
+        self.lock: FileLock | None = None
 
     def start(self, run: Run) -> None:
         folder = Path(self.folder)
-        self.lock = _lock(folder)
+        self.lock = _locked(folder)
         for partial in folder.glob(".training-*.partial"):  # of a killed process
             partial.unlink()
         self.finished, self.versions = False, package_versions()
@@ -90,7 +92,7 @@ class Checkpoint(Callback):
 
     def close(self) -> None:
         if self.lock is not None:
-            self.lock.close()
+            self.lock.release()
 
     def _write(self, run: Run, finished: bool) -> None:
         tensors: dict[str, torch.Tensor] = {}
@@ -116,23 +118,18 @@ class Checkpoint(Callback):
             )
 
 
-def _lock(folder: Path) -> Any:
-    """A file that is locked until it is closed, or the process dies, however it does."""
-    import fcntl  # not on Windows, where all else of training runs
-
+def _locked(folder: Path) -> FileLock:
+    """The folder's lock, held until it is released, or the process dies, however it does."""
+    lock = FileLock(folder / ".lock")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        file = (folder / ".lock").open("w")
-    except OSError as error:
-        raise OSError(f"no checkpoint can be written to {folder} ({error})") from error
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        file.close()
+        return lock.acquire(timeout=0).lock
+    except Timeout:
         raise CheckpointInUseError(
             f"{folder} is in use by another process; wait for it, or choose another folder"
         ) from None
-    return file
+    except OSError as error:
+        raise OSError(f"no checkpoint can be written to {folder} ({error})") from error
 
 
 def _state_of_run(run: Run) -> dict[str, Any]:
@@ -245,12 +242,9 @@ def check_fits(expected: Mapping[str, torch.Tensor], tensors: Mapping[str, torch
             f"{sorted(unknown)[:5]}"
         )
     for name, value in expected.items():
-        got = tensors[name]
-        if (got.shape, got.dtype) != (value.shape, value.dtype):
-            raise CheckpointError(
-                f"tensor {name!r}: expected shape {tuple(value.shape)} and {value.dtype}, got "
-                f"{tuple(got.shape)} and {got.dtype}"
-            )
+        wanted, got = ((tuple(t.shape), t.dtype) for t in (value, tensors[name]))
+        if got != wanted:
+            raise CheckpointError(f"tensor {name!r}: expected {wanted}, got {got}")
 
 
 def _roles(model: Program, guide: Program) -> list[tuple[str, nn.Module]]:

@@ -161,6 +161,16 @@ class LastTraces:
                 largest += [(name, value.max().item()) for value in _log_scales(site["fn"])]
         return max(largest, key=lambda item: math.inf if math.isnan(item[1]) else item[1])
 
+    def explain(self, loss: float, optim: OneOptimizer) -> str:
+        """Which of loss and gradient is not finite, where it began, and what may help."""
+        site, (widest, log_scale) = self.bad_site(), self.largest_log_scale()
+        what = f"the loss is {loss}" if not math.isfinite(loss) else "the gradient is not finite"
+        where = f" at site {site!r}" if site else f" for parameters {optim.not_finite[:3]}"
+        if widest is not None:
+            where += f"; the guide's largest log-scale is {log_scale:.3g} at site {widest!r}"
+        advice = "Try a lower learning_rate, a clip_norm, fewer flows or scaled columns"
+        return f"{what}{where}. {advice}"
+
 
 def _log_scales(distribution: Any) -> list[torch.Tensor]:
     transforms = getattr(distribution, "transforms", [])

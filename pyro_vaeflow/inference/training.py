@@ -178,13 +178,14 @@ def train(
         for watcher in watchers:
             stack.callback(watcher.close)
             watcher.start(run)
-        clock = _Clock(run)
+        start = time.perf_counter() - (run.records[-1]["seconds"] if run.records else 0.0)
         while run.step < num_steps and not run.stopped:
             batch, beta = take_rows(args, batches(run.step)), float(level(run.step))
             optim.set_learning_rate(rate(run.step))
             with per_row, annealed(beta):
                 value = svi.step(*batch)
-            run.records.append(_record(run, value, beta, last, plate) | clock())
+            record = _record(run, value, beta, last, plate)
+            run.records.append(record | {"seconds": time.perf_counter() - start})
             for watcher in watchers:
                 watcher.after_step(run)
         for watcher in reversed(watchers):
@@ -210,10 +211,8 @@ def _checked_rows(
         if not len(as_args(rows)[0]):
             raise ValueError(f"{name} has no rows")
         if (shape := as_args(rows)[0].shape[1:]) != args[0].shape[1:]:
-            raise ValueError(
-                f"held_out must have rows like those of x, {tuple(args[0].shape[1:])}, got "
-                f"{tuple(shape)}"
-            )
+            like = tuple(args[0].shape[1:])
+            raise ValueError(f"held_out must have rows like those of x, {like}, got {tuple(shape)}")
     return args
 
 
@@ -223,9 +222,8 @@ def _schedules(
     """The learning rate, and beta or the capacity, as functions of the step."""
     level = constant(1.0) if schedule is None else schedule
     if not callable(level):
-        raise TypeError(
-            f"schedule must be a function of the step, got {schedule!r}; try linear(100)"
-        )
+        message = f"schedule must be a function of the step, got {schedule!r}; try linear(100)"
+        raise TypeError(message)
     return learning_rate if callable(learning_rate) else constant(learning_rate), level
 
 
@@ -273,7 +271,7 @@ def _record(run: Run, loss: float, beta: float, last: LastTraces, plate: str) ->
     """
     optim = run.optim
     if not (math.isfinite(loss) and math.isfinite(optim.grad_norm)):
-        raise NonFiniteError(_explain(run.step, loss, optim, last), _history(run))
+        raise NonFiniteError(f"step {run.step}: {last.explain(loss, optim)}", _history(run))
     with torch.no_grad():
         terms = row_terms(last.model, last.guide, plate=plate)
     log_likelihood, kl = terms.log_likelihood.mean().item(), terms.kl.mean().item()
@@ -290,37 +288,16 @@ def _record(run: Run, loss: float, beta: float, last: LastTraces, plate: str) ->
     }
 
 
-def _explain(step: int, loss: float, optim: OneOptimizer, last: LastTraces) -> str:
-    site, (widest, log_scale) = last.bad_site(), last.largest_log_scale()
-    what = f"the loss is {loss}" if not math.isfinite(loss) else "the gradient is not finite"
-    where = f" at site {site!r}" if site else f" for parameters {optim.not_finite[:3]}"
-    if widest is not None:
-        where += f"; the guide's largest log-scale is {log_scale:.3g} at site {widest!r}"
-    advice = "Try a lower learning_rate, a clip_norm, fewer flows or scaled columns"
-    return f"step {step}: {what}{where}. {advice}"
-
-
 def _how_to_go_on(run: Run, checkpoint: Callback | str | Path | None) -> str:
     advice = "with a folder for its checkpoint, the same call could go on later"
     if checkpoint is not None:
         advice = f"the same call goes on from {getattr(checkpoint, 'folder', checkpoint)}"
+    steps = f"{run.step} of {run.num_steps} steps"
     return (
-        f"Ctrl-C ended training after {run.step} of {run.num_steps} steps; the programs can be "
-        f"used as they are, and {advice}"
+        f"Ctrl-C ended training after {steps}; the programs can be used as they are, and {advice}"
     )
 
 
 def _history(run: Run) -> History:
     frame = pd.DataFrame(run.records, columns=RECORD)
     return History(frame, run.best_step, run.resumed_at, run.interrupted)
-
-
-class _Clock:
-    """Seconds since the start of a training, those of earlier processes among them."""
-
-    def __init__(self, run: Run) -> None:
-        before = run.records[-1]["seconds"] if run.records else 0.0
-        self.start = time.perf_counter() - before
-
-    def __call__(self) -> Record:
-        return {"seconds": time.perf_counter() - self.start}

@@ -1,16 +1,16 @@
-"""From a configuration to what it names: programs, schedules, loss and a training run."""
+"""From settings to what they name: a pair of programs, its schedules, a training, scores."""
 
 import inspect
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from pyro.infer import ELBO, Trace_ELBO
 
-from pyro_vaeflow.experiments.config import VAEFLOW, AnnealingConfig, ExperimentConfig
-from pyro_vaeflow.experiments.peers import PEERS
-from pyro_vaeflow.experiments.tasks import check_task
 from pyro_vaeflow.inference.annealing import (
     CapacityELBO,
     Schedule,
@@ -20,6 +20,7 @@ from pyro_vaeflow.inference.annealing import (
     linear,
     warmup,
 )
+from pyro_vaeflow.inference.callbacks import Callback
 from pyro_vaeflow.inference.parameters import Program, seeded
 from pyro_vaeflow.inference.scoring import Scores, score
 from pyro_vaeflow.inference.training import History, train
@@ -27,6 +28,7 @@ from pyro_vaeflow.programs.flows import FLOWS
 from pyro_vaeflow.programs.likelihoods import LIKELIHOODS
 from pyro_vaeflow.programs.mixed import MixedHead
 from pyro_vaeflow.programs.priors import ExemplarPrior
+from pyro_vaeflow.programs.settings import AnnealingConfig, PairSettings, Settings, TrainingSettings
 from pyro_vaeflow.programs.vae import ACTIVATIONS, Guide, Model, Row
 from pyro_vaeflow.tables.columns import Column
 from pyro_vaeflow.tables.distinct_rows import distinct_rows
@@ -34,138 +36,175 @@ from pyro_vaeflow.validation import ConfigError, check_names
 
 MAX_LATENT = 64
 MAX_VALIDATION = 500  # rows
-NUM_VALIDATIONS = 30  # a run
+NUM_VALIDATIONS = 30  # in a training
 TWO_COLUMNS = [Column("a", "continuous"), Column("b", "continuous")]
+Pair = tuple[Program, Program]
+# From settings, what programs are told of the rows, and training rows, to a pair.
+Make = Callable[[Settings, Row, torch.Tensor | None], Pair]
 
 
-def check_registered(config: ExperimentConfig) -> None:
+def vae(settings: PairSettings, num_features: Row, x: torch.Tensor | None) -> tuple[Model, Guide]:
+    """`Model` and `Guide`; an exemplar prior holds the rows `x`."""
+    latent_dim = settings.latent_dim
+    if latent_dim is None:
+        count = num_features if isinstance(num_features, int) else len(num_features)
+        latent_dim = min(count, MAX_LATENT)
+    model = Model(
+        num_features,
+        latent_dim=latent_dim,
+        hidden_dims=settings.decoder_dims,
+        likelihood=settings.likelihood,
+        dropout=settings.dropout,
+        activation=settings.activation,
+        likelihood_options=settings.likelihood_options,
+    )
+    guide = Guide(
+        num_features,
+        latent_dim=latent_dim,
+        hidden_dims=settings.encoder_dims,
+        flow=settings.flow,
+        num_flows=settings.num_flows,
+        conditioned=settings.conditioned,
+        dropout=settings.dropout,
+        input_dropout=settings.input_dropout,
+        start_scale=settings.start_scale,
+        activation=settings.activation,
+        flow_options=settings.flow_options,
+    )
+    if settings.prior == "exemplar" and x is not None:
+        model.prior = ExemplarPrior(x, guide.locate, latent_dim)
+    return model, guide
+
+
+# What ``programs`` of a study names.
+PROGRAMS: dict[str, Make] = {"vae": vae}
+
+
+def build(
+    settings: Settings, num_features: Row, x: torch.Tensor | None = None, make: Make = vae
+) -> Pair:
+    """The pair that `make` gives; initial parameters depend on the settings' seed alone.
+
+    Args:
+        num_features: what the programs are told of the rows.
+        x: training rows, for a prior that is made of them.
+
+    Raises:
+        ConfigError: `make` does not return two programs.
+    """
+    with seeded(settings.seed):
+        pair = make(settings, num_features, x)
+    if not (isinstance(pair, Sequence) and len(pair) == 2 and all(map(callable, pair))):
+        raise ConfigError(
+            f"programs: {getattr(make, '__name__', make)} must return (model, guide), two Pyro "
+            f"programs, got {pair!r:.80}"
+        )
+    return pair if make is vae else unshared(*pair)
+
+
+def unshared(model: Program, guide: Program) -> Pair:
+    """Copies of the modules, and functions with parameters of their own, that training may change.
+
+    The copies share what the programs share.
+    """
+    pair = deepcopy((model, guide))  # in one go, for what they share
+    first, second = (p if isinstance(p, torch.nn.Module) else partial(p) for p in pair)
+    return first, second
+
+
+def check_pair(settings: Settings) -> None:
     """Refuses names and options that no registry knows, before anything is loaded.
 
     Raises:
         ConfigError: with the names allowed, or with what the posterior's builder said.
     """
-    check_task(config)
-    check_names([config.detector], [VAEFLOW, *PEERS], "detector")
-    if config.is_peer:
-        _check_options(config.detector, config.detector_options, PEERS[config.detector], given=1)
-        return
-    check_names([config.likelihood], LIKELIHOODS, "likelihood")
-    check_names([config.flow], FLOWS, "flow")
-    check_names([config.activation], ACTIVATIONS, "activation")
-    head, flow = LIKELIHOODS[config.likelihood], FLOWS[config.flow]
-    _check_options(config.likelihood, config.likelihood_options, head, given=2)
-    _check_options(config.flow, config.flow_options, flow, given=3)
+    check_names([settings.likelihood], LIKELIHOODS, "likelihood")
+    check_names([settings.flow], FLOWS, "flow")
+    check_names([settings.activation], ACTIVATIONS, "activation")
+    head, flow = LIKELIHOODS[settings.likelihood], FLOWS[settings.flow]
+    _check_options(settings.likelihood, settings.likelihood_options, head, given=2)
+    _check_options(settings.flow, settings.flow_options, flow, given=3)
     try:
-        build(config, TWO_COLUMNS if head is MixedHead else 2)
+        build(settings, TWO_COLUMNS if head is MixedHead else 2)
     except (TypeError, ValueError) as error:
-        raise ConfigError(f"{config.flow} with {config.num_flows} flows: {error}") from error
+        raise ConfigError(f"{settings.flow} with {settings.num_flows} flows: {error}") from error
 
 
-def _check_options(name: str, options: dict[str, Any], builder: Any, given: int) -> None:
+def _check_options(name: str, options: Mapping[str, Any], builder: Any, given: int) -> None:
     """Options are the builder's arguments after those that the model or guide fills in."""
     allowed = list(inspect.signature(builder).parameters)[given:]
     check_names(options, allowed or ["none"], f"option of {name}")
 
 
-def build(
-    config: ExperimentConfig, num_features: Row, rows: torch.Tensor | None = None
-) -> tuple[Model, Guide]:
-    """The model and the guide of a configuration; initial parameters depend on its seed alone.
-
-    Args:
-        num_features: what the model and the guide are told of the rows.
-        rows: training rows, for a prior that is made of them.
-    """
-    latent_dim = config.latent_dim
-    if latent_dim is None:
-        count = num_features if isinstance(num_features, int) else len(num_features)
-        latent_dim = min(count, MAX_LATENT)
-    with seeded(config.seed):
-        model = Model(
-            num_features,
-            latent_dim=latent_dim,
-            hidden_dims=config.decoder_dims,
-            likelihood=config.likelihood,
-            dropout=config.dropout,
-            activation=config.activation,
-            likelihood_options=config.likelihood_options,
-        )
-        guide = Guide(
-            num_features,
-            latent_dim=latent_dim,
-            hidden_dims=config.encoder_dims,
-            flow=config.flow,
-            num_flows=config.num_flows,
-            conditioned=config.conditioned,
-            dropout=config.dropout,
-            input_dropout=config.input_dropout,
-            start_scale=config.start_scale,
-            activation=config.activation,
-            flow_options=config.flow_options,
-        )
-        if config.prior == "exemplar" and rows is not None:
-            model.prior = ExemplarPrior(rows, guide.locate, latent_dim)
-    return model, guide
-
-
 def fit(
-    config: ExperimentConfig,
+    settings: TrainingSettings,
     model: Program,
     guide: Program,
     x: torch.Tensor,
-    weights: torch.Tensor | None,
-    progress: bool,
+    weights: torch.Tensor | None = None,
+    progress: bool = False,
     checkpoint: Path | None = None,
+    callbacks: Iterable[Callback] = (),
 ) -> History:
-    """Trains `model` and `guide` in place as the configuration says; see `train` for the rest."""
+    """Trains `model` and `guide` in place as the settings say; see `train` for the rest.
+
+    Args:
+        x: training rows, ``(num_data, num_features)``; the first validation_share of them choose
+            the step that is kept.
+        weights: how often each row is drawn, ``(num_data,)``.
+    """
     prior = getattr(model, "prior", None)
-    num_validation = min(MAX_VALIDATION, round(config.validation_share * len(x)))
+    num_validation = min(MAX_VALIDATION, round(settings.validation_share * len(x)))
     validation, x_all = x[:num_validation], x
     x, weights = x[num_validation:], None if weights is None else weights[num_validation:]
     if isinstance(prior, ExemplarPrior):
-        with seeded(config.seed):
+        with seeded(settings.seed):
             prior.remember(x)
-    num_steps = config.num_steps
-    if num_steps is None:  # then a configuration has num_epochs
-        passes = cast(float, config.num_epochs)
-        num_steps = max(1, round(passes * len(x) / config.batch_size))
-    schedule, loss = annealing(config.annealing, num_steps)
+    num_steps = settings.num_steps
+    if num_steps is None:  # then there is num_epochs
+        num_steps = max(1, round(cast(float, settings.num_epochs) * len(x) / settings.batch_size))
+    schedule, loss = annealing(settings.annealing, num_steps)
     history = train(
         model,
         guide,
         x,
         num_steps=num_steps,
-        batch_size=config.batch_size,
-        learning_rate=_learning_rate(config, num_steps),
+        batch_size=settings.batch_size,
+        learning_rate=learning_rate(settings, num_steps),
         schedule=schedule,
         loss=loss,
-        clip_norm=config.clip_norm,
+        clip_norm=settings.clip_norm,
         weights=weights,
         held_out=validation if num_validation else None,
         eval_every=max(1, num_steps // NUM_VALIDATIONS),
-        seed=config.seed,
+        seed=settings.seed,
         progress=progress,
         checkpoint=checkpoint,
+        callbacks=callbacks,
     )
     if isinstance(prior, ExemplarPrior):
-        with seeded(config.seed):
+        with seeded(settings.seed):
             prior.remember(x_all)
     return history
 
 
 def score_rows(
-    config: ExperimentConfig, model: Program, guide: Program, x: torch.Tensor, progress: bool
+    settings: TrainingSettings,
+    model: Program,
+    guide: Program,
+    x: torch.Tensor,
+    progress: bool = False,
 ) -> Scores:
-    """The scores of the rows `x`, with the configuration's draws and seed."""
+    """The scores of rows `x` ``(num_data, num_features)``, by the settings' samples and seed."""
     # Copies of a row have one score: it depends on the row's content and the seed alone.
-    distinct, place, _ = distinct_rows(x)
-    draws = {"num_samples": config.num_samples, "seed": config.seed}
-    scores = score(model, guide, distinct, **draws, progress=progress)  # type: ignore[arg-type]
-    return Scores(**{f.name: getattr(scores, f.name)[place] for f in fields(Scores)})
+    distinct, index, _ = distinct_rows(x)
+    samples, seed = settings.num_samples, settings.seed
+    scores = score(model, guide, distinct, num_samples=samples, seed=seed, progress=progress)
+    return Scores(**{f.name: getattr(scores, f.name)[index] for f in fields(Scores)})
 
 
 def annealing(config: AnnealingConfig, num_steps: int) -> tuple[Schedule, ELBO]:
-    """The schedule of beta, or of the capacity in nats a row, and the loss that reads it.
+    """The schedule of beta, or of the capacity in nats per row, and the loss that reads it.
 
     Example:
         >>> schedule, loss = annealing(AnnealingConfig(kind="linear", stop=2.0, ratio=0.5), 100)
@@ -184,9 +223,10 @@ def annealing(config: AnnealingConfig, num_steps: int) -> tuple[Schedule, ELBO]:
     return constant(config.stop), Trace_ELBO()
 
 
-def _learning_rate(config: ExperimentConfig, num_steps: int) -> Schedule:
-    start, stop = config.learning_rate, config.learning_rate_stop
-    rise = min(round(config.learning_rate_warmup * num_steps), num_steps - 1)
+def learning_rate(settings: TrainingSettings, num_steps: int) -> Schedule:
+    """The schedule of the learning rate: it rises in its warm-up, then stays or falls."""
+    start, stop = settings.learning_rate, settings.learning_rate_stop
+    rise = min(round(settings.learning_rate_warmup * num_steps), num_steps - 1)
     falls = {"linear": linear, "cosine": cosine}
-    fall = falls.get(config.learning_rate_schedule)
+    fall = falls.get(settings.learning_rate_schedule)
     return warmup(rise, fall(num_steps - rise, start, stop) if fall else constant(start))

@@ -13,11 +13,16 @@ from matplotlib.figure import Figure
 from scikit_posthocs import critical_difference_diagram, posthoc_nemenyi_friedman
 from scipy.stats import friedmanchisquare, studentized_range
 
-from pyro_vaeflow.experiments.results import finished_runs, method_name
+from pyro_vaeflow.experiments.results import (
+    finished_runs,
+    method_name,
+    read_summary,
+    settings_apart,
+)
 from pyro_vaeflow.experiments.study import load_study
-from pyro_vaeflow.experiments.tables import read_summary, settings_apart
-from results.adbench.score_parts import write_parts
+from results.adbench.score_parts import write_parts, write_parts_page
 from results.shared import baselines
+from results.shared.detectors import usual
 from results.shared.effects import Effect, effect
 from results.shared.pages import markdown, parse, parser, run_quick, write_page
 
@@ -28,7 +33,7 @@ SMALLEST = ("adbench:wine", "adbench:glass", "arrhythmia")
 # as on any other set.
 BASELINES = {
     name: baseline
-    for name, baseline in baselines.usual("standard").items()
+    for name, baseline in usual("standard").items()
     if name not in ("exact_rows", "unseen_values")
 }
 BASELINES["pyod_vae"] = replace(BASELINES["pyod_vae"], max_train_rows=25_000)
@@ -217,6 +222,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     write_benchmark(folder)
     if finished_runs(folder):
         write_parts(folder)
+    elif (folder / "parts.csv").is_file():
+        write_parts_page(folder, pd.read_csv(folder / "parts.csv"))
 
 
 if __name__ == "__main__":

@@ -11,8 +11,16 @@ from pathlib import Path
 import pandas as pd
 from scipy.stats import iqr, spearmanr
 
-from pyro_vaeflow.experiments.results import FinishedRun, finished_runs, read_arrays
-from pyro_vaeflow.experiments.tables import IDENTITY, by_run, mean_std, settings_apart, summary
+from pyro_vaeflow.experiments.results import (
+    IDENTITY,
+    FinishedRun,
+    by_run,
+    finished_runs,
+    read_arrays,
+    settings_apart,
+    summary,
+)
+from pyro_vaeflow.experiments.tables import mean_std
 from pyro_vaeflow.metrics import auroc
 from pyro_vaeflow.validation import ConfigError
 from results.shared.pages import markdown, write_page

@@ -6,8 +6,8 @@ from pathlib import Path
 import pandas as pd
 
 from pyro_vaeflow.experiments.config import GapSettings
-from pyro_vaeflow.experiments.results import finished_runs, method_name
-from pyro_vaeflow.experiments.tables import HEADINGS, mean_std, read_summary
+from pyro_vaeflow.experiments.results import finished_runs, method_name, read_summary
+from pyro_vaeflow.experiments.tables import HEADINGS, mean_std
 from results.shared.gaps import QUICK, write_gaps, write_gaps_page
 from results.shared.pages import markdown, parse, parser, run_quick, write_page
 

@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pandas as pd
 
-from pyro_vaeflow.experiments.results import method_name
+from pyro_vaeflow.experiments.results import method_name, read_summary
 from pyro_vaeflow.experiments.study import load_study
-from pyro_vaeflow.experiments.tables import HEADINGS, mean_std, read_summary
+from pyro_vaeflow.experiments.tables import HEADINGS, mean_std
 from results.shared import baselines
+from results.shared.detectors import usual
 from results.shared.pages import markdown, parse, parser, run_quick, write_page
 
 NAMES = "exact_rows unseen_values knn1 isolation_forest pca pyod_vae".split()
@@ -25,7 +26,7 @@ VAE_OPTIONS = {
     "encoder_neuron_list": [128, 64],
     "decoder_neuron_list": [64, 128],
 }
-USUAL = baselines.usual("log-minmax", VAE_OPTIONS)
+USUAL = usual("log-minmax", VAE_OPTIONS)
 BASELINES = {name: USUAL[name] for name in NAMES}
 
 

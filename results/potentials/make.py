@@ -1,11 +1,12 @@
 """How well each posterior fits the four potentials; with ``--fit`` fits what is not fitted yet.
 
-One run is a potential, a posterior and a seed; those of one posterior are fitted together. A
-finished run is a JSON file in ``runs/``, so a killed call goes on with the next posterior.
+One run is a potential, a posterior and a seed. A finished run is a JSON file in ``runs/``, so a
+killed call goes on with the next.
 """
 
 import json
 from collections.abc import Sequence
+from dataclasses import fields
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from pyro_vaeflow.experiments.tables import mean_std
 from pyro_vaeflow.inference.saved_folder import write_whole
 from results.potentials.densities import plot_densities
 from results.potentials.energies import POTENTIALS, log_normalizer
-from results.potentials.runs import CLIP_NORM, EDGES, FALL, WARMUP, PotentialRun, fit_potentials
+from results.potentials.runs import CLIP_NORM, EDGES, FALL, WARMUP, PotentialRun, fit_potential
 from results.shared.pages import markdown, parse, parser, write_page
 
 POSTERIORS = (("planar", 2), ("planar", 8), ("planar", 32), ("spline", 4), ("iaf", 8), ("iaf", 32))
@@ -42,7 +43,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     },
 }
 SEEDS = (0, 1, 2, 3, 4)
-QUICK = {"num_steps": 20, "num_samples": 2000}
+QUICK = {"num_steps": 5, "num_samples": 500}
 
 
 def runs_of(seeds: Sequence[int], **settings: Any) -> list[PotentialRun]:
@@ -54,23 +55,18 @@ def runs_of(seeds: Sequence[int], **settings: Any) -> list[PotentialRun]:
 
 
 def fit_missing(folder: Path, runs: Sequence[PotentialRun], jobs: int = 1) -> None:
-    """Fits what is not finished, posterior by posterior, in so many worker processes."""
+    """Fits what is not finished, in so many worker processes."""
     (folder / "runs").mkdir(parents=True, exist_ok=True)
     todo = [run for run in runs if not _path(folder, run).is_file()]
-    groups = [[r for r in todo if (r.flow, r.num_flows) == posterior] for posterior in POSTERIORS]
-    calls = [joblib.delayed(_fit)(group, folder) for group in groups if group]
     parallel = joblib.Parallel(n_jobs=jobs, return_as="generator_unordered")
-    for _ in tqdm(parallel(calls), total=len(calls), desc="potentials", unit="posterior"):
-        pass
+    fits = parallel(joblib.delayed(fit_potential)(run) for run in todo)
+    for result in tqdm(fits, total=len(todo), desc="potentials", unit="fit"):
+        settings = {entry.name: result[entry.name] for entry in fields(PotentialRun)}
+        write_whole(_path(folder, PotentialRun(**settings)), json.dumps(result).encode())
 
 
 def _path(folder: Path, run: PotentialRun) -> Path:
     return folder / "runs" / f"{run.name}.json"
-
-
-def _fit(runs: list[PotentialRun], folder: Path) -> None:
-    for run, result in zip(runs, fit_potentials(runs), strict=True):
-        write_whole(_path(folder, run), json.dumps(result).encode())
 
 
 def write_results(folder: Path, runs: Sequence[PotentialRun]) -> None:
@@ -100,7 +96,7 @@ def write_table(folder: Path, table: pd.DataFrame, runs: Sequence[PotentialRun])
         markdown(text),
         f"Made by `python -m results.potentials.make --fit`: seeds {sorted(set(table['seed']))}, "
         f"Adam with a learning rate that rises over 1/{WARMUP} of the steps and falls to 1/{FALL} "
-        f"on a cosine, each fit's gradient clipped at {CLIP_NORM:g}, the entropy of q weighted by "
+        f"on a cosine, the gradient clipped at {CLIP_NORM:g}, the entropy of q weighted by "
         f"{runs[0].temperature:g} falling to 1 on a line over the first half of the steps; KL from "
         f"{runs[0].num_samples:,} draws of q.",
         "\n".join(dict.fromkeys(_training(run) for run in runs)),

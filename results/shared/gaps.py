@@ -12,10 +12,10 @@ import torch
 from tqdm.auto import tqdm
 
 from pyro_vaeflow.experiments.config import GapSettings
-from pyro_vaeflow.experiments.measured_gaps import PARTS, held_out_rows, measure_gaps
-from pyro_vaeflow.experiments.results import FinishedRun, finished_runs, method_name
+from pyro_vaeflow.experiments.measurements import PARTS, held_out_rows, measure_gaps
+from pyro_vaeflow.experiments.results import IDENTITY, FinishedRun, finished_runs, method_name
 from pyro_vaeflow.experiments.run_folder import load_programs
-from pyro_vaeflow.experiments.tables import IDENTITY, mean_std
+from pyro_vaeflow.experiments.tables import mean_std
 from pyro_vaeflow.experiments.tasks import Task, load_task
 from pyro_vaeflow.inference.inference_gap import Gaps
 from pyro_vaeflow.inference.parameters import Program
@@ -94,7 +94,8 @@ def file_name(settings: GapSettings) -> str:
 def write_gaps_page(folder: Path, table: pd.DataFrame, settings: GapSettings) -> None:
     """Writes gaps.md from gaps.csv: means over seeds; of the ring, every seed as well."""
     lines = []
-    for (_, flow, num_flows), group in table.groupby(IDENTITY, sort=False):
+    for _, group in table.groupby(IDENTITY, sort=False):
+        flow, num_flows = group["flow"].iloc[0], group["num_flows"].iloc[0]
         line = {"posterior": method_name(flow, num_flows), "seeds": len(group)}
         for name in [name for name in HEADINGS if name in group]:
             line[HEADINGS[name]] = mean_std(group[name], DIGITS.get(name, 3))

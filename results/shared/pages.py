@@ -10,9 +10,8 @@ from typing import Any
 import pandas as pd
 
 from pyro_vaeflow.experiments.fanout import run_all
-from pyro_vaeflow.experiments.report import write_tables
 from pyro_vaeflow.experiments.study import load_study
-from pyro_vaeflow.experiments.text_tables import as_text
+from pyro_vaeflow.experiments.tables import as_text, write_tables
 from pyro_vaeflow.validation import ConfigError
 
 

@@ -1,4 +1,7 @@
-"""One HTML file that needs nothing else: headings, text, tables, figures. All text is escaped."""
+"""``vaeflow report MODEL``: a saved detector as one HTML file that needs nothing else.
+
+A `Page` has headings, text, tables and figures; all text is escaped.
+"""
 
 import base64
 import io
@@ -8,8 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import yaml
 from matplotlib import rc_context
 from matplotlib.figure import Figure
+
+from pyro_vaeflow.inference.saved_folder import CheckpointError, read
+from pyro_vaeflow.plots.history import plot_history
+from pyro_vaeflow.plots.scores import plot_scores
+from pyro_vaeflow.validation import ConfigError
 
 MAX_ROWS = 400  # of a table
 # No script, and no address from which a browser would fetch anything.
@@ -128,3 +137,66 @@ def _cell(value: Any) -> str:
     if isinstance(value, float):
         return "" if pd.isna(value) else escape(f"{value:.5g}")
     return "" if pd.isna(value) else escape(str(value))
+
+
+def write_report(folder: Path, path: Path | None = None) -> Path:
+    """Writes the page of a saved detector; returns its path.
+
+    Args:
+        folder: as `VAEFlowDetector.save` left it.
+        path: of the page, ``folder/report.html`` by default.
+
+    Raises:
+        ConfigError: the folder holds no detector, or a damaged one.
+    """
+    page = detector_page(folder)
+    path = folder / "report.html" if path is None else path
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(page.html())
+    return path
+
+
+def detector_page(folder: Path) -> Page:
+    """A saved detector's scores of rows kept from training, its training, columns and settings.
+
+    Raises:
+        ConfigError: the folder holds no detector, or a damaged one.
+    """
+    if not folder.is_dir():
+        raise ConfigError(f"DIR: no folder {str(folder)!r}")
+    if not (folder / "detector.json").is_file():
+        raise ConfigError(
+            f"DIR: {folder} holds no saved detector; for the page of a study run "
+            f"`python -m results.report {folder}` in the project's repository"
+        )
+    try:
+        content, tensors = read(folder)
+        return _filled(Page(f"Detector {folder.resolve().name}"), content, tensors)
+    except (CheckpointError, FileNotFoundError) as error:
+        raise ConfigError(f"no detector to report on: {error}") from error
+    except (LookupError, TypeError, ValueError) as error:
+        raise ConfigError(f"{folder} does not hold a detector: {error!r:.300}") from error
+
+
+def _filled(page: Page, content: Any, tensors: dict[str, Any]) -> Page:
+    columns = pd.DataFrame(content["columns"])
+    calibration = tensors["calibration_scores"].numpy()
+    count = "1 column" if len(columns) == 1 else f"{len(columns):,} columns"
+    offset = content["offset"]
+    page.text(f"{count}; a row is flagged where its log evidence is below {offset:.5g} nats.")
+    if len(calibration):
+        page.heading("Scores")
+        page.figure(
+            plot_scores(-calibration, -offset),
+            f"Anomaly scores, -log p(x), of the {len(calibration)} rows kept from training; dark "
+            "and beyond the dashed line: flagged.",
+        )
+    history = pd.DataFrame(tensors["history"].numpy(), columns=content["history"])
+    if len(history):
+        page.heading("Training")
+        page.figure(plot_history(history), "Each step in grey, running means in black.")
+    page.heading("Columns")
+    page.table(columns[["name", "kind", "loc", "scale"]])
+    page.heading("Settings")
+    page.code(yaml.safe_dump(content["settings"], sort_keys=False), "constructor arguments")
+    return page

@@ -1,4 +1,4 @@
-"""Figures of a results folder: the ring's data, and each posterior's A(x) beside the truth."""
+"""Figures of a study of the ring: its rows, and each posterior's scores beside the truth."""
 
 from collections.abc import Mapping
 from pathlib import Path

@@ -1,0 +1,112 @@
+"""A modeler's own pair of programs, named in a study by a file and the function that makes it.
+
+``programs: my_pair.py:make`` names a function ``make(settings, num_features, x)`` which returns
+``(model, guide)``: of the run's settings, of what `Model` and `Guide` are told of the rows, and of
+the training rows. A study is read with the file's content: ``/where/my_pair.py:make@1a2b3c4d`` is
+the name of just that content, and no other content runs under it.
+"""
+
+import hashlib
+import importlib.util
+import re
+import sys
+from collections.abc import Callable
+from functools import lru_cache
+from pathlib import Path
+from types import FunctionType, ModuleType
+from typing import Any
+
+from pyro_vaeflow.validation import ConfigError
+
+DEFAULT = "vae"
+REFERENCE = re.compile(r"(?P<path>.+\.py):(?P<function>\w+)(@(?P<digest>[0-9a-f]{8}))?")
+FORM = "expected the name of registered programs, or FILE.py:FUNCTION"
+
+
+def locate(programs: str, folder: Path) -> str:
+    """A registered name as it is; a file's, relative to `folder`, with its content's digest.
+
+    Raises:
+        ConfigError: there is no such file, or its content is not that of the digest given.
+    """
+    if not (match := _match(programs)):
+        return programs
+    path = (folder / match["path"]).resolve()
+    digest = _digest(path)
+    if match["digest"] not in (None, digest):
+        raise ConfigError(
+            f"programs: {path} has changed since {match['digest']!r}; leave out "
+            f"'@{match['digest']}' to run it as it is now"
+        )
+    return f"{path}:{match['function']}@{digest}"
+
+
+def is_file(programs: str) -> bool:
+    """Whether it names a file with programs, and not registered ones."""
+    return _match(programs) is not None
+
+
+def content_name(programs: str) -> str:
+    """What is named but for the folder: it decides a run's numbers and tells tables' rows apart.
+
+    Example:
+        >>> content_name("/home/me/my_pair.py:make@1a2b3c4d")
+        'my_pair.py:make@1a2b3c4d'
+    """
+    return programs.rpartition("/")[2] if is_file(programs) else programs
+
+
+def short_name(programs: str) -> str:
+    """What a run's folder is called by: the file's name, or the registered one.
+
+    Example:
+        >>> short_name("/home/me/my_pair.py:make@1a2b3c4d")
+        'my_pair'
+    """
+    return Path(programs.rpartition(".py:")[0]).name if is_file(programs) else programs
+
+
+def load(programs: str) -> Callable[..., Any]:
+    """Runs the file, once in a process, and gives the function that makes the pair.
+
+    Raises:
+        ConfigError: the content is not that of the digest, the file cannot be run, or has no such
+            function.
+    """
+    path, function, digest = re.split(":|@", locate(programs, Path.cwd()))
+    module = _module(Path(path), digest)
+    if not callable(make := getattr(module, function, None)):
+        known = [name for name, value in vars(module).items() if isinstance(value, FunctionType)]
+        raise ConfigError(
+            f"programs: {path} has no function {function!r}; it has {', '.join(known) or 'none'}"
+        )
+    return make
+
+
+@lru_cache
+def _module(path: Path, digest: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(f"_programs_{digest}", path)
+    module = importlib.util.module_from_spec(spec)  # type: ignore[arg-type]
+    sys.modules[module.__name__] = module  # dataclasses look their module up
+    try:
+        spec.loader.exec_module(module)  # type: ignore[union-attr]
+    except Exception as error:
+        del sys.modules[module.__name__]
+        raise ConfigError(f"programs: {path} cannot be run: {error!r}") from error
+    return module
+
+
+def _match(programs: str) -> re.Match[str] | None:
+    match = REFERENCE.fullmatch(programs)
+    if match is None and (":" in programs or ".py" in programs):
+        raise ConfigError(f"programs: {FORM}, got {programs!r}")
+    return match
+
+
+def _digest(path: Path) -> str:
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()[:8]
+    except OSError as error:
+        raise ConfigError(
+            f"programs: {path} cannot be read ({error}); give a path from the study file's folder"
+        ) from error
