@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from pyro_vaeflow.tables.columns import Column as Column
     from pyro_vaeflow.tables.mixed_encoder import MixedEncoder as MixedEncoder
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _HOME = {
     name: module
