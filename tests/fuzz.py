@@ -1,28 +1,26 @@
 """Damages sound files and reads them: data files, configurations, run folders, saved detectors.
 
-    python -m tests.fuzz --minutes 10 --seed 0 --record results/reliability.md
+    python -m tests.fuzz --minutes 10 --seed 0     # prints the table of results/reliability.md
 
 A case is a function of the seed and its number: ``--case 123`` repeats one and shows its error.
-Cases run in a child process with a limit on memory; the parent ends one that does not answer.
+Cases run in another process with a limit on memory, which is ended if it does not answer.
 """
 
 import argparse
 import gzip
+import hashlib
 import json
 import random
 import resource
-import select
 import shutil
-import subprocess
-import sys
 import tempfile
 import time
 import traceback
 import warnings
-from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from concurrent.futures import BrokenExecutor
 from dataclasses import dataclass
-from itertools import count
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -39,9 +37,8 @@ from pyro_vaeflow.experiments.fanout import run_all
 from pyro_vaeflow.experiments.results import finished_runs, read_csv
 from pyro_vaeflow.experiments.run_folder import load_programs
 from pyro_vaeflow.experiments.study import PRESETS, load_study
-from pyro_vaeflow.inference import checkpoint
+from pyro_vaeflow.workers import Processes
 
-ROOT = Path(__file__).parents[1]
 PATIENCE = 10.0  # seconds of processor time a case: others may be at work on the machine
 SILENCE = 120.0  # seconds by the clock without an answer: it waits, or is stuck
 MEMORY = 2 * 2**30  # bytes of addresses that a case may take beyond those of the process
@@ -67,89 +64,65 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=10.0)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--case", type=int, help="repeat one case, and show its error")
-    parser.add_argument("--record", type=Path, help="the page whose section Fuzz is written anew")
-    parser.add_argument("--worker", type=Path, help=argparse.SUPPRESS)
     given = parser.parse_args()
-    if given.worker is not None:
-        work(given.worker, given.seed, given.case)
-        return
     with tempfile.TemporaryDirectory() as folder:
         if given.case is not None:
             make_sound(Path(folder))
             print(*run_case(Path(folder), given.seed, given.case, show=True))
             return
-        counts, bad = fuzz(Path(folder), given.seed, seconds=60.0 * given.minutes)
-    command = f"python -m tests.fuzz --minutes {given.minutes:g} --seed {given.seed}"
-    page = as_page(counts, bad, command)
-    print(page)
-    if given.record is not None:
-        record(given.record, page)
+        cases = fuzz(Path(folder), given.seed, seconds=60.0 * given.minutes)
+    kinds = cases["reader"].str.partition(" of ")[0]
+    counts = pd.crosstab(kinds, cases["outcome"], margins=True, margins_name="cases")
+    print(counts.reindex(columns=["cases", *OUTCOMES], fill_value=0).to_string())
+    print(failures(cases).head(20).to_string())
 
 
 def fuzz(
     folder: Path, seed: int, seconds: float = float("inf"), num_cases: int | None = None
-) -> tuple[Counter[tuple[str, str]], list[str]]:
-    """Counts of (reader, outcome), and a line for each outcome that should not be."""
+) -> pd.DataFrame:
+    """A row a case: its reader, outcome and what the error said."""
     make_sound(folder)
-    names = list(readers())
-    counts: Counter[tuple[str, str]] = Counter()
-    bad: list[str] = []
-    case, start = 0, time.monotonic()
-
-    def over() -> bool:
-        return time.monotonic() - start >= seconds or case == num_cases
-
-    while not over():
-        for outcome, said in outcomes(folder, seed, case):
-            name = names[case % len(names)]
-            counts[name.partition(" of ")[0], outcome] += 1
-            if outcome not in ("accepted", "refused"):
-                bad.append(f"case {case}, {name}: {outcome}: {said}")
-            case += 1
-            if over():
-                break
-    return counts, bad
-
-
-def outcomes(folder: Path, seed: int, first: int) -> Iterator[tuple[str, str]]:
-    """Outcomes of cases from `first` on, from another process, until one ends or stops it."""
-    command = [sys.executable, "-m", "tests.fuzz", "--worker", str(folder)]
-    command += ["--seed", str(seed), "--case", str(first)]
-    # Unbuffered: what a buffer held, select would not see.
-    with subprocess.Popen(command, stdout=subprocess.PIPE, cwd=ROOT, bufsize=0) as worker:
-        assert worker.stdout is not None
-        worker.stdout.readline()  # it is ready
-        try:
-            while True:
-                if not select.select([worker.stdout], [], [], SILENCE)[0]:
-                    yield "hang", f"no answer in {SILENCE:g} s"
-                    return
-                line = worker.stdout.readline().decode()
-                if not line:
-                    yield "crash", f"the process ended with status {worker.wait()}"
-                    return
-                outcome, said = line.rstrip("\n").split("\t", 1)
-                yield outcome, said
-        finally:
-            worker.kill()
+    names, cases, start = list(readers()), [], time.monotonic()
+    process = Processes(1)
+    try:
+        while time.monotonic() - start < seconds and len(cases) != num_cases:
+            future = process.submit(run_case, folder, seed, len(cases), limit=True)
+            try:
+                outcome, said = future.result(timeout=SILENCE)
+            except BrokenExecutor as error:
+                outcome, said = "crash", f"the process ended: {error}"
+            except TimeoutError:
+                outcome, said = "hang", f"no answer in {SILENCE:g} s"
+                process.shutdown()
+                process = Processes(1)
+            cases.append((names[len(cases) % len(names)], outcome, said[:500]))
+    finally:
+        process.shutdown()
+    return pd.DataFrame(cases, columns=["reader", "outcome", "said"])
 
 
-def work(folder: Path, seed: int, first: int) -> None:
-    """Runs cases from `first` on for ever, a line each."""
-    for name, reader in readers().items():  # sound ones are accepted, and all is imported after it
+def failures(cases: pd.DataFrame) -> pd.DataFrame:
+    """Cases that were neither accepted nor refused by name."""
+    return cases[~cases["outcome"].isin(["accepted", "refused"])]
+
+
+@cache
+def limit_memory(folder: Path) -> None:
+    """Of this process, once, to what it has after reading sound files, and some more."""
+    for name, reader in readers().items():
         if name != "kdd":  # whose one sound file is the published one
             reader.read(folder / "sound" / name)
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY, resource.RLIM_INFINITY))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    print("ready", flush=True)
-    for case in count(first):
-        outcome, said = run_case(folder, seed, case)
-        print(outcome, " ".join(said.split())[:500], sep="\t", flush=True)
 
 
-def run_case(folder: Path, seed: int, case: int, show: bool = False) -> tuple[str, str]:
+def run_case(
+    folder: Path, seed: int, case: int, show: bool = False, limit: bool = False
+) -> tuple[str, str]:
     """The outcome of one case, and what its error said."""
+    if limit:
+        limit_memory(folder)
     draw = random.Random(f"{seed} {case}")
     name, reader = list(readers().items())[case % len(readers())]
     here = folder / "case"
@@ -176,42 +149,6 @@ def run_case(folder: Path, seed: int, case: int, show: bool = False) -> tuple[st
         return "memory", f"{grown} bytes more"
     spent = time.process_time() - start
     return ("hang", f"{spent:.1f} s") if spent > PATIENCE else (outcome, said)
-
-
-def as_page(counts: Counter[tuple[str, str]], bad: list[str], command: str) -> str:
-    """The section of the page, with the command that makes it."""
-    names = list(dict.fromkeys(name for name, _ in counts))
-    lines = [
-        "## Fuzz",
-        "",
-        f"`{command}`: sound files with bits flipped, parts cut, moved, repeated or\n"
-        "replaced by hostile ones (huge numbers, deep nesting, paths, code, aliases), and saved\n"
-        "detectors with hashes put right again. A case is refused when the error is a ValueError\n"
-        "or a FileNotFoundError that names the file or folder, and unnamed without; a crash is\n"
-        f"any other error, a hang takes over {PATIENCE:g} s of processor time, memory means half "
-        "a\n"
-        "gigabyte more. What is accepted is read to the end: a loaded detector scores rows, and\n"
-        "none is NaN.",
-        "",
-        "| reader | cases | " + " | ".join(OUTCOMES) + " |",
-        "| --- |" + (1 + len(OUTCOMES)) * " --- |",
-    ]
-    for name in [*sorted(names), "all"]:
-        found = [
-            sum(n for (which, what), n in counts.items() if what == o and name in (which, "all"))
-            for o in OUTCOMES
-        ]
-        lines.append(f"| {name} | {sum(found)} | " + " | ".join(map(str, found)) + " |")
-    return "\n".join([*lines, *[f"- {line}" for line in bad[:20]]]) + "\n"
-
-
-def record(page: Path, section: str) -> None:
-    """Writes the section over the one that the page has, or below all others."""
-    text = page.read_text() if page.is_file() else "# Reliability\n"
-    parts = text.split("\n## ")
-    kept = [part for part in parts[1:] if not part.startswith("Fuzz")]
-    parts = [parts[0].rstrip(), *(part.rstrip() for part in kept), section[3:].rstrip()]
-    page.write_text("\n\n## ".join(parts) + "\n")
 
 
 # Damage
@@ -271,8 +208,8 @@ def damage_tensor(value: torch.Tensor, draw: random.Random) -> torch.Tensor:
     kind = draw.randrange(5)
     if kind == 0 and value.numel():
         flat = value.reshape(-1)
-        odd = draw.choice([float("nan"), float("inf"), -1.0, 1e300, 2.0**40, 0.5])
-        flat[draw.randrange(len(flat))] = odd if value.is_floating_point() else int(2.0**40)
+        number = draw.choice([float("nan"), float("inf"), -1.0, 1e300, 2.0**40, 0.5])
+        flat[draw.randrange(len(flat))] = number if value.is_floating_point() else int(2.0**40)
         return flat.reshape(value.shape)
     if kind == 1:
         return value.reshape(-1)
@@ -307,12 +244,14 @@ def damage_detector(folder: Path, draw: random.Random) -> None:
             else:
                 parts[name] = damage_tensor(parts[name], draw).contiguous()
             data = save(parts)
-        digest = checkpoint.hashlib.sha256(data).hexdigest()
+        digest = hashlib.sha256(data).hexdigest()
         tensors.unlink()
-        (folder / checkpoint.DETECTOR.of(digest)).write_bytes(data)
+        name = tensors.name.replace(str(document["tensors"])[:16], digest[:16])
+        tensors.with_name(name).write_bytes(data)
         document["tensors"] = digest
     if isinstance(document, dict):
-        document = document | {"sha256": checkpoint._digest(document)}
+        text = json.dumps(document, sort_keys=True)
+        document = document | {"sha256": hashlib.sha256(text.encode()).hexdigest()}
     text = json.dumps(document)
     # JSON reads infinity from 1e999, though it has no word for it
     (folder / "detector.json").write_text(text.replace("Infinity", "1e999"))
@@ -339,7 +278,7 @@ def readers() -> dict[str, Reader]:
     """Name of a folder of sound files -> its reader."""
     small = Reader(lambda home: load_adbench("small", home), "7_small.npz")
     matlab = Reader(load_arrhythmia, "arrhythmia.mat")
-    found = {
+    return {
         "kdd": Reader(load_kddcup99, "kddcup.data_10_percent.gz"),
         "npz": small,
         "npz, compressed": small,
@@ -352,10 +291,10 @@ def readers() -> dict[str, Reader]:
         "run folder": Reader(
             lambda home: [load_programs(run.folder) for run in finished_runs(home)], "runs/"
         ),
-    }
-    found |= {f"study of {name}": Reader(_load_study, "study.yaml") for name in STUDIES}
-    return found | {
-        f"detector of {flow}": Reader(_load_and_score, damage=damage_detector) for flow in FLOWS
+        **{f"study of {name}": Reader(_load_study, "study.yaml") for name in STUDIES},
+        **{
+            f"detector of {flow}": Reader(_load_and_score, damage=damage_detector) for flow in FLOWS
+        },
     }
 
 
@@ -409,4 +348,6 @@ def _load_and_score(home: Path) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    from tests import fuzz as module  # whose functions another process can import
+
+    module.main()

@@ -158,7 +158,7 @@ def test_presets_are_listed_with_their_size(capsys) -> None:
     assert main(["presets"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split(":")[0] for line in lines] == preset_names()
-    assert lines[0].startswith("adbench: 11 variants x 5 seeds x 19 data sets.")
+    assert lines[0].startswith("adbench: 3 variants x 5 seeds x 19 data sets.")
 
 
 @pytest.mark.parametrize("argv", ["--help", "run --help", "score --help", "presets"])

@@ -84,8 +84,8 @@ def test_a_positive_column_is_log_normal_and_what_is_not_positive_is_far_away() 
     np.testing.assert_allclose(coded, plain, rtol=1e-9)
     tenfold = learned.encode(10.0 * size)
     np.testing.assert_allclose(tenfold - coded, np.log(10.0) / learned.scale, rtol=1e-9)
-    odd = learned.encode(pd.Series([0.0, -3.0, np.inf, None]))
-    np.testing.assert_array_equal(odd, [-1e6, -1e6, 1e6, np.nan])
+    coded = learned.encode(pd.Series([0.0, -3.0, np.inf, None]))
+    np.testing.assert_array_equal(coded, [-1e6, -1e6, 1e6, np.nan])
     with pytest.raises(ValueError, match="column 'c' is to be positive and holds -1"):
         column([1.0, -1.0, 2.0], kind="positive")
 

@@ -1,4 +1,4 @@
-"""The other tables, the ring with its density, and the splits."""
+"""Data sets beside KDD, the ring with its density, and the splits."""
 
 import os
 import pickle
@@ -41,9 +41,6 @@ def test_ring_is_the_inner_circle():
     # The outer circle has radius 1. Five standard errors: 5 * 0.01 / sqrt(5000) = 0.0007.
     assert radius.mean() == pytest.approx(0.8, abs=0.0008)
     assert radius.std() == pytest.approx(0.01, rel=0.05)
-
-
-def test_ring_depends_on_its_seed_alone():
     assert make_ring(100, seed=0).equal(make_ring(100, seed=0))
     assert not make_ring(100, seed=0).equal(make_ring(100, seed=1))
 
@@ -53,9 +50,7 @@ def test_ring_density_is_the_average_over_angles(point):
     noise, radius = 0.1, 0.7
 
     def gaussian(angle):
-        distance = (point[0] - radius * np.cos(angle)) ** 2 + (
-            point[1] - radius * np.sin(angle)
-        ) ** 2
+        distance = np.sum((point - radius * np.array([np.cos(angle), np.sin(angle)])) ** 2)
         return np.exp(-distance / (2 * noise**2)) / (2 * np.pi * noise**2) / (2 * np.pi)
 
     expected = scipy.integrate.quad(gaussian, 0, 2 * np.pi, epsabs=0, limit=200)[0]
@@ -73,9 +68,6 @@ def test_ring_density_integrates_to_one_and_fits_the_sample():
     sample = ring_log_density(make_ring(100_000, seed=3))
     assert expected == pytest.approx(1.5715, abs=1e-3)
     assert sample.mean() == pytest.approx(expected, abs=5 * sample.std() / len(sample) ** 0.5)
-
-
-def test_ring_density_is_finite_far_away():
     far = ring_log_density(np.array([[1e3, 0.0], [0.0, 0.0]]))
     assert np.isfinite(far).all()
     assert far[0] == pytest.approx(-((1e3 - 0.8) ** 2) / 2e-4, rel=1e-6)
@@ -108,19 +100,22 @@ def test_breast_cancer_takes_malignant_as_anomaly():
     assert data.X["mean area"][data.y == 1].mean() > 2 * data.X["mean area"][data.y == 0].mean()
 
 
-@pytest.mark.parametrize("name", ["small", "SMALL", "7_Small"])
-def test_adbench_set_is_found_by_name(home, name):
-    data = load_adbench(name, home)
-    assert data.name == "small"
+def test_adbench_sets_are_found_by_name_and_those_at_hand_are_named(home):
+    for name in ("small", "SMALL", "7_Small"):
+        data = load_adbench(name, home)
+        assert data.name == "small"
+        assert (data.X.to_numpy() == X).all()
+        assert data.y.tolist() == Y.tolist()
+        assert data.labels.tolist() == ["normal", "anomaly", "normal", "normal"]
+    for name in ("other", "../adbench/7_Small", ""):
+        with pytest.raises(FileNotFoundError, match="at hand: small.*VAEFLOW_DATA"):
+            load_adbench(name, home)
+
+
+def test_arrhythmia_reads_a_matlab_file(home):
+    data = load_arrhythmia(home)
     assert (data.X.to_numpy() == X).all()
     assert data.y.tolist() == Y.tolist()
-    assert data.labels.tolist() == ["normal", "anomaly", "normal", "normal"]
-
-
-@pytest.mark.parametrize("name", ["other", "../adbench/7_Small", ""])
-def test_adbench_names_those_at_hand(home, name):
-    with pytest.raises(FileNotFoundError, match="at hand: small.*VAEFLOW_DATA"):
-        load_adbench(name, home)
 
 
 def test_missing_folders_and_files_are_named(tmp_path, monkeypatch):
@@ -166,7 +161,6 @@ def test_pickled_content_is_refused_and_not_run(home):
         {"X": X, "y": np.array([0, 1, np.nan, 0])},
         {"X": X, "y": np.array([0.0, 1.0, 0.5, 0.0])},
     ],
-    ids=["no y", "short y", "y of 1 and 2", "vector", "text", "y missing", "y between"],
 )
 def test_file_without_a_labelled_table_is_refused(home, content):
     np.savez(home / "adbench" / "7_Small.npz", **content)
@@ -183,12 +177,6 @@ def test_damaged_files_are_refused(home, damage):
         path.write_bytes(damage(path.read_bytes()))
         with pytest.raises(ValueError, match=f"{path.name} holds no table"):
             load()
-
-
-def test_arrhythmia_reads_a_matlab_file(home):
-    data = load_arrhythmia(home)
-    assert (data.X.to_numpy() == X).all()
-    assert data.y.tolist() == Y.tolist()
 
 
 def test_files_at_hand():
@@ -240,19 +228,15 @@ def test_holdout_split_holds_out_the_rows_of_scikit_learn():
     assert parts.X_train.equals(train[data.y[train["row"]] == 0])
 
 
-@pytest.mark.parametrize("share", [0.0, 1.0, -0.1, float("nan")])
-def test_splits_name_a_bad_share(share):
-    with pytest.raises(ValueError, match="test_size"):
-        holdout_split(table(), test_size=share)
-    with pytest.raises(ValueError, match="train_fraction"):
-        one_class_split(table(), train_fraction=share)
-
-
-def test_splits_need_inliers():
-    odd = table(share=1.1)
+def test_splits_name_a_bad_share_and_need_inliers():
+    for share in (0.0, 1.0, -0.1, float("nan")):
+        with pytest.raises(ValueError, match="test_size"):
+            holdout_split(table(), test_size=share)
+        with pytest.raises(ValueError, match="train_fraction"):
+            one_class_split(table(), train_fraction=share)
     for split in (holdout_split, one_class_split):
         with pytest.raises(ValueError, match="inlier"):
-            split(odd)
+            split(table(share=1.1))
 
 
 def test_dataset_checks_lengths_and_labels():

@@ -15,11 +15,11 @@ import torch
 from pyro.distributions import transforms
 
 from pyro_vaeflow.datasets.splits import Split
-from pyro_vaeflow.experiments import paper
-from pyro_vaeflow.experiments.config import AnnealingConfig, ExperimentConfig
-from pyro_vaeflow.experiments.experiment import measure, run
+from pyro_vaeflow.experiments.config import ExperimentConfig
+from pyro_vaeflow.experiments.experiment import check_registered, run
 from pyro_vaeflow.experiments.fanout import run_all
 from pyro_vaeflow.experiments.figures import draw_figures
+from pyro_vaeflow.experiments.measurements import measure
 from pyro_vaeflow.experiments.results import COLUMNS, finished_runs, read_summary
 from pyro_vaeflow.experiments.run_folder import load_programs
 from pyro_vaeflow.experiments.study import load_study, preset_names
@@ -27,8 +27,9 @@ from pyro_vaeflow.experiments.tables import aggregate, as_text, write_tables
 from pyro_vaeflow.experiments.tasks import TASKS, Task, load_task
 from pyro_vaeflow.inference.scoring import Scores, score
 from pyro_vaeflow.programs import fitting as recipe
-from pyro_vaeflow.programs.fitting import annealing, build, check_registered, fit
+from pyro_vaeflow.programs.fitting import annealing, build, fit
 from pyro_vaeflow.programs.flows import FLOWS
+from pyro_vaeflow.programs.settings import AnnealingConfig
 from pyro_vaeflow.programs.vae import ACTIVATIONS
 from pyro_vaeflow.tables.distinct_rows import distinct_rows, training_rows
 from pyro_vaeflow.validation import ConfigError
@@ -42,7 +43,6 @@ import os, signal
 from pathlib import Path
 import numpy as np
 from pyro_vaeflow.experiments import experiment, run_folder as runfolder
-from pyro_vaeflow.programs import fitting as recipe
 from pyro_vaeflow.experiments.config import ExperimentConfig
 from pyro_vaeflow.experiments.fanout import run_all
 def die(*args, **kwargs):
@@ -348,22 +348,6 @@ def test_without_run_folders_the_summary_is_what_it_was(study, tmp_path) -> None
         read_summary(tmp_path / "none")
 
 
-def test_the_papers_numbers_stand_beside_its_own_score_alone() -> None:
-    rows = [
-        {**dict.fromkeys(COLUMNS, 0.5), "dataset": "kddcup99", "flow": model, "num_flows": depth,
-         "seed": seed, "score": score}
-        for model, depth in [*paper.TABLE_1, ("spline", 3)]
-        for score in ("reconstruction", "importance")
-        for seed in (0, 1)
-    ]  # fmt: skip
-    summary = pd.DataFrame(rows)
-    assert "paper's F1" not in aggregate(summary.assign(approximation_gap=0.1))  # of fewer rows
-    table = aggregate(summary).set_index(["flow", "num_flows", "score"])["paper's F1"]
-    assert table["iaf", 50, "reconstruction"] == "0.911 ± 0.0121"
-    assert table["iaf", 50, "importance"] == table["spline", 3, "reconstruction"] == ""
-    assert (table != "").sum() == 5
-
-
 def test_tables_as_text() -> None:
     frame = pd.DataFrame({"a_b": ["x", None], "F1, %": [1, 20]})
     assert as_text(frame, "md").splitlines() == [
@@ -441,7 +425,7 @@ def test_rows_labels_and_kinds_are_cut_together(monkeypatch) -> None:
     frame = pd.DataFrame({"y": y.astype(float), "i": np.arange(100.0)})
     split = Split(frame, frame, y, y.astype(str).astype(object))
     monkeypatch.setitem(TASKS, "cut", lambda seed: split)
-    config = ExperimentConfig(dataset="cut", preprocessing="none", detector="knn1", max_rows=30)
+    config = ExperimentConfig(dataset="cut", preprocessing="none", num_steps=1, max_rows=30)
     task = load_task(config)
     assert len(task.x_train) == len(task.x_test) == 30
     assert task.x_test[:, 0].tolist() == task.is_anomaly.tolist()

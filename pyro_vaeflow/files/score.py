@@ -70,14 +70,12 @@ def score_files(
     Args:
         model: the folder of `VAEFlowDetector.save`.
         data: a file, a folder or a glob.
-        out: the folder of the scores (see `pyro_vaeflow.files.scores_folder`); a new one, or
-            that of an earlier call with the same arguments.
+        out: the folder of the scores, a new one or that of an earlier call with the same arguments.
         row_id: a column to pass through.
         explain: whether columns are named of ``all`` rows, of the ``flagged`` or of ``none``.
         chunk_rows: rows a part; memory grows with it.
         jobs: worker processes.
-        dask: the address of a Dask scheduler, or its file, in place of `jobs`; its workers see the
-            same paths.
+        dask: a Dask scheduler's address or file in place of `jobs`; workers see the same paths.
         device: where torch scores, ``cuda`` say; on Dask, of the workers.
 
     Raises:
@@ -106,14 +104,8 @@ def score_files(
     chunks = list(chunks_of(files, chunk_rows))
     todo = {number: c for number, c in enumerate(chunks) if not part(out, number).exists()}
     total, left = (sum(c.num_rows for c in some) for some in (chunks, todo.values()))
-    with tqdm(
-        desc="score",
-        unit="row",
-        total=total,
-        initial=total - left,
-        unit_scale=True,
-        disable=not progress,
-    ) as bar:
+    scale: dict[str, Any] = {"total": total, "initial": total - left, "unit_scale": True}
+    with tqdm(desc="score", unit="row", disable=not progress, **scale) as bar:
         for num_rows in _scored(job, todo, jobs, dask):
             bar.update(num_rows)
     for name, path in files.items():

@@ -31,7 +31,6 @@ from pyro_vaeflow.programs.lean import draws_of_a_block
 # They act entry by entry, so it does not matter to them where the rows are.
 ELEMENTWISE = (nn.ReLU, nn.LeakyReLU, nn.ELU, nn.SiLU, nn.GELU, nn.Softplus, nn.Tanh, nn.Sigmoid)
 
-_LINEAR = ("weight", "bias")
 HIDDEN = 4  # hidden units for each latent dimension, as in `flows.iaf`: what a block has to hold
 Outcome = tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]  # z, log|det|, log-scales if any
 
@@ -142,12 +141,11 @@ def _planar(layers: Sequence[Any], z: torch.Tensor, context: torch.Tensor | None
         arXiv:1505.05770, eq. (10)-(12) and appendix A.1.
     """
     if context is None:
-        parts = [torch.stack([getattr(layer, n) for layer in layers]) for n in ("bias", "u", "w")]
+        parts = _stacked(layers, "bias", "u", "w")
     else:  # three products, not one that is then cut: its gradient would be put together again
-        sizes = [1, len(z), len(z)]
-        weight, bias = (torch.stack([getattr(layer.nn, n) for layer in layers]) for n in _LINEAR)
-        cut = zip(weight.split(sizes, 1), bias.split(sizes, 1), strict=True)
-        parts = [_of_context(w, b, context) for w, b in cut]
+        maps = _stacked([layer.nn for layer in layers], "weight", "bias")
+        cut = zip(*(part.split([1, len(z), len(z)], 1) for part in maps), strict=True)
+        parts = [_of_context(weight, bias, context) for weight, bias in cut]
     b, u, w = (_before_rows(part, z) for part in parts)
     along = (w * u).sum(1, keepdim=True)
     slope = F.softplus(along) - 1.0  # w^T u_hat: above -1 the layer is invertible
@@ -218,11 +216,12 @@ def _before_rows(numbers: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
 
 
 def _masked(layers: Sequence[MaskedLinear]) -> tuple[torch.Tensor, torch.Tensor]:
-    weight, mask, bias = (
-        torch.stack([getattr(layer, name) for layer in layers])
-        for name in ("weight", "mask", "bias")
-    )
+    weight, mask, bias = _stacked(layers, "weight", "mask", "bias")
     return weight * mask, bias
+
+
+def _stacked(parts: Sequence[Any], *names: str) -> list[torch.Tensor]:
+    return [torch.stack([getattr(part, name) for part in parts]) for name in names]
 
 
 def _affine(weight: torch.Tensor, z: torch.Tensor, offset: torch.Tensor) -> torch.Tensor:
@@ -233,9 +232,8 @@ def _affine(weight: torch.Tensor, z: torch.Tensor, offset: torch.Tensor) -> torc
 
 # What is known of a part is known of its class: an attribute more than it has when it is new may
 # be a method replaced, and a hook sees how Pyro runs the layer alone.
-_ATTRIBUTES = {
-    type(part): frozenset(vars(part))
-    for part in (
+with torch.random.fork_rng(devices=[]):  # an import draws no random numbers
+    _NEW = (
         Planar(2),
         ConditionalPlanar(PlanarMap(1, 2)),
         PlanarMap(1, 2),
@@ -247,7 +245,7 @@ _ATTRIBUTES = {
         nn.LogSigmoid(),
         *(nonlinearity() for nonlinearity in ELEMENTWISE),
     )
-}
+_ATTRIBUTES = {type(part): frozenset(vars(part)) for part in _NEW}
 _GATED = _ATTRIBUTES[AffineAutoregressive] | {"_call", "_inverse"}  # as stable=True replaces them
 _DEFAULTS = {
     name: parameter.default
@@ -280,8 +278,7 @@ def _kind(layer: Any) -> tuple[Any, ...] | None:
 
 def _masked_network(net: Any, known: type) -> Any:
     """The first layer's weight, of whose shape all others follow, if the network is known."""
-    plain = type(net) is known and _is_known(net)
-    if not (plain and type(net.f) in ELEMENTWISE):
+    if not (type(net) is known and _is_known(net) and type(net.f) in ELEMENTWISE):
         return None
     parts = [net.f, *net.layers]
     affine = (net.count_params, net.output_multiplier, net.all_ones) == (2, 2, True)
