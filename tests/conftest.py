@@ -14,9 +14,11 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Most laws hold for untrained pairs too, so the tests score many."""
+    """Most laws hold for untrained pairs and few draws too, so the tests score many such."""
+    quiet = ("ignore:no parameters are known", "ignore:[0-9]+ of [0-9]+ rows have k-hat above")
     for item in items:
-        item.add_marker(pytest.mark.filterwarnings("ignore:no parameters are known"))
+        for filter_ in quiet:
+            item.add_marker(pytest.mark.filterwarnings(filter_))
 
 
 @pytest.fixture(autouse=True)

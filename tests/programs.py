@@ -16,7 +16,8 @@ from pyro.nn import PyroModule, PyroParam
 from torch import nn
 from torch.distributions import constraints
 
-from pyro_vaeflow import FLOWS, Guide, Model
+from pyro_vaeflow import FLOWS, Guide, History, Model, Scores, param_scope, score, train
+from pyro_vaeflow.inference.parameters import named_parameters
 from pyro_vaeflow.tables.columns import Column
 
 NUM_FEATURES = 3
@@ -36,6 +37,28 @@ class Pair:
     @property
     def args(self) -> tuple:
         return self.x if isinstance(self.x, tuple) else (self.x,)
+
+    @property
+    def programs(self) -> tuple[Callable, Callable]:
+        return self.model, self.guide
+
+    def fit(self, **options: Any) -> History:
+        given = {"num_steps": 30, "learning_rate": 0.02, "progress": False}
+        return train(self.model, self.guide, self.x, **given | options)
+
+    def score(self, x: Any = None, **options: Any) -> Scores:
+        x = self.x if x is None else x
+        return score(self.model, self.guide, x, **{"num_samples": 30} | options)
+
+    def parameters(self) -> dict[str, torch.Tensor]:
+        """Copies of the unconstrained parameters that training changes."""
+        with param_scope(*self.programs):
+            return {k: p.detach().clone() for k, p in named_parameters(*self.programs).items()}
+
+    def param(self, name: str) -> torch.Tensor:
+        """A copy of the value of a ``pyro.param``."""
+        with param_scope(*self.programs):
+            return pyro.param(name).detach().clone()
 
 
 def rows(num_data: int = 30) -> torch.Tensor:
@@ -97,6 +120,15 @@ class LinearGaussian:
         with pyro.plate("data", len(x)):
             pyro.sample("z", dist.Normal(self.posterior_loc(x), scale).to_event(1))
 
+    def narrow_guide(self, scale: float) -> Callable:
+        """Normals at the posterior means, all of one scale."""
+
+        def guide(x: torch.Tensor) -> None:
+            with pyro.plate("data", len(x)):
+                pyro.sample("z", dist.Normal(self.posterior_loc(x), scale).to_event(1))
+
+        return guide
+
     def log_evidence(self, x: torch.Tensor) -> torch.Tensor:
         covariance = self.weight @ self.weight.T + self.scale**2 * torch.eye(3)
         return dist.MultivariateNormal(self.offset, covariance).log_prob(x)
@@ -131,14 +163,29 @@ class _ChainGuide(PyroModule):
 
     def forward(self, x: torch.Tensor) -> None:
         with pyro.plate("data", len(x)):
-            loc, log_scale = self.effect(x).chunk(2, -1)
-            effect = pyro.sample("effect", dist.Normal(loc, log_scale.exp()).to_event(1))
-            loc, log_scale = self.cause(effect).chunk(2, -1)
-            pyro.sample("cause", dist.Normal(loc, log_scale.exp()).to_event(1))
+            effect = pyro.sample("effect", _normal(self.effect(x)))
+            pyro.sample("cause", _normal(self.cause(effect)))
+
+
+def _normal(output: torch.Tensor) -> dist.TorchDistribution:
+    """A network's output as location and logarithm of the scale."""
+    loc, log_scale = output.chunk(2, -1)
+    return dist.Normal(loc, log_scale.exp()).to_event(1)
 
 
 def two_latents() -> Pair:
     return Pair(_ChainModel(), _ChainGuide(), rows())
+
+
+def gain_guide(*shape: int, start: Callable = torch.zeros, **plate: int) -> Callable:
+    """A new function: q(z | x) = N(x @ gain, 0.8), of which `gain` is all that is learned."""
+
+    def guide(x: torch.Tensor) -> None:
+        gain = pyro.param("gain", lambda: start(NUM_FEATURES, *shape))
+        with pyro.plate("data", len(x), **plate):
+            pyro.sample("z", dist.Normal(x @ gain, 0.8))
+
+    return guide
 
 
 def param_functions() -> Pair:
@@ -147,32 +194,13 @@ def param_functions() -> Pair:
         noise = pyro.param("noise", torch.tensor(1.0), constraint=constraints.positive)
         with pyro.plate("data", len(x)):
             z = pyro.sample("z", dist.Normal(torch.zeros(()), 1.0))
-            loc = z.unsqueeze(-1) * loading
-            pyro.sample("x", dist.Normal(loc, noise).to_event(1), obs=x)
+            pyro.sample("x", dist.Normal(z[..., None] * loading, noise).to_event(1), obs=x)
 
     def guide(x: torch.Tensor) -> None:
         gain = pyro.param("gain", torch.zeros(NUM_FEATURES))
         scale = pyro.param("scale", torch.tensor(1.0), constraint=constraints.positive)
         with pyro.plate("data", len(x)):
             pyro.sample("z", dist.Normal(x @ gain, scale))
-
-    return Pair(model, guide, rows())
-
-
-def module_functions() -> Pair:
-    decoder, encoder = nn.Linear(2, NUM_FEATURES), nn.Linear(NUM_FEATURES, 4)
-
-    def model(x: torch.Tensor) -> None:
-        pyro.module("decoder", decoder)
-        with pyro.plate("data", len(x)):
-            z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
-            pyro.sample("x", dist.Normal(decoder(z), 0.5).to_event(1), obs=x)
-
-    def guide(x: torch.Tensor) -> None:
-        pyro.module("encoder", encoder)
-        with pyro.plate("data", len(x)):
-            loc, log_scale = encoder(x).chunk(2, -1)
-            pyro.sample("z", dist.Normal(loc, log_scale.exp()).to_event(1))
 
     return Pair(model, guide, rows())
 
@@ -185,8 +213,7 @@ def masked() -> Pair:
         with pyro.plate("data", len(x)):
             z = pyro.sample("z", dist.Normal(torch.zeros(()), 1.0))
             with poutine.mask(mask=seen):
-                loc = z.unsqueeze(-1) * loading
-                pyro.sample("x", dist.Normal(loc, 0.5).to_event(1), obs=x)
+                pyro.sample("x", dist.Normal(z[..., None] * loading, 0.5).to_event(1), obs=x)
 
     def guide(x: torch.Tensor, seen: torch.Tensor) -> None:
         gain = pyro.param("gain", torch.zeros(NUM_FEATURES))
@@ -224,12 +251,7 @@ def nested_plate() -> Pair:
             with pyro.plate("columns", NUM_FEATURES, dim=-1), poutine.mask(mask=x > -1.0):
                 pyro.sample("x", dist.Normal(z * loading, 0.5), obs=x)
 
-    def guide(x: torch.Tensor) -> None:
-        gain = pyro.param("gain", torch.zeros(NUM_FEATURES, 1))
-        with pyro.plate("data", len(x), dim=-2):
-            pyro.sample("z", dist.Normal(x @ gain, 0.8))
-
-    return Pair(model, guide, rows(), depth=2)
+    return Pair(model, gain_guide(1, dim=-2), rows(), depth=2)
 
 
 def sequential_columns() -> Pair:
@@ -242,12 +264,7 @@ def sequential_columns() -> Pair:
             for j in pyro.plate("columns", NUM_FEATURES):
                 pyro.sample(f"x_{j}", dist.Normal(z * loading[j], 0.5), obs=x[..., j])
 
-    def guide(x: torch.Tensor) -> None:
-        gain = pyro.param("gain", torch.zeros(NUM_FEATURES))
-        with pyro.plate("data", len(x)):
-            pyro.sample("z", dist.Normal(x @ gain, 0.8))
-
-    return Pair(model, guide, rows())
+    return Pair(model, gain_guide(), rows())
 
 
 def shared_latent() -> Pair:
@@ -258,16 +275,30 @@ def shared_latent() -> Pair:
         offset = pyro.sample("offset", dist.Normal(torch.zeros(()), 1.0))
         with pyro.plate("data", len(x)):
             z = pyro.sample("z", dist.Normal(torch.zeros(()), 1.0))
-            loc = z.unsqueeze(-1) * loading + offset.unsqueeze(-1)
+            loc = z[..., None] * loading + offset[..., None]
             pyro.sample("x", dist.Normal(loc, 0.5).to_event(1), obs=x)
 
+    of_rows = gain_guide()
+
     def guide(x: torch.Tensor) -> None:
-        gain = pyro.param("gain", torch.zeros(NUM_FEATURES))
         pyro.sample("offset", dist.Normal(pyro.param("offset_loc", torch.tensor(0.0)), 0.1))
-        with pyro.plate("data", len(x)):
-            pyro.sample("z", dist.Normal(x @ gain, 0.8))
+        of_rows(x)
 
     return Pair(model, guide, rows() + 2.0)
+
+
+def lazy_start() -> Pair:
+    """Start values that are computed at the first call."""
+
+    def model(x: torch.Tensor) -> None:
+        offset = pyro.param("offset", lambda: x.new_zeros(NUM_FEATURES))
+        loading = pyro.param("loading", lambda: torch.ones(NUM_FEATURES))
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(()), 1.0))
+            loc = z[..., None] * loading + offset
+            pyro.sample("x", dist.Normal(loc, 0.5).to_event(1), obs=x)
+
+    return Pair(model, gain_guide(start=lambda n: torch.full((n,), 0.1)), rows())
 
 
 class TutorialVAE(nn.Module):
@@ -278,22 +309,45 @@ class TutorialVAE(nn.Module):
         self.decoder = nn.Sequential(nn.Linear(2, 8), nn.Dropout(0.2), nn.Linear(8, NUM_FEATURES))
         self.encoder = nn.Sequential(nn.Linear(NUM_FEATURES, 8), nn.Dropout(0.2), nn.Linear(8, 4))
 
-    def model(self, x: torch.Tensor) -> None:
+    def model(self, x: torch.Tensor, scale: float = 0.5) -> None:
         pyro.module("decoder", self.decoder)
         with pyro.plate("data", len(x)):
             z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
-            pyro.sample("x", dist.Normal(self.decoder(z), 0.5).to_event(1), obs=x)
+            pyro.sample("x", dist.Normal(self.decoder(z), scale).to_event(1), obs=x)
 
     def guide(self, x: torch.Tensor) -> None:
         pyro.module("encoder", self.encoder)
         with pyro.plate("data", len(x)):
-            loc, log_scale = self.encoder(x).chunk(2, -1)
-            pyro.sample("z", dist.Normal(loc, log_scale.exp()).to_event(1))
+            pyro.sample("z", _normal(self.encoder(x)))
 
 
 def bound_methods() -> Pair:
     vae = TutorialVAE()
     return Pair(vae.model, vae.guide, rows())
+
+
+def batch_norm() -> Pair:
+    """A buffer that training moves, and a method behind a partial."""
+    vae = TutorialVAE()
+    vae.encoder[1], vae.decoder = nn.BatchNorm1d(8), nn.Linear(2, NUM_FEATURES)
+    return Pair(partial(vae.model, scale=0.5), vae.guide, rows())
+
+
+def module_functions() -> Pair:
+    decoder, encoder = nn.Linear(2, NUM_FEATURES), nn.Linear(NUM_FEATURES, 4)
+
+    def model(x: torch.Tensor) -> None:
+        pyro.module("decoder", decoder)
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(decoder(z), 0.5).to_event(1), obs=x)
+
+    def guide(x: torch.Tensor) -> None:
+        pyro.module("encoder", encoder)
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", _normal(encoder(x)))
+
+    return Pair(model, guide, rows())
 
 
 class UnannouncedVAE(PyroModule):
@@ -318,64 +372,30 @@ def unannounced_methods() -> Pair:
     return Pair(vae.model, vae.guide, rows())
 
 
-def batch_norm() -> Pair:
-    """A buffer that training moves, and a method behind a partial."""
-    net = nn.Sequential(nn.Linear(NUM_FEATURES, 8), nn.BatchNorm1d(8), nn.Linear(8, 4))
-    decoder = nn.Linear(2, NUM_FEATURES)
+def one_class(base: type[nn.Module] = PyroModule) -> Pair:
+    """Two modules of one class, here with an argument that says which is the model."""
 
-    class Halves(nn.Module):
-        def __init__(self) -> None:
+    class Half(base):
+        def __init__(self, is_model: bool) -> None:
             super().__init__()
-            self.net, self.decoder = net, decoder
+            self.is_model, self.net = is_model, nn.Linear(NUM_FEATURES, NUM_FEATURES)
 
-        def model(self, x: torch.Tensor, scale: float) -> None:
-            pyro.module("decoder", self.decoder)
+        def forward(self, x: torch.Tensor) -> None:
             with pyro.plate("data", len(x)):
-                z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
-                pyro.sample("x", dist.Normal(self.decoder(z), scale).to_event(1), obs=x)
+                loc = torch.zeros(NUM_FEATURES) if self.is_model else self.net(x)
+                z = pyro.sample("z", dist.Normal(loc, 1.0).to_event(1))
+                if self.is_model:
+                    pyro.sample("x", dist.Normal(self.net(z), 0.5).to_event(1), obs=x)
 
-        def guide(self, x: torch.Tensor) -> None:
-            pyro.module("net", self.net)
-            with pyro.plate("data", len(x)):
-                loc, log_scale = self.net(x).chunk(2, -1)
-                pyro.sample("z", dist.Normal(loc, log_scale.exp()).to_event(1))
-
-    halves = Halves()
-    return Pair(partial(halves.model, scale=0.5), halves.guide, rows())
-
-
-def lazy_start() -> Pair:
-    """Start values that are computed at the first call."""
-
-    def model(x: torch.Tensor) -> None:
-        offset = pyro.param("offset", lambda: x.new_zeros(NUM_FEATURES))
-        loading = pyro.param("loading", lambda: torch.ones(NUM_FEATURES))
-        with pyro.plate("data", len(x)):
-            z = pyro.sample("z", dist.Normal(torch.zeros(()), 1.0))
-            pyro.sample(
-                "x", dist.Normal(z.unsqueeze(-1) * loading + offset, 0.5).to_event(1), obs=x
-            )
-
-    def guide(x: torch.Tensor) -> None:
-        gain = pyro.param("gain", lambda: torch.full((NUM_FEATURES,), 0.1))
-        with pyro.plate("data", len(x)):
-            pyro.sample("z", dist.Normal(x @ gain, 0.8))
-
-    return Pair(model, guide, rows())
+    return Pair(Half(True), Half(False), rows())
 
 
 def ours(flow: str, conditioned: bool, likelihood: str = "normal", **options: Any) -> Pair:
     """The programs that ship, small."""
-    x = rows() if likelihood == "normal" else rows().sigmoid()
     sizes = {"latent_dim": 2, "hidden_dims": (8,)}
-    guide = Guide(
-        NUM_FEATURES,
-        flow=flow,
-        num_flows=DEPTHS.get(flow, 2),
-        conditioned=conditioned,
-        flow_options=options,
-        **sizes,
-    )
+    given = {"flow": flow, "num_flows": DEPTHS.get(flow, 2), "conditioned": conditioned}
+    guide = Guide(NUM_FEATURES, flow_options=options, **given, **sizes)
+    x = rows() if likelihood == "normal" else rows().sigmoid()
     return Pair(Model(NUM_FEATURES, likelihood=likelihood, **sizes), guide, x)
 
 
@@ -386,27 +406,15 @@ def mixed() -> Pair:
     return Pair(model, Guide(MIXED_COLUMNS, flow="iaf", num_flows=2, **sizes), mixed_rows())
 
 
-ZOO: dict[str, Callable[[], Pair]] = {
-    f.__name__: f
-    for f in (
-        linear_gaussian,
-        two_latents,
-        param_functions,
-        module_functions,
-        masked,
-        discrete_latent,
-        nested_plate,
-        sequential_columns,
-        shared_latent,
-        bound_methods,
-        unannounced_methods,
-        batch_norm,
-        lazy_start,
-        mixed,
-    )
-}
+BUILDERS = [
+    linear_gaussian, two_latents, param_functions, module_functions, masked, discrete_latent,
+    nested_plate, sequential_columns, shared_latent, bound_methods, unannounced_methods, batch_norm,
+    lazy_start, one_class, mixed,
+]  # fmt: skip
+ZOO: dict[str, Callable[[], Pair]] = {builder.__name__: builder for builder in BUILDERS}
+ZOO["plain_modules"] = partial(one_class, nn.Module)
 ZOO["bernoulli_likelihood"] = partial(ours, "diagonal", True, "bernoulli")
-ZOO["iaf_gated"] = partial(ours, "iaf", True, stable=True)
+ZOO["iaf_scaled"] = partial(ours, "iaf", True, stable=False)
 ZOO |= {
     f"{flow}{'' if conditioned else '_unconditioned'}": partial(ours, flow, conditioned)
     for flow in FLOWS

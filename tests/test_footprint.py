@@ -2,12 +2,13 @@
 
 import pytest
 import torch
-from pyro_vaeflow.programs.blocks import NUMBERS, InBlocks, draws_of_a_block
 
 from pyro_vaeflow import Guide, Model, contributions, score
 from pyro_vaeflow.inference import draws
+from pyro_vaeflow.inference.contributions import feature_log_prob
 from pyro_vaeflow.inference.draws import peak_bytes
 from pyro_vaeflow.inference.parameters import seeded
+from pyro_vaeflow.programs.lean import NUMBERS, InBlocks, draws_of_a_block
 from tests.programs import ZOO
 
 pytestmark = pytest.mark.filterwarnings("ignore::pyro_vaeflow.inference.scoring.KhatWarning")
@@ -55,7 +56,7 @@ def test_blocks_of_draws_are_the_whole() -> None:
     z, x = torch.randn(11, 7, 2), torch.rand(7, 5)
     whole, blocks = model.decode(z), InBlocks(model.decode, z, 3, torch.Size([5]))
     torch.testing.assert_close(blocks.log_prob(x), whole.log_prob(x))
-    torch.testing.assert_close(blocks.feature_log_prob(x), whole.base_dist.log_prob(x))
+    torch.testing.assert_close(feature_log_prob(blocks, x), whole.base_dist.log_prob(x))
     wider = blocks.expand((2, 11, 7))
     torch.testing.assert_close(wider.log_prob(x), whole.log_prob(x).expand(2, 11, 7))
     with seeded(1):
@@ -76,5 +77,5 @@ def test_each_thread_adds_as_much_to_a_chunk_and_to_a_block(monkeypatch) -> None
 def test_contributions_of_a_model_in_blocks_have_no_dropout(monkeypatch) -> None:
     model, guide, x = Model(5, dropout=0.9), Guide(5), torch.rand(4, 5)
     expected = contributions(model, guide, x, num_samples=50)
-    monkeypatch.setattr("pyro_vaeflow.programs.blocks.NUMBERS", 4 * 128)
+    monkeypatch.setattr("pyro_vaeflow.programs.lean.NUMBERS", 4 * 128)
     torch.testing.assert_close(contributions(model, guide, x, num_samples=50), expected)
