@@ -127,7 +127,7 @@ def slow_down(phase: mmap) -> None:
     def write_slowly(path: Path, mode: str = "r", *args, **options):
         file = open_path(path, mode, *args, **options)
         if path.suffix == ".partial" and mode == "wb":
-            file = open(os.dup(file.fileno()), "wb", buffering=1024)  # many small writes
+            file = open(os.dup(file.fileno()), "wb", buffering=1024)  # many small writes  # noqa: SIM115
             write = file.write
             file.write = lambda data: [write(data[:100]), time.sleep(SLOW), write(data[100:])]
         return file
