@@ -33,6 +33,7 @@ class Limits(NamedTuple):
         if isinstance(value, str):
             return not self.choices or value in self.choices
         if isinstance(value, Real) and not isinstance(value, bool):
+            value = float(value)
             return self.low <= value <= self.high and self.above < value < self.below
         return True
 

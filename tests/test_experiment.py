@@ -42,7 +42,8 @@ KILLED = """
 import os, signal
 from pathlib import Path
 import numpy as np
-from pyro_vaeflow.experiments import experiment, run_folder as runfolder
+from pyro_vaeflow.experiments import experiment
+from pyro_vaeflow.programs import fitting
 from pyro_vaeflow.experiments.config import ExperimentConfig
 from pyro_vaeflow.experiments.fanout import run_all
 def die(*args, **kwargs):
@@ -210,7 +211,7 @@ def test_a_runs_folder_holds_all_of_it(tmp_path) -> None:
 @pytest.mark.parametrize(
     "patch",
     [
-        "recipe.annealing = lambda *a: (lambda step: die() if step == 2 else 1.0, None)",
+        "fitting.annealing = lambda *a: (lambda step: die() if step == 2 else 1.0, None)",
         "experiment.score_rows = die",
         "np.savez_compressed = die",
         "Path.rename = die",
@@ -414,7 +415,7 @@ def test_the_learning_rate_rises_in_its_share_and_falls_to_its_stop() -> None:
         num_steps=100, learning_rate=0.01, learning_rate_warmup=0.2,
         learning_rate_schedule="cosine", learning_rate_stop=0.001,
     )  # fmt: skip
-    rate = recipe._learning_rate(config, 100)
+    rate = recipe.learning_rate(config, 100)
     found = [rate(step) for step in range(101)]
     assert found[0] == 0.0 and found[10] == pytest.approx(0.005)
     assert max(found) == found[20] == pytest.approx(0.01) and found[100] == pytest.approx(0.001)

@@ -1,12 +1,10 @@
 """The scikit-learn face: a table goes in, scores, reasons and decisions come out."""
 
 import warnings
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
-import pandas as pd
 import torch
 from numpy.typing import ArrayLike
 from sklearn.base import BaseEstimator, OutlierMixin
@@ -15,24 +13,18 @@ from sklearn.utils.validation import check_is_fitted
 
 from pyro_vaeflow.detector import conformal
 from pyro_vaeflow.detector.explaining import Explaining
+from pyro_vaeflow.detector.programs import Programs
 from pyro_vaeflow.detector.rows import row_weights, table_of
 from pyro_vaeflow.detector.saving import load_detector, save_detector
 from pyro_vaeflow.detector.settings import CRITERIA, DetectorSettings
-from pyro_vaeflow.inference.checkpoint import state_of
-from pyro_vaeflow.inference.devices import check_device, move
-from pyro_vaeflow.inference.fingerprint import named_digest, structure, tensor_digest
-from pyro_vaeflow.inference.parameters import Program, modules
+from pyro_vaeflow.inference.parameters import Program
 from pyro_vaeflow.inference.scoring import KhatWarning, NoScoreWarning, Scores
 from pyro_vaeflow.metrics import number_flagged
-from pyro_vaeflow.programs.fitting import build, fit, score_rows, unshared
-from pyro_vaeflow.programs.priors import ExemplarPrior
-from pyro_vaeflow.programs.settings import Settings
-from pyro_vaeflow.programs.vae import Guide, Model
-from pyro_vaeflow.tables.column_values import is_numeric
+from pyro_vaeflow.programs.fitting import fit, score_rows
 from pyro_vaeflow.tables.mixed_encoder import MixedEncoder
 
 
-class VAEFlowDetector(DetectorSettings, Explaining, OutlierMixin, BaseEstimator):
+class VAEFlowDetector(DetectorSettings, Programs, Explaining, OutlierMixin, BaseEstimator):
     r"""Finds anomalous rows of a table by their evidence under a variational autoencoder.
 
     A row's score is :math:`\log p(x)` in nats by importance sampling: low = anomalous. It
@@ -261,64 +253,12 @@ class VAEFlowDetector(DetectorSettings, Explaining, OutlierMixin, BaseEstimator)
         tags.input_tags.string = True
         return tags
 
-    def _programs(self, settings: Settings, x: torch.Tensor) -> tuple[Program, Program]:
-        if self.model is None or self.guide is None:
-            return build(settings, self.encoder_.columns_, x)
-        return unshared(self.model, self.guide)
-
-    def _with_earlier(
-        self, rows: torch.Tensor, weights: torch.Tensor | None
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """The rows and the exemplars of an earlier `fit`: on new rows alone, the old are unlearned.
-
-        The old ones weigh what the new ones weigh on average.
-        """
-        if not isinstance(prior := getattr(self.model_, "prior", None), ExemplarPrior):
-            return rows, weights
-        joined = torch.cat([rows, prior.rows.cpu()])
-        order = torch.as_tensor(np.random.default_rng(self.seed_).permutation(len(joined)))
-        if weights is not None:
-            weights = torch.cat([weights, weights.mean().expand(len(prior.rows))])[order]
-        return joined[order], weights
-
-    def _checkpoint(
-        self, settings: Settings, x: torch.Tensor, weights: torch.Tensor | None, goes_on: bool
-    ) -> Path | None:
-        """The folder of just this `fit`: folds, and settings in a search, share checkpoint_dir."""
-        if self.checkpoint_dir is None:
-            return None
-        pair = (self.model_, self.guide_)
-        start = named_digest(state_of(*pair)) if goes_on else None
-        digest = tensor_digest([repr(settings), *map(structure, pair), x, weights, start])
-        return Path(self.checkpoint_dir) / f"fit-{digest[:16]}"
-
-    def _kinds(self, frame: pd.DataFrame) -> Mapping[Any, str] | None:
-        """Programs of one's own get numbers as numbers, whatever the training rows show."""
-        if self.model is None:
-            return self.kinds
-        numeric = [name for name in frame.columns if is_numeric(frame[name])]
-        return dict.fromkeys(numeric, "continuous") | dict(self.kinds or {})
-
-    def _scores_in_double(self) -> bool:
-        return isinstance(self.model_, Model) and isinstance(self.guide_, Guide)
-
-    def _convert(self, dtype: torch.dtype) -> None:
-        if self._scores_in_double():
-            for module in modules(self.model_, self.guide_):
-                module.to(dtype)
-
     def _encoded(self, X: Any) -> torch.Tensor:
         check_is_fitted(self)
         return self._to_score(self.encoder_.transform(table_of(self, X, reset=False)))
 
     def _to_score(self, x: torch.Tensor) -> torch.Tensor:
         return self._placed(x.double() if self._scores_in_double() else x)
-
-    def _placed(self, x: torch.Tensor) -> torch.Tensor:
-        """The rows where `device` says, and with them the programs."""
-        device = check_device(self.device)
-        move(self.model_, self.guide_, device)
-        return x.to(device)
 
     def _scores(self, x: torch.Tensor) -> Scores:
         settings = self._for_fitting(self.seed_)

@@ -175,8 +175,8 @@ def _add_results(folder: Path, config: ExperimentConfig, metrics: Mapping[str, A
     from torch.utils.tensorboard.writer import SummaryWriter
 
     plain = (bool, int, float, str)
-    settings = flat_settings(config).items()
-    settings = {name: value if isinstance(value, plain) else str(value) for name, value in settings}
+    values = flat_settings(config).items()
+    settings = {name: value if isinstance(value, plain) else str(value) for name, value in values}
     measured = ("elbo", "log_evidence", "kl", "train_seconds", "score_seconds")
     numbers = {f"result/{name}": metrics[name] for name in measured}
     for score, values in metrics["scores"].items():

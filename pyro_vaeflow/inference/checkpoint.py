@@ -101,10 +101,9 @@ class Checkpoint(Callback):
         try:
             write(self.folder, content, tensors, self.versions, "training")
         except OSError as error:
-            raise OSError(
-                f"the checkpoint in {self.folder} could not be written ({error}); the one before "
-                "it, if any, is whole: mend the disk, and the same call goes on from there"
-            ) from error
+            said = "the one before it, if any, is whole: mend the disk, and the same call goes on"
+            message = f"the checkpoint in {self.folder} could not be written ({error}); {said}"
+            raise OSError(message) from error
 
     def _check_call(self, call: Any) -> None:
         check_keys(call, tuple(self.call), "call")
@@ -157,9 +156,8 @@ def _restore_run(run: Run, state: Mapping[str, Any]) -> None:
     restore(run.model, run.guide, state["programs"])
     for buffer, value in zip(_other_buffers(run), state["buffers"], strict=True):
         buffer.copy_(value)
-    if list(run.optim.parameters) != state["names"]:
-        names = list(run.optim.parameters)[:5]
-        raise CheckpointError(f"the optimizer has the parameters {names}, not {state['names'][:5]}")
+    if (names := list(run.optim.parameters)) != state["names"]:
+        raise CheckpointError(f"the optimizer has {names[:5]}, not {state['names'][:5]}")
     run.optim.torch_optimizer.load_state_dict(state["optimizer"])
     for callback, values in zip(run.callbacks, state["callbacks"], strict=True):
         callback.load_state_dict(values)
@@ -237,10 +235,8 @@ def check_fits(expected: Mapping[str, torch.Tensor], tensors: Mapping[str, torch
     """
     missing, unknown = expected.keys() - tensors.keys(), tensors.keys() - expected.keys()
     if missing or unknown:
-        raise CheckpointError(
-            f"the tensors are not those of these programs: missing {sorted(missing)[:5]}, unknown "
-            f"{sorted(unknown)[:5]}"
-        )
+        names = f"missing {sorted(missing)[:5]}, unknown {sorted(unknown)[:5]}"
+        raise CheckpointError(f"the tensors are not those of these programs: {names}")
     for name, value in expected.items():
         wanted, got = ((tuple(t.shape), t.dtype) for t in (value, tensors[name]))
         if got != wanted:

@@ -211,8 +211,8 @@ def _checked_rows(
         if not len(as_args(rows)[0]):
             raise ValueError(f"{name} has no rows")
         if (shape := as_args(rows)[0].shape[1:]) != args[0].shape[1:]:
-            like = tuple(args[0].shape[1:])
-            raise ValueError(f"held_out must have rows like those of x, {like}, got {tuple(shape)}")
+            shapes = f"{tuple(args[0].shape[1:])}, got {tuple(shape)}"
+            raise ValueError(f"held_out must have rows like those of x, {shapes}")
     return args
 
 
@@ -222,8 +222,7 @@ def _schedules(
     """The learning rate, and beta or the capacity, as functions of the step."""
     level = constant(1.0) if schedule is None else schedule
     if not callable(level):
-        message = f"schedule must be a function of the step, got {schedule!r}; try linear(100)"
-        raise TypeError(message)
+        raise TypeError(f"schedule must be a function of the step, got {schedule!r}; say linear(9)")
     return learning_rate if callable(learning_rate) else constant(learning_rate), level
 
 

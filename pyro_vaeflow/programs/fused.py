@@ -230,8 +230,7 @@ def _affine(weight: torch.Tensor, z: torch.Tensor, offset: torch.Tensor) -> torc
     return (weight @ z.reshape(len(z), -1)).view(len(weight), *z.shape[1:]) + offset
 
 
-# What is known of a part is known of its class: an attribute more than it has when it is new may
-# be a method replaced, and a hook sees how Pyro runs the layer alone.
+# An attribute more than a new part has may be a method replaced.
 with torch.random.fork_rng(devices=[]):  # an import draws no random numbers
     _NEW = (
         Planar(2),
@@ -256,7 +255,7 @@ _DEFAULTS = {
 
 def _is_known(part: Any, attributes: frozenset[str] | None = None) -> bool:
     values = vars(part)
-    hooked = values["_forward_hooks"] or values["_forward_pre_hooks"] or values["_backward_hooks"]
+    hooked = any(values[f"_{name}_hooks"] for name in ("forward", "forward_pre", "backward"))
     return not hooked and values.keys() == (attributes or _ATTRIBUTES.get(type(part)))
 
 
@@ -276,7 +275,7 @@ def _kind(layer: Any) -> tuple[Any, ...] | None:
     return None if weight is None else (type(layer), gated, weight.shape, weight.dtype)
 
 
-def _masked_network(net: Any, known: type) -> Any:
+def _masked_network(net: Any, known: Any) -> Any:
     """The first layer's weight, of whose shape all others follow, if the network is known."""
     if not (type(net) is known and _is_known(net) and type(net.f) in ELEMENTWISE):
         return None
@@ -284,7 +283,7 @@ def _masked_network(net: Any, known: type) -> Any:
     affine = (net.count_params, net.output_multiplier, net.all_ones) == (2, 2, True)
     if len(parts) != 3 or not (affine and net.skip_layer is None and all(map(_is_known, parts))):
         return None
-    weight, last = net.layers[0].weight, net.layers[1].weight
+    weight, last = (layer.weight for layer in net.layers)
     return weight if last.shape == (2 * net.input_dim, len(weight)) else None
 
 

@@ -28,7 +28,7 @@ from results.shared.pages import markdown, parse, parser, run_quick, write_page
 
 ALPHA = 0.05  # of the tests over ranks
 PREFIX = "adbench:"
-SMALLEST = ("adbench:wine", "adbench:glass", "arrhythmia")
+SMALLEST = ("adbench:wine", "adbench:glass")
 # PyOD's own defaults; of http's 282,643 training rows so many, or it would take ten times as long
 # as on any other set.
 BASELINES = {
