@@ -3,15 +3,15 @@
 import pyro.distributions as dist
 import pytest
 import torch
-from pyro_vaeflow.programs.bernoulli import GROUP, BernoulliRow
 
+from pyro_vaeflow.programs.lean import FACTORS, BernoulliRow
 from pyro_vaeflow.programs.likelihoods import NormalHead, StudentTHead
 from pyro_vaeflow.programs.mixed import MixedHead
 from pyro_vaeflow.tables.columns import Column
 
 
 @pytest.mark.usefixtures("float64")
-@pytest.mark.parametrize("columns", [1, GROUP, 2 * GROUP + 3])
+@pytest.mark.parametrize("columns", [1, FACTORS, 2 * FACTORS + 3])
 def test_bernoulli_rows_are_torchs(columns: int) -> None:
     logits = 20.0 * torch.randn(6, 4, columns)
     logits[0, 0, 0], logits[1, 1, 0] = 0.0, 700.0

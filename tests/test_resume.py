@@ -273,7 +273,9 @@ class HoardingCallback(Callback):
 
 
 @pytest.mark.parametrize(
-    "options", [{"optimizer": Hoarder}, {"callbacks": [HoardingCallback()]}], ids=str
+    "options",
+    [{"optimizer": Hoarder}, {"callbacks": [HoardingCallback()]}],
+    ids=["optimizer", "callback"],
 )
 def test_what_no_checkpoint_can_hold_is_refused(options: dict, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"\.kept is \{1, 2\}, which no checkpoint can hold"):

@@ -198,7 +198,7 @@ def train(
 def _checked_rows(
     x: Any, held_out: Any, num_steps: int, batch_size: int, eval_every: int, patience: int | None
 ) -> Args:
-    """The rows as arguments of the programs, and a refusal of what no training can be made of."""
+    """The rows as the programs' arguments; refuses what no training can be made of."""
     check_size("num_steps", num_steps)
     check_size("batch_size", batch_size)
     check_size("eval_every", eval_every)

@@ -134,7 +134,7 @@ class FusedTransform(Transform):
 
 
 def _planar(layers: Sequence[Any], z: torch.Tensor, context: torch.Tensor | None) -> Outcome:
-    """Planar layers on z ``(dim, ...)``; the parameters are those of Pyro's ``ConditionedPlanar``.
+    """Planar layers on z ``(dim, ...)``, as Pyro's ``ConditionedPlanar`` has them.
 
     References:
         D. Rezende, S. Mohamed, Variational Inference with Normalizing Flows, 2015,
