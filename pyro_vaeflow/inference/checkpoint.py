@@ -225,11 +225,7 @@ def make_parameters(model: Program, guide: Program, x: torch.Tensor) -> None:
 
 
 def check_fits(expected: Mapping[str, torch.Tensor], tensors: Mapping[str, torch.Tensor]) -> None:
-    """Refuses tensors whose names, shapes and dtypes are not the expected ones, by name.
-
-    Raises:
-        CheckpointError: names the first tensors that differ.
-    """
+    """Raises a CheckpointError that names tensors whose names, shapes or dtypes are others."""
     missing, unknown = expected.keys() - tensors.keys(), tensors.keys() - expected.keys()
     if missing or unknown:
         names = f"missing {sorted(missing)[:5]}, unknown {sorted(unknown)[:5]}"

@@ -251,8 +251,7 @@ def _make_parameters(
 ) -> list[torch.nn.Module]:
     """Runs the programs on a batch, so that start values taken from the data see a whole one.
 
-    It leaves the random numbers of the steps, and running means of modules, as they are. Returns
-    the modules that the programs call.
+    Random numbers of the steps and running means stay. Returns the modules that are called.
     """
     with module_mode(model, guide, training=False), seeded(seed), torch.no_grad():
         with called_modules() as called:

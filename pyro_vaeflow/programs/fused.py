@@ -1,9 +1,8 @@
 """Neighbouring flow layers in one batched pass: a way to run Pyro's layers, not layers of its own.
 
 A flow of fifty layers asks fifty small networks about one context. `fused` finds neighbours of an
-exactly known kind and takes their weights together: one product with the context for all of them,
-masks and all else that does not depend on z at once, rows last. Autograd differentiates it. A layer
-that differs in anything, be it a hook or a method replaced, runs as Pyro runs it.
+exactly known kind and takes their weights together, rows last; autograd differentiates it. A layer that
+differs in anything, be it a hook or a method replaced, runs as Pyro runs it.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -225,7 +224,6 @@ def _affine(weight: torch.Tensor, z: torch.Tensor, offset: torch.Tensor) -> torc
     return (weight @ z.reshape(len(z), -1)).view(len(weight), *z.shape[1:]) + offset
 
 
-# An attribute more than a new part has may be a method replaced.
 with torch.random.fork_rng(devices=[]):  # an import draws no random numbers
     _NEW = (
         Planar(2),
