@@ -124,16 +124,22 @@ def slow_down(phase: mmap) -> None:
 
         return wrapped
 
-    def write_slowly(path: Path, mode: str = "r", *args, **options):
+    def open_slowly(path: Path, mode: str = "r", *args, **options):
         file = open_path(path, mode, *args, **options)
+        write = file.write
+
+        def write_halves(data: bytes) -> None:
+            write(data[: len(data) // 2])
+            file.flush()
+            time.sleep(SLOW)
+            write(data[len(data) // 2 :])
+
         if path.suffix == ".partial" and mode == "wb":
-            file = open(os.dup(file.fileno()), "wb", buffering=1024)  # many small writes  # noqa: SIM115
-            write = file.write
-            file.write = lambda data: [write(data[:100]), time.sleep(SLOW), write(data[100:])]
+            file.write = write_halves
         return file
 
     open_path = Path.open
-    Path.open = write_slowly
+    Path.open = open_slowly
     os.fsync, os.replace = at(WRITE, os.fsync), at(RENAME, os.replace)
     keeper = Checkpoint
     keeper.start, keeper.end = at(BEFORE, keeper.start, STEP), at(STEP, keeper.end, AFTER)

@@ -37,8 +37,7 @@ class Checkpoint(Callback):
 
     Args:
         folder: of this training alone; it is made if it is not there.
-        every: steps from one writing to the next: a fiftieth of the training by default, and at
-            least 500.
+        every: steps from one writing to the next: by default a fiftieth of all, and at least 500.
 
     Raises:
         ValueError: `every` is below 1.
@@ -62,11 +61,9 @@ class Checkpoint(Callback):
         for partial in folder.glob(".training-*.partial"):  # of a killed process
             partial.unlink()
         self.finished, self.versions = False, package_versions()
-        self.call = fingerprint(run.call) | {
-            "optimizer": repr(run.optim.torch_optimizer),
-            "model": structure(run.model),
-            "guide": structure(run.guide),
-        }
+        programs = {"model": structure(run.model), "guide": structure(run.guide)}
+        optimizer = repr(run.optim.torch_optimizer)
+        self.call = fingerprint(run.call) | {"optimizer": optimizer} | programs
         if not (folder / "training.json").exists():
             return
         content, tensors = read(folder, "training")
@@ -265,9 +262,9 @@ def _packed(value: Any, tensors: dict[str, torch.Tensor], where: str) -> Any:
     if isinstance(value, torch.Tensor):
         tensors[str(len(tensors))] = value.detach().clone()
         return {"tensor": str(len(tensors) - 1)}
-    if isinstance(value, np.ndarray):  # the state of NumPy's generator
+    if isinstance(value, np.ndarray) and value.dtype == np.uint32:  # of NumPy's generator
         return {"uint32": _packed(torch.from_numpy(value.astype(np.int64)), tensors, where)}
-    if isinstance(value, Mapping):
+    if isinstance(value, Mapping) and all(isinstance(key, str | int) for key in value):
         return {"items": [[k, _packed(v, tensors, f"{where}.{k}")] for k, v in value.items()]}
     if isinstance(value, list | tuple):
         parts = [_packed(item, tensors, where) for item in value]
@@ -290,10 +287,9 @@ def _unpacked(value: Any, tensors: Mapping[str, torch.Tensor]) -> Any:
     ((kind, inner),) = value.items()
     if kind == "items":
         return {key: _unpacked(item, tensors) for key, item in inner}
-    unpacked: dict[str, Any] = {
-        "tensor": lambda: tensors[inner].clone(),
-        "uint32": lambda: _unpacked(inner, tensors).numpy().astype(np.uint32),
-        "tuple": lambda: tuple(_unpacked(inner, tensors)),
-        "float": lambda: float(inner),
-    }
-    return unpacked[kind]()
+    if kind == "tensor":
+        return tensors[inner].clone()
+    inner = _unpacked(inner, tensors)
+    if kind == "uint32":
+        return inner.numpy().astype(np.uint32)
+    return {"tuple": tuple, "float": float}[kind](inner)

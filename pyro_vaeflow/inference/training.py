@@ -113,8 +113,7 @@ def train(
         learning_rate: at least 0; a number, or a schedule such as ``cosine(num_steps, 1e-3, 0.0)``.
         schedule: beta as a function of the step, 1 by default; with `CapacityELBO`, the capacity.
         loss: a trace-based loss of ``pyro.infer``, ``Trace_ELBO()`` by default.
-        optimizer: makes a torch optimizer from parameters and ``lr``: Adam by default, or
-            ``pyro.optim.clipped_adam.ClippedAdam``, say.
+        optimizer: makes a torch optimizer from parameters and ``lr``, such as ``torch.optim.SGD``.
         clip_norm: the largest norm of the whole gradient, above 0; none by default.
         weights: ``(num_data,)``; rows are drawn in proportion, with replacement.
         held_out: further rows, like `x`; the programs end with the parameters and buffers of the
@@ -130,8 +129,7 @@ def train(
         callbacks: called after each step: functions of its record, or `Callback` objects.
 
     Raises:
-        ValueError: the contract is broken, there is nothing to train, or an argument is out of
-            range.
+        ValueError: the contract is broken, nothing can be trained, or an argument is out of range.
         CheckpointError: the folder holds another training, is damaged, or is in use.
         NonFiniteError: a loss or gradient is not finite; names the step, the site and the largest
             log-scale of the guide.

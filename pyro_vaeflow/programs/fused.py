@@ -29,7 +29,6 @@ from pyro_vaeflow.programs.lean import draws_of_a_block
 
 # They act entry by entry, so it does not matter to them where the rows are.
 ELEMENTWISE = (nn.ReLU, nn.LeakyReLU, nn.ELU, nn.SiLU, nn.GELU, nn.Softplus, nn.Tanh, nn.Sigmoid)
-
 HIDDEN = 4  # hidden units for each latent dimension, as in `flows.iaf`: what a block has to hold
 Outcome = tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]  # z, log|det|, log-scales if any
 
@@ -69,11 +68,7 @@ def fused(layers: Iterable[nn.Module]) -> list[Any]:
 
 
 class FusedLayers(ConditionalTransform):
-    """Neighbours of one kind, to be conditioned and run together.
-
-    Args:
-        layers: alike, as `fused` finds them.
-    """
+    """Neighbours of one kind, as `fused` finds them, to be conditioned and run together."""
 
     def __init__(self, layers: Sequence[Any]) -> None:
         self.layers = layers

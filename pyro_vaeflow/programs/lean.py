@@ -64,7 +64,8 @@ class NormalRow(dist.Independent):
         loc, scale = _without_copies(self.base_dist.loc), _without_copies(self.base_dist.scale)
         square = ((value - loc) / scale).square().sum(-1)
         constant = scale.log().sum(-1) + 0.5 * scale.shape[-1] * math.log(2.0 * math.pi)
-        return -0.5 * square - constant
+        batch = torch.broadcast_shapes(self.batch_shape, value.shape[:-1])
+        return (-0.5 * square - constant).expand(batch)
 
 
 def _without_copies(values: torch.Tensor) -> torch.Tensor:
