@@ -11,13 +11,12 @@
 # ---
 
 # %% [markdown]
-# %% [markdown]
 # # First scores on a real table
 #
-# Which rows of a table are odd, how sure is the score, and which columns are to blame? Ten
+# Which rows of a table are anomalies, how sure is the score, and which columns are to blame? Ten
 # minutes with scikit-learn's breast-cancer table: 569 tissue samples, 30 measurements of cell
 # nuclei each. Benign samples are the normal rows, and the only ones that train; malignant ones
-# should come out odd. Nothing is downloaded.
+# should come out as anomalies. Nothing is downloaded.
 
 # %%
 # %matplotlib inline
@@ -34,7 +33,7 @@ from pyro_vaeflow import Guide, KhatWarning, Model, contributions, cosine, linea
 from pyro_vaeflow.datasets.registry import load_breast_cancer_table
 from pyro_vaeflow.datasets.splits import one_class_split
 from pyro_vaeflow.metrics import detection_metrics
-from pyro_vaeflow.plots.maps import plot_history
+from pyro_vaeflow.plots.history import plot_history
 from pyro_vaeflow.tables.table_encoder import TableEncoder
 
 # %% [markdown]
@@ -88,7 +87,7 @@ plot_history(history.frame)
 # %% [markdown]
 # ## Score
 #
-# Two scores, both in nats and both high for odd rows: `importance` is an estimate of -log p(x),
+# Two scores, both in nats and both high for anomalies: `importance` is an estimate of -log p(x),
 # `reconstruction` is -E_q[log p(x | z)]. The others say how far the first can be believed.
 
 # %%
@@ -102,8 +101,8 @@ frame.groupby("label")[["log_evidence", "stderr", "ess", "khat"]].median().round
 #   rows, it does not change their order.
 # - `ess`: how many independent draws the weighted ones are worth, of those that were taken.
 # - `khat`: the tail of the weights. Below 0.7 the estimate can be used; above it, a few draws
-#   carry all the weight and the evidence is probably too low. That makes an odd row look odder
-#   still, so for finding it little is lost, but its number is not to be quoted.
+#   carry all the weight and the evidence is probably too low. That raises the score of an
+#   anomaly further, so for finding it little is lost, but its number is not to be quoted.
 
 # %%
 pd.crosstab(
@@ -122,19 +121,19 @@ frame.groupby("draws")[["stderr", "stderr, tol=0.1", "khat"]].agg("median").join
 ).round(2)
 
 # %% [markdown]
-# ## The oddest row, column by column
+# ## The row with the highest score, column by column
 #
 # `contributions` splits a row's expected negative log-likelihood: what each column adds, in nats.
 
 # %%
-odd = int(scores.importance.argmax())
-nats = contributions(model, guide, x_test[odd : odd + 1], num_samples=NUM_SAMPLES)[0]
+top = int(scores.importance.argmax())
+nats = contributions(model, guide, x_test[top : top + 1], num_samples=NUM_SAMPLES)[0]
 why = pd.DataFrame(
-    {"nats": nats.numpy(), "value": split.X_test.iloc[odd].to_numpy()}, index=encoder.feature_names_
+    {"nats": nats.numpy(), "value": split.X_test.iloc[top].to_numpy()}, index=encoder.feature_names_
 )
 why["median of training rows"] = split.X_train.median()
-why["standard deviations away"] = x_test[odd].numpy()
-print(f"row {split.X_test.index[odd]}, {split.labels_test[odd]}")
+why["standard deviations away"] = x_test[top].numpy()
+print(f"row {split.X_test.index[top]}, {split.labels_test[top]}")
 why.nlargest(6, "nats").round(3)
 
 # %% [markdown]
@@ -156,12 +155,12 @@ pd.crosstab(frame["label"], flagged, colnames=[""])
 # The only place where labels are used.
 
 # %%
-found = {
+rankings = {
     "importance": test_score,
     "reconstruction": scores.reconstruction.numpy(),
     "norm of x": x_test.norm(dim=1).numpy(),
 }
-metrics = {name: detection_metrics(split.y_test, values) for name, values in found.items()}
+metrics = {name: detection_metrics(split.y_test, values) for name, values in rankings.items()}
 pd.DataFrame(metrics).T[["auroc", "average_precision", "f1_true_ratio"]].round(3)
 
 
@@ -180,7 +179,7 @@ def draw() -> Figure:
     left.set_xlim(left=min(0.0, test_score.min()))
     left.set(xlabel="importance score, -log p(x) (nats)", ylabel="test rows")
     left.legend()
-    for (name, values), style in zip(found.items(), ("-", "--", ":"), strict=True):
+    for (name, values), style in zip(rankings.items(), ("-", "--", ":"), strict=True):
         false, true, _ = roc_curve(split.y_test, values)
         right.plot(false, true, style, color="black", label=name)
     right.set(xlabel="share of benign rows flagged", ylabel="share of malignant rows flagged")

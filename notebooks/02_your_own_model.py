@@ -11,7 +11,6 @@
 # ---
 
 # %% [markdown]
-# %% [markdown]
 # # A model and guide of your own
 #
 # Training, annealing, scores and diagnostics speak Pyro traces. Whatever pair of programs meets
@@ -28,7 +27,11 @@
 # %%
 # %matplotlib inline
 import os
+import tempfile
 import warnings
+from contextlib import chdir, redirect_stderr
+from io import StringIO
+from pathlib import Path
 
 import pandas as pd
 import pyro
@@ -49,14 +52,16 @@ from pyro_vaeflow import (
     score,
     train,
 )
+from pyro_vaeflow.cli import main
 from pyro_vaeflow.metrics import detection_metrics
-from pyro_vaeflow.plots.maps import plot_history
+from pyro_vaeflow.plots.history import plot_history
 
 # %% [markdown]
 # The budget: `VAEFLOW_QUICK` makes every cell run in seconds, to test that it runs.
 
 # %%
-NUM_STEPS, NUM_ROWS = (20, 200) if os.environ.get("VAEFLOW_QUICK") else (3000, 4000)
+QUICK = bool(os.environ.get("VAEFLOW_QUICK"))
+NUM_STEPS, NUM_ROWS = (20, 200) if QUICK else (3000, 4000)
 
 # %% [markdown]
 # ## A table
@@ -145,7 +150,7 @@ active_units(model, guide, x_test).to_frame().round(2)
 # %% [markdown]
 # ## Score
 #
-# The same call as for any other pair. A row with another machine's sensors is odd under the joint
+# The same call as for any other pair. A row with another machine's sensors has a low joint
 # density, and the site that is to blame can be asked for by name.
 
 # %%
@@ -156,9 +161,9 @@ frame.groupby("swapped")[["log_evidence", "stderr", "ess", "khat_high"]].mean().
 
 # %%
 by_column = (x_test - x_train.mean(0)).div(x_train.std(0)).norm(dim=1)
-found = {"importance": scores.importance, "reconstruction": scores.reconstruction}
-found["columns one by one"] = by_column
-metrics = {name: detection_metrics(is_swapped, values.numpy()) for name, values in found.items()}
+rankings = {"importance": scores.importance, "reconstruction": scores.reconstruction}
+rankings["columns one by one"] = by_column
+metrics = {name: detection_metrics(is_swapped, v.numpy()) for name, v in rankings.items()}
 pd.DataFrame(metrics).T[["auroc", "average_precision", "f1_true_ratio"]].round(3)
 
 # %%
@@ -227,3 +232,106 @@ for step in range(100):
     with anneal(beta(step)):
         loss = svi.step(x_train[step % 10 :: 10])
 print(f"beta {beta(99):.2f}, annealed loss {loss / len(x_train[9::10]):.2f} nats a row")
+
+# %% [markdown]
+# ## The pair in a study
+#
+# Seeds, variants, tables, worker processes, and runs that go on after a kill: `vaeflow run` does
+# all this for a pair of one's own as well. It takes two files. The first makes the pair. The rows
+# of the data set `ring` lie about a circle, so here is a model that knows it, beside the guide that
+# ships.
+
+# %%
+PAIR = '''\
+import pyro
+import pyro.distributions as dist
+import torch
+from pyro.nn import PyroModule, PyroParam
+
+from pyro_vaeflow import Guide
+
+
+class Circle(PyroModule):
+    """A point on a circle in the direction of z, plus noise: four numbers are learned."""
+
+    def __init__(self):
+        super().__init__()
+        positive = dist.constraints.positive
+        self.centre = PyroParam(torch.zeros(2))
+        self.radius = PyroParam(torch.tensor(1.0), constraint=positive)
+        self.noise = PyroParam(torch.tensor(0.3), constraint=positive)
+
+    def forward(self, x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+            direction = z / z.norm(dim=-1, keepdim=True)
+            point = self.centre + self.radius * direction
+            pyro.sample("x", dist.Normal(point, self.noise).to_event(1), obs=x)
+
+
+def make(settings, num_features, x):
+    guide = Guide(
+        num_features,
+        latent_dim=2,
+        hidden_dims=settings.encoder_dims,
+        flow=settings.flow,
+        num_flows=settings.num_flows,
+        dropout=settings.dropout,
+        activation=settings.activation,
+    )
+    return Circle(), guide
+'''
+
+# %% [markdown]
+# The second is the study: settings for all runs, and three variants, the first with the pair that
+# ships. `make` is given the settings and is free to use them.
+
+# %%
+STUDY = """\
+dataset: ring
+preprocessing: none
+likelihood: normal
+latent_dim: 2
+encoder_dims: [64, 64]
+decoder_dims: [64, 64]
+activation: silu
+dropout: 0.0
+num_steps: 1500
+learning_rate: 0.01
+learning_rate_schedule: cosine
+annealing: {kind: linear, ratio: 0.25}
+clip_norm: 10.0
+seeds: [0, 1]
+variants:
+  - {flow: planar, num_flows: 10}
+  - {programs: my_pair.py:make, flow: diagonal}
+  - {programs: my_pair.py:make, flow: planar, num_flows: 10}
+quick: {num_steps: 10, max_rows: 100, num_samples: 5}
+"""
+
+# %% [markdown]
+# `vaeflow run my_study.yaml` in a shell does what `main` does here, in a temporary folder. Progress
+# bars are left out.
+
+# %%
+temporary = tempfile.TemporaryDirectory()
+folder = Path(temporary.name)
+(folder / "my_pair.py").write_text(PAIR)
+(folder / "my_study.yaml").write_text(STUDY)
+options = ["--quick"] if QUICK else []
+with chdir(folder), redirect_stderr(StringIO()):
+    status = main(["run", "my_study.yaml", "--out", "results", *options])
+print("exit status", status)
+
+# %%
+summary = pd.read_csv(folder / "results" / "summary.csv").fillna({"programs": "vae"})
+summary = summary[summary["score"] == "importance"]
+groups = summary.groupby(["programs", "flow"])
+groups[["elbo", "log_evidence", "kl", "auroc"]].mean().round(3)
+
+# %% [markdown]
+# Means over two seeds; but for AUROC in nats a row. The true log density of the ring is 1.57 on
+# average. In as many steps the model that knows the circle comes nearer to it than the networks
+# that ship, with four numbers in place of a decoder. It does so with a flow only: its posteriors
+# are narrow wedges that point away from the centre, and a diagonal normal fits few of these. The
+# order of the rows gains next to nothing from it.
