@@ -124,7 +124,7 @@ def true_posterior(model, row, grid, log_area):
 
 # %%
 POSTERIORS = {
-    "base": {"flow": "diagonal"},
+    "diagonal": {"flow": "diagonal"},
     "planar 16": {"flow": "planar", "num_flows": 16},
     "IAF 8": {"flow": "iaf", "num_flows": 8, "flow_options": {"hidden_dim": 32}},
     "spline 2": {"flow": "spline", "num_flows": 2, "flow_options": {"hidden_dim": 32}},
@@ -188,8 +188,8 @@ def draw(densities, edges, table, unit="", density_unit="per unit of area") -> F
             panel.contour(
                 centres, centres, row["true"].T, levels=[level], colors="white", linewidths=0.6
             )
-            kept = table.loc[(name, posterior)]
-            text = f"{kept['gap']:.2f} = {kept['approximation']:.2f} + {kept['amortization']:.2f}"
+            nats = table.loc[(name, posterior)]
+            text = f"{nats['gap']:.2f} = {nats['approximation']:.2f} + {nats['amortization']:.2f}"
             panel.text(0.03, 0.03, text, transform=panel.transAxes, color="white", fontsize=7)
     return figure
 
@@ -203,8 +203,8 @@ draw(densities, edges, table, unit=" (km)", density_unit="per square kilometre")
 # In each panel: gap = approximation + amortization, in nats. The colours share one scale, set by
 # the true posteriors; the white line holds 90% of the true posterior.
 #
-# - A normal with a diagonal covariance cannot bend: on the arcs the base loses most, and settles
-#   on a part of them. The flows bend.
+# - A normal with a diagonal covariance cannot bend: on the arcs it loses most, and settles on a
+#   part of them. The flows bend, though the IAF ends on one half of the longest arc.
 # - A posterior in two pieces is another matter. KL(q || p) punishes a q that is where p is not,
 #   and not one that leaves a piece out: that costs log 2 = 0.69 nats, once, and is a local
 #   optimum.
