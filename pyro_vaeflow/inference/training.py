@@ -42,7 +42,7 @@ from pyro_vaeflow.inference.svi import LastTraces, OneOptimizer, PerRow, make_sv
 from pyro_vaeflow.inference.traces import Args, as_args, row_terms, run_once, take_rows
 from pyro_vaeflow.validation import check_size
 
-ADAM = partial(torch.optim.Adam, fused=True)  # fused: one call for all parameters
+ADAM = partial(torch.optim.Adam, fused=True)  # one call for all parameters
 
 
 @dataclass(frozen=True)
@@ -208,9 +208,9 @@ def _checked_rows(
     for name, rows in {"x": args, "held_out": args if held_out is None else held_out}.items():
         if not len(as_args(rows)[0]):
             raise ValueError(f"{name} has no rows")
-        if (shape := as_args(rows)[0].shape[1:]) != args[0].shape[1:]:
-            shapes = f"{tuple(args[0].shape[1:])}, got {tuple(shape)}"
-            raise ValueError(f"held_out must have rows like those of x, {shapes}")
+        shape, like = (tuple(a[0].shape[1:]) for a in (as_args(rows), args))
+        if shape != like:
+            raise ValueError(f"held_out must have rows like those of x, {like}, got {shape}")
     return args
 
 
@@ -249,10 +249,7 @@ def _watchers(
 def _make_parameters(
     model: Program, guide: Program, batch: Args, seed: int
 ) -> list[torch.nn.Module]:
-    """Runs the programs on a batch, so that start values taken from the data see a whole one.
-
-    Random numbers of the steps and running means stay. Returns the modules that are called.
-    """
+    """Runs the programs on a whole batch, for start values taken from it; the modules called."""
     with module_mode(model, guide, training=False), seeded(seed), torch.no_grad():
         with called_modules() as called:
             run_once(model, guide, batch)

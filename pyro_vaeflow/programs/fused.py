@@ -1,8 +1,8 @@
 """Neighbouring flow layers in one batched pass: a way to run Pyro's layers, not layers of its own.
 
 A flow of fifty layers asks fifty small networks about one context. `fused` finds neighbours of an
-exactly known kind and takes their weights together, rows last; autograd differentiates it. A layer that
-differs in anything, be it a hook or a method replaced, runs as Pyro runs it.
+exactly known kind and takes their weights together, rows last; autograd differentiates it. A layer
+that differs in anything, be it a hook or a method replaced, runs as Pyro runs it.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
