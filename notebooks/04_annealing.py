@@ -41,7 +41,7 @@ from pyro_vaeflow import (
     score,
     train,
 )
-from pyro_vaeflow.plots.maps import plot_schedules
+from pyro_vaeflow.plots.history import plot_schedules
 
 # %% [markdown]
 # The budget: `VAEFLOW_QUICK` makes every cell run in seconds, to test that it runs.
@@ -84,7 +84,7 @@ print(f"largest correlation of two columns: {correlation.abs().max():.3f}")
 
 # %%
 def run(seed=0, num_steps=NUM_STEPS, **annealing):
-    """A base VAE with eight latents, trained from the same start by whatever `annealing` says."""
+    """A VAE with a diagonal posterior and eight latents, annealed in the way that is asked for."""
     pyro.set_rng_seed(seed)
     model = Model(8, latent_dim=8, hidden_dims=(32, 32), likelihood="normal", dropout=0.0)
     guide = Guide(8, latent_dim=8, hidden_dims=(32, 32), dropout=0.0)
@@ -99,9 +99,9 @@ warnings.simplefilter("ignore", KhatWarning)  # it is about the evidence, not us
 def measure(model, guide):
     """On rows not trained on: the true bound, its two parts, and how many latents say anything."""
     scores = score(model, guide, x_test)
-    found = {"ELBO": scores.elbo, "E[log p(x | z)]": scores.expected_log_likelihood}
-    found["KL"] = scores.expected_log_likelihood - scores.elbo
-    nats = {name: float(value.mean()) for name, value in found.items()}
+    parts = {"ELBO": scores.elbo, "E[log p(x | z)]": scores.expected_log_likelihood}
+    parts["KL"] = scores.expected_log_likelihood - scores.elbo
+    nats = {name: float(value.mean()) for name, value in parts.items()}
     return nats | {"active units": active_units(model, guide, x_test).count}
 
 

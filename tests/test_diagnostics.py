@@ -116,7 +116,7 @@ def test_the_gap_of_one_posterior_for_all_rows_is_recovered() -> None:
     exact = correlated()
     x = exact.sample(30)
     pair = Pair(exact.model, normal_guide(exact, None), x)
-    gaps = gaps_of(pair, num_samples=4000, num_steps=200, learning_rate=0.1)
+    gaps = gaps_of(pair, num_samples=4000, num_steps=100, learning_rate=0.1)
     posterior = dist.MultivariateNormal(exact.posterior_loc(x), exact.covariance)
     prior = dist.MultivariateNormal(torch.zeros(30, 2), torch.eye(2))
     kl = torch.distributions.kl_divergence(prior, posterior)
@@ -130,7 +130,7 @@ def test_the_gap_of_one_posterior_for_all_rows_is_recovered() -> None:
 
 @pytest.mark.parametrize(
     "flow, depth, conditioned",
-    [("diagonal", 0, True), ("planar", 3, True), ("iaf", 2, True), ("iaf", 2, False)],
+    [("diagonal", 0, True), ("planar", 2, True), ("iaf", 2, True), ("iaf", 2, False)],
 )
 def test_an_untrained_guide_is_brought_to_its_familys_best(flow, depth, conditioned) -> None:
     """Every family holds the factorised normals, so none may end below the best of these."""
@@ -140,7 +140,7 @@ def test_an_untrained_guide_is_brought_to_its_familys_best(flow, depth, conditio
     # gated layers bend too slowly for 200 steps
     options = {"flow_options": {"stable": False} if flow == "iaf" else {}}
     guide = Guide(3, flow=flow, num_flows=depth, conditioned=conditioned, **sizes, **options)
-    gaps = inference_gap(exact.model, guide, x, learning_rate=0.1)
+    gaps = inference_gap(exact.model, guide, x, learning_rate=0.1, num_steps=120)
     assert gaps.amortization_gap.mean() > 1.0
     best = kl_of_best_factorised(exact)
     assert -1e-9 <= gaps.approximation_gap.mean().item() < best + 0.01

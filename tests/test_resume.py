@@ -547,12 +547,12 @@ def test_a_stopped_study_resumes_its_training(in_step, tmp_path: Path, capsys) -
 
 
 def test_kills_at_random_moments_change_no_bit() -> None:
-    command = [sys.executable, "-m", "tests.kill_run", "--kills", "8", "--fresh", "1"]
+    command = [sys.executable, "-m", "tests.kill_run", "--kills", "6", "--fresh", "1"]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     counts = json.loads(done.stdout.splitlines()[-1])
     forks, fresh = counts["forks"], counts["fresh"]
-    assert forks["kills"] >= 8 and fresh["kills"] == 1
+    assert forks["kills"] >= 6 and fresh["kills"] == 1
     assert forks.get("mismatches", 0) == fresh.get("mismatches", 0) == 0
     # Where a kill falls depends on what else the machine does: not each place is hit each time.
     assert sum(forks.get(place, 0) for place in ("in a step", "writing", "renaming")) > 0
