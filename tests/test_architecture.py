@@ -40,7 +40,8 @@ def own_imports(path: Path) -> set[str]:
     return modules_imported(path) & MODULES.keys()
 
 
-def test_folders_are_all_ordered() -> None:
+def test_folders_are_all_ordered_and_validation_imports_nothing_of_ours() -> None:
+    assert not own_imports(PACKAGE / "validation.py")
     assert {path.parent.name for path in SOURCES} == {PACKAGE.name, *FOLDERS}
 
 
@@ -52,10 +53,6 @@ def test_a_folder_imports_from_itself_and_those_before_it(folder: str) -> None:
         assert "pyro_vaeflow.cli" not in own_imports(path), path.name
         # A public name would be found past this test, wherever it lives.
         assert not {f"pyro_vaeflow.{name}" for name in pyro_vaeflow._HOME} & modules_imported(path)
-
-
-def test_what_checks_arguments_imports_nothing_of_ours() -> None:
-    assert not own_imports(PACKAGE / "validation.py")
 
 
 def test_inference_knows_no_encoder() -> None:
@@ -79,20 +76,16 @@ def test_imports_make_no_circle() -> None:
     assert not edges
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.stem)
-def test_no_module_unpickles_or_changes_global_settings(path: Path) -> None:
-    assert not modules_imported(path) & {"pickle", "dill", "joblib.load", "torch.load"}
-    tree = ast.parse(path.read_text())
-    called = {ast.unparse(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)}
+def test_no_module_unpickles_asserts_or_changes_global_settings() -> None:
     forbidden = {"torch.load", "torch.set_num_threads", "torch.set_default_dtype", "joblib.load"}
     forbidden |= {"pyro.enable_validation", "pyro.clear_param_store", "torch.manual_seed"}
-    assert not called & forbidden
-
-
-@pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.stem)
-def test_there_are_no_asserts_and_no_utils(path: Path) -> None:
-    assert path.stem != "utils"
-    assert not [n for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.Assert)]
+    for path in SOURCES:
+        assert path.stem != "utils"
+        assert not modules_imported(path) & {"pickle", "dill", "joblib.load", "torch.load"}, path
+        nodes = list(ast.walk(ast.parse(path.read_text())))
+        called = {ast.unparse(node.func) for node in nodes if isinstance(node, ast.Call)}
+        assert not called & forbidden, path
+        assert not [node for node in nodes if isinstance(node, ast.Assert)], path
 
 
 def test_importing_the_package_does_not_import_torch() -> None:

@@ -1,12 +1,13 @@
 """Rank statistics: uniform for exact posteriors, not for wrong ones, for every kind of site."""
 
+from typing import Any
+
 import pyro
 import pyro.distributions as dist
 import pytest
 import scipy.stats
 import torch
 
-from pyro_vaeflow import train
 from pyro_vaeflow.inference.calibration import Calibration, simulation_based_calibration
 from tests.programs import ZOO, LinearGaussian, Pair
 
@@ -23,39 +24,38 @@ def scaled_guide(exact: LinearGaussian, scale: float = 1.0, shift: float = 0.0):
     return guide
 
 
-def calibration_of(model, guide, x, **options) -> Calibration:
+def calibration_of(model, guide, x: Any = 3, **options) -> Calibration:
+    x = torch.zeros(1, x) if isinstance(x, int) else x
     return simulation_based_calibration(model, guide, x, **{"num_simulations": 1000} | options)
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_an_exact_posterior_is_not_rejected(seed: int) -> None:
     exact = LinearGaussian()
-    found = calibration_of(exact.model, exact.exact_guide, torch.zeros(1, 3), seed=seed)
-    assert found.ranks["z"].shape == (1000, 2)
-    assert found.ranks["z"].min() >= 0 and found.ranks["z"].max() <= 99
-    assert (found.p_values["z"] > 0.01).all()
+    calibration = calibration_of(exact.model, exact.exact_guide, seed=seed)
+    ranks = calibration.ranks["z"]
+    assert ranks.shape == (1000, 2) and ranks.min() >= 0 and ranks.max() <= 99
+    assert (calibration.p_values["z"] > 0.01).all()
+    # neither the values of the rows matter nor their number
+    other = calibration_of(exact.model, exact.exact_guide, torch.randn(7, 3), seed=seed)
+    assert torch.equal(ranks, other.ranks["z"])
 
 
 def test_p_values_of_exact_posteriors_are_uniform() -> None:
     """So the test rejects at 1% as often as it says."""
     exact = LinearGaussian()
     options = {"num_simulations": 400, "num_draws": 19, "num_bins": 20}
-    p_values = torch.cat(
-        [
-            calibration_of(exact.model, exact.exact_guide, torch.zeros(1, 3), seed=s, **options)
-            .p_values["z"]
-            for s in range(60)
-        ]
-    )  # fmt: skip
-    assert scipy.stats.kstest(p_values.numpy(), "uniform").pvalue > 0.01
+    pair = exact.model, exact.exact_guide
+    p_values = [calibration_of(*pair, seed=s, **options).p_values["z"] for s in range(60)]
+    assert scipy.stats.kstest(torch.cat(p_values).numpy(), "uniform").pvalue > 0.01
 
 
 @pytest.mark.parametrize("wrong", [{"scale": 0.5}, {"scale": 1.5}, {"shift": 0.15}])
 def test_a_wrong_posterior_is_rejected(wrong: dict) -> None:
     exact = LinearGaussian()
-    found = calibration_of(exact.model, scaled_guide(exact, **wrong), torch.zeros(1, 3))
-    assert (found.p_values["z"] < 1e-6).all()
-    counts = found.counts["z"]
+    calibration = calibration_of(exact.model, scaled_guide(exact, **wrong))
+    assert (calibration.p_values["z"] < 1e-6).all()
+    counts = calibration.counts["z"]
     assert (counts.sum(0) == 1000).all()
     ends, middle = counts[0] + counts[-1], counts[9] + counts[10]
     if wrong == {"scale": 0.5}:
@@ -68,18 +68,11 @@ def test_a_wrong_posterior_is_rejected(wrong: dict) -> None:
 
 def test_p_values_are_scipys() -> None:
     exact = LinearGaussian()
-    found = calibration_of(exact.model, scaled_guide(exact, 0.9), torch.zeros(1, 3))
-    expected = scipy.stats.chisquare(found.counts["z"].numpy()).pvalue
-    torch.testing.assert_close(found.p_values["z"], torch.from_numpy(expected))
-    frame = found.to_frame()
+    calibration = calibration_of(exact.model, scaled_guide(exact, 0.9))
+    expected = scipy.stats.chisquare(calibration.counts["z"].numpy()).pvalue
+    torch.testing.assert_close(calibration.p_values["z"], torch.from_numpy(expected))
+    frame = calibration.to_frame()
     assert [*frame.columns] == ["site", "coordinate", "p_value"] and len(frame) == 2
-
-
-def test_the_values_of_the_rows_do_not_matter_their_number_neither() -> None:
-    exact = LinearGaussian()
-    one = calibration_of(exact.model, exact.exact_guide, torch.zeros(1, 3), seed=5)
-    other = calibration_of(exact.model, exact.exact_guide, torch.randn(7, 3), seed=5)
-    assert torch.equal(one.ranks["z"], other.ranks["z"])
 
 
 def test_discrete_latents_break_their_ties_at_random() -> None:
@@ -101,8 +94,8 @@ def test_discrete_latents_break_their_ties_at_random() -> None:
             probs = torch.tensor([0.1, 0.8]).expand(x.shape)
             pyro.sample("on", dist.Bernoulli(probs).to_event(1))
 
-    assert (calibration_of(model, guide, torch.zeros(1, 2)).p_values["on"] > 0.01).all()
-    assert (calibration_of(model, prior_guide, torch.zeros(1, 2)).p_values["on"] < 1e-6).all()
+    assert (calibration_of(model, guide, 2).p_values["on"] > 0.01).all()
+    assert (calibration_of(model, prior_guide, 2).p_values["on"] < 1e-6).all()
 
 
 def test_two_exact_latents_are_ranked_under_their_own_names() -> None:
@@ -119,28 +112,25 @@ def test_two_exact_latents_are_ranked_under_their_own_names() -> None:
             w = pyro.sample("w", dist.Normal(2.0 / 3.0 * x, (2.0 / 3.0) ** 0.5).to_event(1))
             pyro.sample("z", dist.Normal(0.5 * w[..., 0], 0.5**0.5))
 
-    found = calibration_of(model, guide, torch.zeros(2, 1))
-    assert {name: tuple(r.shape) for name, r in found.ranks.items()} == {
-        "w": (1000, 1),
-        "z": (1000, 1),
-    }
-    assert all((p > 0.01).all() for p in found.p_values.values())
+    calibration = calibration_of(model, guide, torch.zeros(2, 1))
+    shapes = {name: tuple(ranks.shape) for name, ranks in calibration.ranks.items()}
+    assert shapes == {"w": (1000, 1), "z": (1000, 1)}
+    assert all((p > 0.01).all() for p in calibration.p_values.values())
 
 
 def test_every_pair_has_ranks_and_is_left_as_it_was(row_pair: Pair) -> None:
-    train(row_pair.model, row_pair.guide, row_pair.x, num_steps=1, progress=False)
+    row_pair.fit(num_steps=1)
     sizes = {"num_simulations": 40, "num_draws": 9, "num_bins": 5}
     if "x_0" in pyro.poutine.trace(row_pair.model).get_trace(*row_pair.args).nodes:
         with pytest.raises(ValueError, match=r"observes 3 sites .*assemble="):
-            calibration_of(row_pair.model, row_pair.guide, row_pair.x, **sizes)
+            calibration_of(*row_pair.programs, row_pair.x, **sizes)
         sizes["assemble"] = lambda sites: torch.stack([sites[f"x_{j}"] for j in range(3)], -1)
     pyro.clear_param_store()
     random_state = torch.get_rng_state()
-    found = calibration_of(row_pair.model, row_pair.guide, row_pair.x, **sizes)
+    one, again = (calibration_of(*row_pair.programs, row_pair.x, **sizes) for _ in range(2))
     assert torch.equal(torch.get_rng_state(), random_state)
     assert not dict(pyro.get_param_store())
-    again = calibration_of(row_pair.model, row_pair.guide, row_pair.x, **sizes)
-    for name, ranks in found.ranks.items():
+    for name, ranks in one.ranks.items():
         assert ranks.shape[0] == 40 and ranks.min() >= 0 and ranks.max() <= 9
         assert torch.equal(ranks, again.ranks[name])
 
@@ -155,14 +145,11 @@ def test_rows_of_another_shape_need_assemble() -> None:
         with pyro.plate("data", len(x)):
             pyro.sample("z", dist.Normal(0.5 * x[..., 0], 0.5**0.5))
 
-    with pytest.raises(
-        ValueError, match=r"shape \(1000,\) where the first argument has .*assemble"
-    ):
-        calibration_of(model, guide, torch.zeros(1, 1))
-    found = calibration_of(
-        model, guide, torch.zeros(1, 1), assemble=lambda sites: sites["x"].unsqueeze(-1)
-    )
-    assert (found.p_values["z"] > 0.01).all()
+    message = r"shape \(1000,\) where the first argument has .*assemble"
+    with pytest.raises(ValueError, match=message):
+        calibration_of(model, guide, 1)
+    calibration = calibration_of(model, guide, 1, assemble=lambda sites: sites["x"].unsqueeze(-1))
+    assert (calibration.p_values["z"] > 0.01).all()
 
 
 @pytest.mark.parametrize(
@@ -177,4 +164,4 @@ def test_rows_of_another_shape_need_assemble() -> None:
 def test_a_bad_size_is_named(options: dict, message: str) -> None:
     pair = ZOO["diagonal"]()
     with pytest.raises(ValueError, match=message):
-        calibration_of(pair.model, pair.guide, pair.x, **options)
+        calibration_of(*pair.programs, pair.x, **options)

@@ -273,13 +273,7 @@ NO_JSON = {
     "dates": pd.date_range("2020-01-01", periods=5),
     "tuples": pd.MultiIndex.from_product([["a"], range(5)]),
 }
-CHANGED = {
-    "flow": "iaf",
-    "num_flows": 2,
-    "latent_dim": 3,
-    "hidden_dims": (8,),
-    "prior": "normal",
-}
+CHANGED = {"flow": "iaf", "num_flows": 2, "latent_dim": 3, "hidden_dims": (8,), "prior": "normal"}
 
 
 @pytest.mark.parametrize("names", NO_JSON)

@@ -17,7 +17,7 @@ import pytest
 from pyro_vaeflow import workers
 from pyro_vaeflow.experiments import experiment, fanout
 from pyro_vaeflow.experiments.config import ExperimentConfig
-from pyro_vaeflow.experiments.fanout import attempt, run_all
+from pyro_vaeflow.experiments.fanout import Call, attempt, run_all
 from pyro_vaeflow.experiments.results import finished_runs
 from pyro_vaeflow.experiments.run_folder import lock_of
 from pyro_vaeflow.locks import hold_lock
@@ -33,17 +33,17 @@ def die(*args, **kwargs) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def attempt_that_dies(config: ExperimentConfig, out: Path, *rest):
+def attempt_that_dies(config: ExperimentConfig, call: Call):
     """The run of seed 0 is killed before it scores, the first time.
 
     Each attempt leaves a line in ``out/attempts``.
     """
-    log = out / "attempts"
+    log = call.out / "attempts"
     with log.open("a") as file:
         file.write(f"seed{config.seed}\n")
     if config.seed == 0 and log.read_text().count("seed0") == 1:
         experiment.score_rows = die
-    return attempt(config, out, *rest)
+    return attempt(config, call)
 
 
 def seeds(count: int, **changes) -> list[ExperimentConfig]:
@@ -260,4 +260,4 @@ def test_no_scheduler_is_an_error_that_names_the_address(tmp_path, monkeypatch) 
 
 def test_a_folder_that_workers_do_not_see_is_named(tmp_path) -> None:
     with pytest.raises(ConfigError, match="is not the folder of the study: give an --out"):
-        attempt(TINY, tmp_path, tmp_path / "runs" / ".gone.lock", "", False)
+        attempt(TINY, Call(tmp_path, tmp_path / "runs" / ".gone.lock"))

@@ -21,9 +21,11 @@ def draw(x: torch.Tensor, seed: int = 0, base=None, num_samples: int = NUM_SAMPL
     """What sites `a` and `b` of a guide sample, ``(num_samples, num_data, DIM)`` each."""
     base = dist.Normal(torch.zeros(DIM), torch.ones(DIM)) if base is None else base
 
+    base = base.to_event(1) if base.event_dim == 0 else base
+
     def guide(x):
         with pyro.plate("num_samples", num_samples, dim=-2), pyro.plate("data", len(x), dim=-1):
-            return {name: pyro.sample(name, base.to_event(1)) for name in "ab"}
+            return {name: pyro.sample(name, base) for name in "ab"}
 
     return RowNoise(x, seed)(guide)(x)
 
@@ -70,20 +72,16 @@ def test_a_mean_over_rows_has_the_error_of_independent_rows() -> None:
     assert 0.7 * expected < squares.std() < 1.3 * expected
 
 
-def test_equal_rows_have_equal_noise_and_others_have_not() -> None:
+def test_rows_and_seeds_that_are_equal_have_equal_noise_and_others_have_not() -> None:
     x = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, -0.0], [1.0, 1e-30]])
     one, two, three, four = draw(x)["a"].unbind(1)
     assert torch.equal(one, three)
     assert not torch.isclose(one, two).any() and not torch.isclose(one, four).any()
+    again, other = (draw(x, seed)["a"].flatten()[None] for seed in (0, 4))
+    assert torch.equal(again, draw(x)["a"].flatten()[None])
+    assert correlation(again, other).abs().max() < 5.0
     assert row_hash(x.double()).tolist() == row_hash(x).tolist()
     assert len(row_hash(torch.cartesian_prod(*[torch.arange(20)] * 3)).unique()) == 20**3
-
-
-def test_the_seed_alone_decides() -> None:
-    x = rows(5)
-    assert torch.equal(draw(x, seed=3)["a"], draw(x, seed=3)["a"])
-    one, other = (draw(x, seed)["a"].flatten()[None] for seed in (3, 4))
-    assert correlation(one, other).abs().max() < 5.0
 
 
 HALF = torch.full((DIM,), 0.5)
@@ -114,13 +112,7 @@ def test_a_distribution_keeps_its_law_and_does_not_see_the_other_rows(name: str)
 def test_two_requests_of_one_distribution_are_independent() -> None:
     """x = W a + sqrt(D) b has covariance W W^T + D only if a and b do not share their noise."""
     made = dist.LowRankMultivariateNormal(torch.zeros(3), torch.eye(3), torch.ones(3))
-
-    def guide(x):
-        with pyro.plate("num_samples", NUM_SAMPLES, dim=-2), pyro.plate("data", len(x), dim=-1):
-            return pyro.sample("z", made)
-
-    x = rows(50)
-    z = RowNoise(x, seed=0)(guide)(x).flatten(0, 1)
+    z = draw(rows(50), base=made)["a"].flatten(0, 1)
     torch.testing.assert_close(z.T.cov(), made.covariance_matrix, rtol=0, atol=0.1)
 
 

@@ -13,11 +13,20 @@ from pyro_vaeflow.experiments.config import ExperimentConfig
 from pyro_vaeflow.experiments.experiment import run
 from pyro_vaeflow.experiments.run_folder import load_programs, write
 from pyro_vaeflow.inference.parameters import seeded
-from pyro_vaeflow.programs import fitting as recipe
-from pyro_vaeflow.programs import priors
+from pyro_vaeflow.programs import fitting, priors
 from pyro_vaeflow.programs.fitting import build, fit
 from pyro_vaeflow.programs.priors import BROAD_WEIGHT, ExemplarMixture, ExemplarPrior
 from tests.programs import rows
+
+
+def prior_of(x: torch.Tensor, **options) -> ExemplarPrior:
+    return ExemplarPrior(x, Guide(3, latent_dim=2, dropout=0.0).locate, 2, **options)
+
+
+def pair_of(x: torch.Tensor, **options) -> tuple[Model, Guide]:
+    guide = Guide(3, latent_dim=2, hidden_dims=(8,), dropout=0.0, **options)
+    prior = ExemplarPrior(x, guide.locate, 2)
+    return Model(3, 2, (8,), "normal", dropout=0.0, prior=prior), guide
 
 
 def mixture(batch: tuple[int, ...] = ()) -> ExemplarMixture:
@@ -39,25 +48,17 @@ def by_pyro(mix: ExemplarMixture) -> dist.MixtureSameFamily:
 
 @pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize("batch", [(), (6,)])
-def test_densities_are_those_of_pyros_mixture(batch: tuple[int, ...]) -> None:
+def test_densities_and_gradients_are_those_of_pyros_mixture(batch: tuple[int, ...]) -> None:
     mix, value = mixture(batch), 3.0 * torch.randn(7, 6, 2)
-    expected = by_pyro(mix).log_prob(value)
-    torch.testing.assert_close(mix.log_prob(value), expected, rtol=0, atol=1e-10)
+    parts = [part.requires_grad_() for part in (mix.centres, mix.width, mix.broad, value)]
+    density, expected = mix.log_prob(value), by_pyro(mix).log_prob(value)
+    torch.testing.assert_close(density, expected, rtol=0, atol=1e-10)
+    gradients, wanted = (torch.autograd.grad(d.sum(), parts) for d in (density, expected))
+    torch.testing.assert_close(gradients, wanted, rtol=0, atol=1e-10)
     wide = mix.expand([7, 6])
     assert wide.batch_shape == (7, 6)
     assert wide.sample().shape == (7, 6, 2)
     torch.testing.assert_close(wide.log_prob(value), expected, rtol=0, atol=1e-10)
-
-
-@pytest.mark.usefixtures("float64")
-def test_gradients_are_those_of_pyros_mixture() -> None:
-    mix, value = mixture(), torch.randn(50, 2)
-    parts = (mix.centres, mix.width, mix.broad, value)
-    for part in parts:
-        part.requires_grad_()
-    found = torch.autograd.grad(mix.log_prob(value).sum(), parts)
-    expected = torch.autograd.grad(by_pyro(mix).log_prob(value).sum(), parts)
-    torch.testing.assert_close(found, expected, rtol=0, atol=1e-10)
 
 
 def test_scores_of_the_programs_take_no_weight_for_each_draw_and_centre(monkeypatch) -> None:
@@ -68,17 +69,19 @@ def test_scores_of_the_programs_take_no_weight_for_each_draw_and_centre(monkeypa
         return log_sum(a, b, bias)
 
     monkeypatch.setattr(priors, "_log_sum", seen)
-    guide = Guide(3, latent_dim=2, dropout=0.0)
-    model = Model(3, 2, likelihood="normal", prior=ExemplarPrior(rows(9), guide.locate, 2))
-    score(model, guide, rows(5), num_samples=4)
+    score(*pair_of(rows(9)), rows(5), num_samples=4)
     assert shapes[-1] == (9,)
 
 
-def test_far_values_are_scored_by_the_wide_part_in_single_precision() -> None:
+def test_values_and_exemplars_far_from_the_origin_count_in_single_precision() -> None:
     mix = mixture()
     value = torch.tensor([[1e3, 0.0], [1e6, -1e6]])
     expected = by_pyro(mix).log_prob(value.double())
     torch.testing.assert_close(mix.log_prob(value).double(), expected, rtol=1e-4, atol=0)
+    centres = 5.0 + 0.01 * torch.randn(4, 8)
+    mix = ExemplarMixture(torch.zeros(5), centres, torch.full((8,), 0.03), torch.full((8,), 3.0))
+    expected = by_pyro(mix).log_prob(centres)
+    torch.testing.assert_close(mix.log_prob(centres), expected, rtol=1e-3, atol=1e-2)
 
 
 def test_samples_have_the_mixtures_mean_and_spread() -> None:
@@ -91,8 +94,7 @@ def test_samples_have_the_mixtures_mean_and_spread() -> None:
 
 def test_in_training_a_row_is_no_exemplar_of_itself_nor_of_its_copies() -> None:
     x = torch.cat([rows(6), rows(6)[:1]])  # the first row twice
-    guide = Guide(3, latent_dim=2, dropout=0.0)
-    prior = ExemplarPrior(x, guide.locate, latent_dim=2).train()
+    prior = prior_of(x).train()
     weights = prior(x).log_weights.exp()
     assert weights.shape == (7, 8)
     left_out = (weights[:, :-1] == 0).sum(1)
@@ -100,13 +102,8 @@ def test_in_training_a_row_is_no_exemplar_of_itself_nor_of_its_copies() -> None:
     torch.testing.assert_close(weights.sum(1), torch.ones(7))
     prior.eval()
     assert (prior(x).log_weights > -math.inf).all(), "in scores every exemplar counts"
-
-
-def test_a_lone_exemplar_left_out_leaves_the_wide_part() -> None:
-    x = rows(1)
-    guide = Guide(3, latent_dim=2, dropout=0.0)
-    prior = ExemplarPrior(x, guide.locate, latent_dim=2).train()
-    value = torch.randn(1, 2)
+    x, value = rows(1), torch.randn(1, 2)
+    prior = prior_of(x).train()  # a lone exemplar left out leaves the wide part
     wide = dist.Normal(0.0, prior.log_broad.exp()).to_event(1).log_prob(value)
     torch.testing.assert_close(prior(x).log_prob(value), wide)
 
@@ -114,8 +111,7 @@ def test_a_lone_exemplar_left_out_leaves_the_wide_part() -> None:
 def test_scores_follow_the_guide_as_it_is_now() -> None:
     """Each held-out evaluation of a run must see the exemplars where the encoder puts them now."""
     x = rows(40)
-    guide = Guide(3, latent_dim=2, hidden_dims=(8,), dropout=0.0)
-    model = Model(3, 2, (8,), "normal", dropout=0.0, prior=ExemplarPrior(x, guide.locate, 2))
+    model, guide = pair_of(x)
     score(model, guide, x, num_samples=4)
     train(model, guide, x, num_steps=5, learning_rate=0.1, progress=False)
     kept = score(model, guide, x, num_samples=4)
@@ -126,8 +122,7 @@ def test_scores_follow_the_guide_as_it_is_now() -> None:
 
 def test_every_parameter_learns_and_the_guides_are_trained_once() -> None:
     x = rows(40)
-    guide = Guide(3, latent_dim=2, hidden_dims=(8,), dropout=0.0)
-    model = Model(3, 2, (8,), "normal", dropout=0.0, prior=ExemplarPrior(x, guide.locate, 2))
+    model, guide = pair_of(x)
     assert not {id(p) for p in model.parameters()} & {id(p) for p in guide.parameters()}
     before = {k: v.clone() for k, v in model.state_dict().items()}
     train(model, guide, x, num_steps=5, progress=False)
@@ -136,15 +131,14 @@ def test_every_parameter_learns_and_the_guides_are_trained_once() -> None:
 
 
 def test_at_most_so_many_rows_are_remembered() -> None:
-    guide = Guide(3, latent_dim=2)
-    prior = ExemplarPrior(rows(30), guide.locate, 2, max_exemplars=7)
+    prior = prior_of(rows(30), max_exemplars=7)
     assert prior.rows.shape == (7, 3)
     prior.remember(rows(5))
     assert prior.rows.shape == (5, 3)
     with pytest.raises(ValueError, match="rows must hold at least one exemplar"):
         prior.remember(rows(5)[:0])
     with pytest.raises(ValueError, match="per_step must be an integer of at least 1"):
-        ExemplarPrior(rows(5), guide.locate, 2, per_step=0)
+        prior_of(rows(5), per_step=0)
 
 
 CONFIG = ExperimentConfig(
@@ -154,17 +148,27 @@ CONFIG = ExperimentConfig(
 )  # fmt: skip
 
 
-def test_validation_rows_choose_the_step_and_are_exemplars_afterwards() -> None:
-    x = rows(100)
+def is_in(some: torch.Tensor, all_rows: torch.Tensor) -> torch.Tensor:
+    return (some[:, None] == all_rows).all(-1).any(1)
+
+
+def test_validation_rows_choose_the_step_and_are_exemplars_only_afterwards(monkeypatch) -> None:
+    x, seen = rows(100), []
     config = replace(CONFIG, likelihood="normal", preprocessing="standard")
     model, guide = build(config, 3, x)
     assert model.prior.rows.shape == (100, 3) and model.latent_dim == 3
+
+    def spy(model, guide, x, **options):
+        seen.append((model.prior.rows.clone(), x, options["held_out"]))
+        return train(model, guide, x, **options)
+
+    monkeypatch.setattr(fitting, "train", spy)
     history = fit(config, model, guide, x, None, progress=False)
+    ((exemplars, trained, held_out),) = seen
+    assert is_in(exemplars, trained).all() and not is_in(held_out, exemplars).any()
     assert history.frame["held_out_elbo"].notna().sum() == 30
     assert history.best_step == history.frame["held_out_elbo"].idxmax()
-    assert len(model.prior.rows) == 100
-    with seeded(0):
-        assert (model.prior.rows[:, None] == x).all(-1).any(0).all()
+    assert len(model.prior.rows) == 100 and is_in(x, model.prior.rows).all()
 
 
 def test_a_run_with_exemplars_and_mixed_columns_is_rebuilt_from_its_folder(tmp_path) -> None:
@@ -177,28 +181,9 @@ def test_a_run_with_exemplars_and_mixed_columns_is_rebuilt_from_its_folder(tmp_p
         torch.testing.assert_close(state[name.removeprefix("model.")], value, rtol=0, atol=0)
 
 
-def is_in(some, all_rows):
-    return (some[:, None] == all_rows).all(-1).any(1)
-
-
-def test_rows_that_choose_the_step_are_no_exemplars_meanwhile(monkeypatch) -> None:
-    config, seen = replace(CONFIG, likelihood="normal", preprocessing="standard"), []
-    model, guide = build(config, 3, rows(100))
-
-    def spy(model, guide, x, **options):
-        seen.append((model.prior.rows.clone(), x, options["held_out"]))
-        return train(model, guide, x, **options)
-
-    train = recipe.train
-    monkeypatch.setattr(recipe, "train", spy)
-    fit(config, model, guide, rows(100), None, progress=False)
-    ((exemplars, x, held_out),) = seen
-    assert is_in(exemplars, x).all() and not is_in(held_out, exemplars).any()
-
-
 def test_a_training_step_takes_a_part_of_the_rows_drawn_anew() -> None:
-    x, guide = rows(30), Guide(3, latent_dim=2, dropout=0.0)
-    prior = ExemplarPrior(x, guide.locate, 2, per_step=7).train()
+    x = rows(30)
+    prior = prior_of(x, per_step=7).train()
     one, other = prior(x), prior(x)
     assert one.log_weights.shape == (30, 8)
     assert not torch.equal(one.centres, other.centres)
@@ -206,38 +191,26 @@ def test_a_training_step_takes_a_part_of_the_rows_drawn_anew() -> None:
 
 @pytest.mark.parametrize("count", [5, 30])
 def test_the_wide_part_has_its_share_of_any_number_of_exemplars(count) -> None:
-    guide = Guide(3, latent_dim=2, dropout=0.0)
-    prior = ExemplarPrior(rows(count), guide.locate, 2).eval()
-    share = prior(rows(4)).log_weights.exp()[..., -1]
+    share = prior_of(rows(count)).eval()(rows(4)).log_weights.exp()[..., -1]
     torch.testing.assert_close(share, torch.full_like(share, BROAD_WEIGHT / (1 + BROAD_WEIGHT)))
 
 
 def test_exemplars_are_drawn_from_all_rows_by_the_seed() -> None:
-    x, guide = rows(200), Guide(3, latent_dim=2)
+    x = rows(200)
     drawn = []
     for seed in (0, 0, 1):
         with seeded(seed):
-            drawn.append(ExemplarPrior(x, guide.locate, 2, max_exemplars=50).rows)
+            drawn.append(prior_of(x, max_exemplars=50).rows)
     assert torch.equal(drawn[0], drawn[1]) and not torch.equal(drawn[0], drawn[2])
     assert 0 < is_in(drawn[0], x[:50]).sum() < 50
 
 
 def test_a_copy_of_the_pair_has_its_own_encoder() -> None:
-    guide = Guide(3, latent_dim=2)
-    model = Model(3, 2, prior=ExemplarPrior(rows(5), guide.locate, 2))
-    model_copy, guide_copy = deepcopy((model, guide))
+    model_copy, guide_copy = deepcopy(pair_of(rows(5)))
     assert model_copy.prior.locate.__self__ is guide_copy
 
 
-def test_exemplars_far_from_the_origin_count() -> None:
-    centres = 5.0 + 0.01 * torch.randn(4, 8)
-    mix = ExemplarMixture(torch.zeros(5), centres, torch.full((8,), 0.03), torch.full((8,), 3.0))
-    expected = by_pyro(mix).log_prob(centres)
-    torch.testing.assert_close(mix.log_prob(centres), expected, rtol=1e-3, atol=1e-2)
-
-
 def test_gaps_under_an_exemplar_prior_add_up() -> None:
-    guide = Guide(3, latent_dim=2, hidden_dims=(8,), flow="planar", num_flows=2, dropout=0.0)
-    model = Model(3, 2, (8,), "normal", prior=ExemplarPrior(rows(9), guide.locate, 2), dropout=0.0)
+    model, guide = pair_of(rows(9), flow="planar", num_flows=2)
     gaps = inference_gap(deepcopy(model), guide, rows(4), num_samples=50, num_steps=5)
     assert gaps.inference_gap.isfinite().all()

@@ -26,7 +26,7 @@ from pyro_vaeflow.experiments.config import ExperimentConfig
 from pyro_vaeflow.experiments.fanout import run_all
 from pyro_vaeflow.experiments.results import finished_runs, read_csv
 from pyro_vaeflow.experiments.study import load_study
-from pyro_vaeflow.inference import checkpoint
+from pyro_vaeflow.inference import saved_folder
 from pyro_vaeflow.tables.table_encoder import TableEncoder
 from tests.guide_tables import check, rows
 from tests.test_checkpoint import edit, edit_tensors
@@ -320,7 +320,7 @@ class Here:
         path = self.home / "detector.json"
         text = path.read_text().replace(repr(self.fitted.offset_), "1e999")  # JSON reads infinity
         document = json.loads(text)
-        right = checkpoint._digest({k: v for k, v in document.items() if k != "sha256"})
+        right = saved_folder._digest({k: v for k, v in document.items() if k != "sha256"})
         path.write_text(text.replace(document["sha256"], right))
         return VAEFlowDetector.load(self.home)
 
