@@ -75,6 +75,7 @@ class VAEFlowDetector(DetectorSettings, Programs, Explaining, OutlierMixin, Base
         seed_: what random_state gave.
 
     Example:
+        >>> import pandas as pd
         >>> frame = pd.DataFrame({"size": np.linspace(0.0, 1.0, 40), "kind": 20 * ["a", "b"]})
         >>> detector = VAEFlowDetector(num_steps=20, random_state=0).fit(frame)
         >>> detector.predict(frame).shape

@@ -94,7 +94,7 @@ def as_text(frame: pd.DataFrame, style: str) -> str:
     Example:
         >>> print(as_text(pd.DataFrame({"flow": ["iaf"], "F1, top 20%": ["0.94"]}), "latex"))
         \\begin{tabular}{ll}
-        model & F1, top 20\\% \\\\
+        flow & F1, top 20\\% \\\\
         \\hline
         iaf & 0.94 \\\\
         \\end{tabular}

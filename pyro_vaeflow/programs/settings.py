@@ -27,7 +27,7 @@ class AnnealingConfig(Checked):
     """How the Kullback-Leibler term is weighted, step by step.
 
     Args:
-        kind: constant, linear or cyclical beta; or capacity, the loss gamma |KL - C|.
+        kind: constant, linear or cyclical beta; or capacity, the loss ``gamma |KL - C|``.
         start: beta (or the capacity, nats per row) at the start.
         stop: beta (or the capacity, nats per row) at the end; the only value of constant.
         num_cycles: cycles of cyclical.
