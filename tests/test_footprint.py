@@ -27,7 +27,7 @@ def test_a_chunk_stays_within_the_budget(monkeypatch, budget: int) -> None:
     model, guide = Model(30), Guide(30, flow="planar", num_flows=3)
     x = torch.rand(60, 30)
     chunks = draws.trace_chunks(model, guide, x, num_samples=100)
-    sizes = [len(guide_trace.nodes["_INPUT"]["args"][0]) for _, guide_trace in chunks]
+    sizes = [chunk.num_data for chunk in chunks]
     assert sum(sizes) == 60 and (sizes[0] < 60) == (budget == 2**20)
     one_chunk = draws.trace_chunks(model, guide, x[: sizes[0]], num_samples=100)
     assert peak_bytes(lambda: next(one_chunk)) <= budget
@@ -67,8 +67,8 @@ def test_each_thread_adds_as_much_to_a_chunk_and_to_a_block(monkeypatch) -> None
     monkeypatch.setattr("torch.get_num_threads", lambda: 3)
     monkeypatch.setattr(draws, "DRAWS_PER_CHUNK", 20)
     chunks = draws.trace_chunks(Model(5), Guide(5), torch.rand(15, 5), num_samples=10)
-    sizes = [guide_trace.nodes["z"]["value"].shape[:2] for _, guide_trace in chunks]
-    assert sizes == [(10, 6), (10, 6), (10, 3)]
+    sizes = [chunk.latents["z"].shape[:2] for chunk in chunks]
+    assert sizes == [(6, 10), (6, 10), (3, 10)]
     assert draws_of_a_block(NUMBERS // 4) == 12
 
 

@@ -9,14 +9,15 @@ from pyro import poutine
 
 from pyro_vaeflow import FLOWS, LIKELIHOODS, Guide, Model
 from pyro_vaeflow.inference.parameters import seeded
-from pyro_vaeflow.inference.traces import paired_traces, row_terms
+from pyro_vaeflow.inference.pairs import Way, paired_traces
+from pyro_vaeflow.inference.traces import row_terms
 from tests.programs import MIXED_COLUMNS, mixed_rows, rows
 
 DEPTHS = [("diagonal", 0), ("planar", 1), ("planar", 5), ("iaf", 1), ("iaf", 5), ("spline", 1)]
 
 
 def terms(model: Model, guide: Guide, x: torch.Tensor):
-    return row_terms(*paired_traces(model, guide, (x,), num_samples=2, max_plate_nesting=1))
+    return paired_traces(model, guide, (x,), num_samples=2, way=Way(depth=1)).terms
 
 
 def without_gradient(module: torch.nn.Module) -> list[str]:

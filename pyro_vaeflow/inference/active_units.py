@@ -8,7 +8,7 @@ import torch
 
 from pyro_vaeflow.inference.draws import trace_chunks
 from pyro_vaeflow.inference.parameters import Program
-from pyro_vaeflow.inference.traces import as_args, latent_rows
+from pyro_vaeflow.inference.traces import as_args
 from pyro_vaeflow.validation import check_size
 
 
@@ -85,8 +85,8 @@ def active_units(
     means: dict[str, list[torch.Tensor]] = {}
     noises: dict[str, list[torch.Tensor]] = {}
     options: dict[str, Any] = {"seed": seed, "chunk_size": chunk_size, "plate": plate}
-    for _, guide_trace in trace_chunks(model, guide, x, num_samples=num_samples, **options):
-        for name, value in latent_rows(guide_trace, plate).items():
+    for chunk in trace_chunks(model, guide, x, num_samples=num_samples, **options):
+        for name, value in chunk.latents.items():
             draws = value.to(torch.get_default_dtype()).reshape(len(value), num_samples, -1)
             means.setdefault(name, []).append(draws.mean(1))
             noises.setdefault(name, []).append(draws.var(1) / num_samples)

@@ -143,6 +143,11 @@ class anneal(ScaleMessenger):
         self.scale = beta
 
     def _process_message(self, msg: Message) -> None:
+        if torch.jit.is_tracing():
+            raise ValueError(
+                "a Jit*_ELBO keeps the beta of its first step; use the loss of the same name "
+                "without Jit inside anneal"
+            )
         if msg["type"] == "sample" and not msg["is_observed"] and not site_is_subsample(msg):
             super()._process_message(msg)
 

@@ -1,20 +1,33 @@
 """Calibration of a guide: ranks of the latents that the model drew among those it draws."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyro.distributions as dist
 import torch
 from pyro import poutine
+from pyro.poutine.runtime import Message
 from pyro.poutine.trace_struct import Trace
+from pyro.poutine.util import site_is_subsample
 from scipy.stats import chi2
 
 from pyro_vaeflow.inference.contract import check_contract
 from pyro_vaeflow.inference.draws import DRAWS_PER_CHUNK
+from pyro_vaeflow.inference.pairs import Draws, paired_traces
 from pyro_vaeflow.inference.parameters import Program, evaluating
-from pyro_vaeflow.inference.traces import Args, as_args, latent_rows, paired_traces, take_rows
+from pyro_vaeflow.inference.traces import (
+    Args,
+    as_args,
+    innermost,
+    of_rows,
+    plate_frame,
+    row_sums,
+    sample_sites,
+    take_rows,
+)
 from pyro_vaeflow.validation import check_size
 
 Assemble = Callable[[dict[str, torch.Tensor]], torch.Tensor]
@@ -72,8 +85,9 @@ def simulation_based_calibration(
     :math:`\tilde x`. If the guide is the posterior, each rank
     :math:`\sum_l 1[z_l < \tilde z]` is uniform on 0, ..., L. Ranks heaped at both ends mean a
     guide too narrow, in the middle too wide, at one end too low or too high. Ties, of discrete
-    latents, are broken at random. For a guide that was learned, the test asks about rows such as
-    the model makes, which are the rows of a table only so far as the model is right.
+    latents, are broken at random. Latents that all rows share are drawn once, from the guide. For a
+    guide that was learned, the test asks about rows such as the model makes, which are the rows of
+    a table only so far as the model is right.
 
     References:
         S. Talts, M. Betancourt, D. Simpson, A. Vehtari, A. Gelman, Validating Bayesian Inference
@@ -81,16 +95,17 @@ def simulation_based_calibration(
 
     Args:
         model, guide: Pyro programs that meet the contract of `pyro_vaeflow.inference.contract`.
-        x: tensor ``(num_data, ...)`` or tuple of arguments, for shapes and further arguments; the
-            values of its first are not used unless the model computes with them.
+        x: tensor ``(num_data, ...)`` or tuple of arguments: what the model observes in them is
+            simulated, the rest is given.
         num_draws: L, of the guide a simulation; L + 1 must be a multiple of `num_bins`.
         num_bins: of the test; `num_simulations` should be at least five times as many.
         assemble: makes the first argument, rows first, from the values of the model's observed
-            sites by name. Not needed where one site observes that argument as it is.
+            sites by name. Not needed where each observes an argument or a part of one, such as
+            ``x[:, 0]``: the simulated values are written there, and other arguments stay.
 
     Raises:
-        ValueError: the contract is broken, an argument is out of range, or the simulated sites do
-            not make the first argument.
+        ValueError: the contract is broken, an argument is out of range, or the observed values
+            cannot be simulated.
         TypeError: `x` is not a tensor.
 
     Example:
@@ -107,51 +122,96 @@ def simulation_based_calibration(
     check_size("rows of x", len(args[0]))
     if (num_draws + 1) % num_bins:
         raise ValueError(f"num_bins must divide num_draws + 1 = {num_draws + 1}, got {num_bins}")
-    depth = check_contract(model, guide, args, plate=plate)
-    template = take_rows(args, torch.arange(num_simulations, device=args[0].device) % len(args[0]))
+    way = replace(check_contract(model, guide, args, plate=plate), enumerated=False)
+    index = torch.arange(num_simulations, device=args[0].device) % len(args[0])
     with evaluating(model, guide, seed):
-        simulated = poutine.trace(poutine.uncondition(model)).get_trace(*template)
-        data = _first_argument(simulated, template, assemble)
+        shared = _shared_latents(guide, args, plate)
+        model, guide = (poutine.replay(program, trace=shared) for program in (model, guide))
+        simulated, data = _simulated(model, args, index, assemble, plate)
+        as_drawn = [(simulated, simulated)], 1, num_simulations, replace(way, guide="runs"), plate
+        truths = Draws(*as_drawn).latents
         parts: dict[str, list[torch.Tensor]] = {}
-        for chunk in torch.arange(num_simulations).split(max(1, DRAWS_PER_CHUNK // num_draws)):
-            rows = take_rows((data, *template[1:]), chunk)
-            traces = paired_traces(
-                model, guide, rows, num_samples=num_draws, max_plate_nesting=depth
+        for rows in torch.arange(num_simulations).split(max(1, DRAWS_PER_CHUNK // num_draws)):
+            draws = paired_traces(
+                model, guide, data, rows, num_samples=num_draws, way=way, plate=plate
             )
-            for name, draws in latent_rows(traces[1], plate).items():
-                truth = latent_rows(simulated, plate)[name][chunk]
-                parts.setdefault(name, []).append(_ranks(draws, truth, num_draws))
+            for name, values in draws.latents.items():
+                if name in truths:
+                    parts.setdefault(name, []).append(_ranks(values, truths[name][rows]))
     ranks = {name: torch.cat(part).cpu() for name, part in parts.items()}
     return Calibration(ranks, num_draws, num_bins)
 
 
-def _ranks(draws: torch.Tensor, truth: torch.Tensor, num_draws: int) -> torch.Tensor:
-    draws = draws.reshape(len(draws), num_draws, -1)
-    truth = truth.reshape(len(truth), 1, -1)
+def _ranks(draws: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
+    draws, truth = (values.reshape(*values.shape[:2], -1) for values in (draws, truth))
     below, ties = (draws < truth).sum(1), (draws == truth).sum(1)
     return below + (torch.rand(ties.shape, device=ties.device) * (ties + 1)).long()
 
 
-def _first_argument(trace: Trace, template: Args, assemble: Assemble | None) -> torch.Tensor:
-    """The simulated rows; also leaves only latents among the unobserved sites of the trace."""
-    observed = {}
-    for name, site in trace.nodes.items():
-        if site["type"] == "sample" and site["infer"].get("was_observed"):
-            site["is_observed"] = True
-            observed[name] = site["value"]
-    if assemble is None and len(observed) == 1:
-        data = next(iter(observed.values()))
-    elif assemble is not None:
-        data = assemble(observed)
-    else:
+def _shared_latents(guide: Program, args: Args, plate: str) -> Trace:
+    """A draw of what all rows share, the same for all simulations and the draws for them."""
+    trace = poutine.trace(guide).get_trace(*args)
+    for name in [n for n, site in trace.nodes.items() if site["type"] == "sample"]:
+        site = trace.nodes[name]
+        if site["is_observed"] or plate_frame(site, plate) or site_is_subsample(site):
+            trace.remove_node(name)
+    return trace
+
+
+class _Simulation(poutine.messenger.Messenger):
+    """Draws what a model observes, and writes it where the observed values came from.
+
+    So sites that observe parts of an argument need no more said, and what is computed from it
+    afterwards, as the next value of a series, is computed from the simulated values.
+    """
+
+    def __init__(self, args: Args) -> None:
+        super().__init__()
+        tensors = [arg for arg, own in zip(args, of_rows(args), strict=True) if own]
+        self.storages = {tensor.untyped_storage().data_ptr() for tensor in tensors}
+        self.elsewhere: list[str] = []
+
+    def _pyro_sample(self, msg: Message) -> None:
+        if not msg["is_observed"] or isinstance(innermost(msg["fn"]), dist.Delta):
+            return
+        seen, drawn = msg["value"], msg["fn"]()
+        if isinstance(seen, torch.Tensor) and seen.untyped_storage().data_ptr() in self.storages:
+            seen.copy_(drawn)
+        else:
+            self.elsewhere.append(msg["name"])
+        msg["value"], msg["done"] = drawn, True
+
+
+def _simulated(
+    model: Program, args: Args, index: torch.Tensor, assemble: Assemble | None, plate: str
+) -> tuple[Trace, Args]:
+    """A trace of simulated rows, and the programs' arguments that hold them."""
+    data = take_rows(args, index)  # copies
+    simulation = _Simulation(data)
+    simulated = poutine.trace(simulation(model)).get_trace(*data)
+    values = {s["name"]: s["value"] for s in sample_sites(simulated) if s["is_observed"]}
+    if assemble is not None:
+        first = assemble(values)
+        if first.shape != data[0].shape:
+            raise ValueError(
+                f"assemble= made rows of shape {tuple(first.shape)} where the first argument has "
+                f"{tuple(data[0].shape)}"
+            )
+        data = (first.to(data[0].dtype), *data[1:])
+    elif simulation.elsewhere:
         raise ValueError(
-            f"the model observes {len(observed)} sites {sorted(observed)}; pass assemble=, a "
-            "function that makes the first argument from their values by name"
+            f"sites {sorted(simulation.elsewhere)} observe values that are computed from the "
+            "arguments; pass assemble=, a function that makes the first argument from the values "
+            "of the observed sites by name"
         )
-    if data.shape != template[0].shape:
+    again = poutine.trace(poutine.replay(model, trace=simulated)).get_trace(*data)
+    sums = []
+    for trace in (simulated, again):
+        trace.compute_log_prob()
+        sums.append(row_sums((s for s in sample_sites(trace) if s["is_observed"]), plate))
+    if not torch.allclose(*sums, rtol=1e-3, atol=1e-3, equal_nan=True):
         raise ValueError(
-            f"the simulated rows have shape {tuple(data.shape)} where the first argument has "
-            f"{tuple(template[0].shape)}; pass assemble=, a function that makes it from the values "
-            f"of the observed sites {sorted(observed)}"
+            f"the model computes with values that it observes at {sorted(values)}, so that they "
+            "cannot be simulated at once: observe them one after another, each given those before"
         )
-    return data.to(template[0].dtype)
+    return simulated, data

@@ -1,35 +1,49 @@
 """The contract between this package and a pair of Pyro programs.
 
 1. Model and guide take the same arguments; the first has the data rows first.
-2. Each opens a plate named "data" of as many rows; every latent and observed site is inside it.
-3. The names of unobserved sites agree between model and guide.
-4. Both broadcast over an extra dimension on the left: the draws.
+2. Each opens a plate named "data" of as many rows around what belongs to a row. Sites outside it
+   are shared by all rows.
+3. Unobserved sites of the model have a counterpart in the guide, but those that are enumerated and
+   the missing part of a site with ``obs_mask``. Auxiliary sites are left out.
 
-Whatever meets these can be trained, scored and diagnosed. A latent outside the plate, one that all
-rows share, can be trained but not scored row by row.
+Whatever meets these can be trained, scored and diagnosed. Nothing is asked of a program's handling
+of draws: a probe finds out how they can go through it.
 """
 
+from copy import deepcopy
+from typing import Any
+from weakref import ref
+
 import pyro
+import pyro.distributions as dist
 import torch
 from pyro import poutine
+from pyro.infer.autoguide import AutoGuide
 from pyro.poutine.trace_struct import Trace
+from torch.distributions import constraints
 
+from pyro_vaeflow.inference.enumeration import is_enumerated
+from pyro_vaeflow.inference.pairs import Way
 from pyro_vaeflow.inference.parameters import (
     Program,
     module_mode,
-    own_parameters,
     param_scope,
     seeded,
 )
+from pyro_vaeflow.inference.probe import alike, fastest_way
 from pyro_vaeflow.inference.traces import (
     Args,
-    paired_traces,
+    guide_sites,
+    innermost,
+    latent_sites,
+    of_rows,
     plate_frame,
-    row_terms,
     run_once,
     sample_sites,
     take_rows,
 )
+
+ROWS = 7  # of the probe: more than one, and a size that little in a program is likely to have
 
 
 def check_contract(
@@ -38,49 +52,64 @@ def check_contract(
     args: Args,
     *,
     plate: str = "data",
-    shared_latents: bool = False,
+    training: bool = False,
     seed: int = 0,
-) -> int:
-    """Runs the programs on two rows and returns their depth of plates, draws not counted.
+) -> Way:
+    """Runs the programs on a few rows; returns how draws go through them.
 
-    What they make with ``pyro.param`` is thrown away: two rows are no data to start from.
+    What they make with ``pyro.param`` is thrown away: so few rows are no data to start from.
 
     Args:
-        shared_latents: whether latent sites outside the plate are allowed.
+        training: whether guides without a density, such as ``Delta``, are allowed.
         seed: of what modules draw at their first call and keep: lazy layers and PyroParams.
 
     Raises:
         ValueError: the contract is broken; the message names the site and the way out.
     """
-    few = take_rows(args, slice(0, 2))
+    if getattr(guide, "prototype_trace", guide) is None:  # an autoguide makes itself in a first run
+        guide = _copy(guide)
+    index = torch.linspace(0, len(args[0]) - 1, ROWS, device=args[0].device).round().long()
+    few = take_rows(args, index)
     store = pyro.get_param_store()
     with param_scope(model, guide, keep=False), store.scope(store.get_state()):
-        with (
-            module_mode(model, guide, training=False),
-            seeded(seed),
-            torch.no_grad(),
-            pyro.validation_enabled(True),
-        ):
+        with module_mode(model, guide, training=False), seeded(seed), torch.no_grad():
             known = set(store.keys())
-            guide_trace = _first_run("guide", guide, few)
-            _check_plate("guide", guide_trace, plate, len(few[0]), shared_latents)
-            model_trace = _first_run("model", poutine.replay(model, guide_trace), few)
+            with pyro.validation_enabled(True):
+                guide_trace = _first_run("guide", guide, few)
+                model_trace = _first_run("model", poutine.replay(model, guide_trace), few)
+            for role, trace in {"guide": guide_trace, "model": model_trace}.items():
+                _check_plate(role, trace, plate)
             _check_names(model_trace, guide_trace)
-            _check_plate("model", model_trace, plate, len(few[0]), shared_latents)
-            _check_parameters(model, guide, few, known)
-            sites = [*sample_sites(model_trace), *sample_sites(guide_trace)]
-            frames = {frame for site in sites for frame in site["cond_indep_stack"]}
-            depth = max(-frame.dim for frame in frames if frame.vectorized)
-            if not shared_latents:
-                _check_draws(model, guide, few, depth, plate)
-    return depth
+            _check_enumeration(model_trace, plate)
+            with pyro.validation_enabled(False):
+                _check_arguments(model, guide, args, index)
+                slow = _slow_way(model_trace, guide_trace, plate)
+                options = {"slow": slow, "known": known, "plate": plate}
+                way = fastest_way(model, guide, args, index, **options)
+            if not training:
+                _check_density(model_trace, guide_trace, plate)
+    return way
+
+
+def _copy(guide: torch.nn.Module) -> torch.nn.Module:
+    """A copy of a guide of Pyro's, whose own ``__getstate__`` forgets the model in both."""
+    parts = [part for part in guide.modules() if isinstance(part, AutoGuide)]
+    kept = [(part._model, part.master) for part in parts]
+    copied = deepcopy(guide)
+    twins = [part for part in copied.modules() if isinstance(part, AutoGuide)]
+    twin_of = dict(zip(map(id, parts), twins, strict=True))
+    for part, (model, master) in zip(parts, kept, strict=True):
+        twin = twin_of[id(part)]
+        part._model, part.master = model, master
+        twin._model, twin.master = model, master and ref(twin_of[id(master())])
+    return copied
 
 
 def _first_run(role: str, program: Program, args: Args) -> Trace:
     """A trace; what torch and Pyro say of arguments that do not suit the program, in short."""
     try:
         return poutine.trace(program).get_trace(*args)
-    except (IndexError, RuntimeError, TypeError, ValueError) as error:
+    except (IndexError, RuntimeError, TypeError, ValueError, NotImplementedError) as error:
         x = args[0]
         finite = (
             "" if x.is_complex() or x.isfinite().all() else ", with entries that are not finite"
@@ -88,45 +117,19 @@ def _first_run(role: str, program: Program, args: Args) -> Trace:
         raise ValueError(
             f"the {role} fails on rows of x of shape {tuple(x.shape)}, {x.dtype}{finite}: "
             f"{str(error).partition(chr(10))[0]:.300}; pass rows, with the further arguments if "
-            "there are any, as it was made for"
+            "there are any, as it was made for; programs must take any number of rows"
         ) from error
 
 
-def _check_parameters(model: Program, guide: Program, args: Args, known: set[str]) -> None:
-    """Refuses parameters with an entry a row: a mini-batch or new rows have none of theirs."""
-    made = own_parameters(known)
-    if len(args[0]) != 2 or not any(2 in p.shape for p in made.values()):
+def _check_plate(role: str, trace: Trace, plate: str) -> None:
+    sites = list(sample_sites(trace))
+    frames = {f.name: f for site in sites for f in site["cond_indep_stack"]}
+    if role == "guide" and plate not in frames:  # latents that all rows share, or none
         return
-    store = pyro.get_param_store()
-    with store.scope(store.get_state()):
-        for name in made:
-            del store[name]
-        run_once(model, guide, take_rows(args, slice(0, 1)))
-        fewer = own_parameters(known)
-    for name, p in made.items():
-        if name in fewer and fewer[name].shape != p.shape:
-            raise ValueError(
-                f"parameter {name!r} has shape {tuple(p.shape)} for 2 rows and "
-                f"{tuple(fewer[name].shape)} for 1; all rows share the parameters, so the guide "
-                "must compute from a row what is the row's own"
-            )
-
-
-def _check_names(model_trace: Trace, guide_trace: Trace) -> None:
-    latents = {s["name"] for s in sample_sites(model_trace) if not s["is_observed"]}
-    guided = {s["name"] for s in sample_sites(guide_trace) if not s["is_observed"]}
-    if missing := sorted(latents - guided):
-        raise ValueError(f"the guide has no site for the model's latent {missing}; it has {guided}")
-    if extra := sorted(guided - latents):
-        raise ValueError(f"the guide samples {extra}, not latents of the model {sorted(latents)}")
-
-
-def _check_plate(role: str, trace: Trace, plate: str, num_data: int, shared_latents: bool) -> None:
-    frames = {f.name: f for site in sample_sites(trace) for f in site["cond_indep_stack"]}
     if plate not in frames:
         raise ValueError(
             f"the {role} has no site inside a plate named {plate!r} (plates: {sorted(frames)}); "
-            f"wrap its sites in `with pyro.plate({plate!r}, len(x)):` or pass plate=..."
+            f"wrap what belongs to a row in `with pyro.plate({plate!r}, len(x)):` or pass plate=..."
         )
     frame = frames[plate]
     if not frame.vectorized:
@@ -134,31 +137,119 @@ def _check_plate(role: str, trace: Trace, plate: str, num_data: int, shared_late
             f"plate {plate!r} of the {role} is a loop over rows; open it once, with all rows at "
             f"once: `with pyro.plate({plate!r}, len(x)):`"
         )
-    if (size := frame.full_size or frame.size) != num_data:
+    if frame.size not in (ROWS, -1):
         raise ValueError(
-            f"plate {plate!r} of the {role} has {size} rows where x has {num_data}; "
-            f"make its size len(x), without subsampling: train draws the mini-batches"
+            f"plate {plate!r} of the {role} has {frame.full_size or frame.size} rows whatever the "
+            "rows of x; make its size len(x), without subsampling: train draws the mini-batches"
         )
-    for site in sample_sites(trace):
-        if plate_frame(site, plate) is None and not (shared_latents and not site["is_observed"]):
+    for site in sites:
+        if site["is_observed"] and role == "model" and plate_frame(site, plate) is None:
             raise ValueError(
                 f"site {site['name']!r} of the {role} is outside plate {plate!r}; per-row scores "
-                "need every latent and observed site inside it"
+                "need every observed site inside it"
             )
 
 
-def _check_draws(model: Program, guide: Program, args: Args, depth: int, plate: str) -> None:
-    expected = (3, len(args[0]))
-    advice = "index data and parameters from the right (x[..., j]) so that draws can lead"
-    try:
-        traces = paired_traces(model, guide, args, num_samples=3, max_plate_nesting=depth)
-        terms = row_terms(*traces, plate=plate)
-    except (RuntimeError, ValueError, IndexError) as error:
+def _check_names(model_trace: Trace, guide_trace: Trace) -> None:
+    latents = {site["name"]: site for site in latent_sites(model_trace)}
+    guided = {site["name"]: site for site in latent_sites(guide_trace)}
+    missing = sorted(
+        name
+        for name, site in latents.items()
+        if not (name in guided or is_enumerated(site) or _is_masked_out(name, model_trace))
+    )
+    if missing:
         raise ValueError(
-            f"model and guide do not broadcast over 3 draws on the left: {error}; {advice}"
-        ) from error
-    if terms.log_weight.shape != expected:
-        raise ValueError(
-            f"3 draws of {expected[1]} rows gave log weights of shape "
-            f"{tuple(terms.log_weight.shape)}, not {expected}; {advice}"
+            f"the guide has no site for the model's latent {missing}; it has {set(guided)}"
         )
+    auxiliary = {name for name, site in guided.items() if site["infer"].get("is_auxiliary")}
+    if extra := sorted(guided.keys() - latents.keys() - auxiliary):
+        raise ValueError(f"the guide samples {extra}, not latents of the model {sorted(latents)}")
+
+
+def _is_masked_out(name: str, trace: Trace) -> bool:
+    """Whether a site is what ``obs_mask`` leaves unobserved: nobody asks for its posterior."""
+    return f"{name.removesuffix('_unobserved')}_observed" in trace.nodes
+
+
+def _check_enumeration(model_trace: Trace, plate: str) -> None:
+    for site in latent_sites(model_trace):
+        if is_enumerated(site) and plate_frame(site, plate) is None:
+            raise ValueError(
+                f"site {site['name']!r} is enumerated outside plate {plate!r}: summed out, it "
+                "would bind all rows together; give it a site in the guide, or move it inside"
+            )
+
+
+def _check_density(model_trace: Trace, guide_trace: Trace, plate: str) -> None:
+    """Refuses guides whose density is of another measure than the prior's."""
+    sites = guide_sites(guide_trace, plate)
+    carried = any(site["infer"].get("is_auxiliary") for site in sites)
+    for site in sites:
+        name, fn = site["name"], innermost(site["fn"])
+        if name not in model_trace.nodes:
+            continue
+        is_delta = isinstance(fn, dist.Delta) and not carried
+        if is_delta and isinstance(innermost(model_trace.nodes[name]["fn"]), dist.Delta):
+            continue
+        fns = [innermost(t.nodes[name]["fn"]) for t in (model_trace, guide_trace)]
+        discrete = [_is_discrete(fn) for fn in fns]
+        if is_delta or discrete[0] != discrete[1]:
+            raise ValueError(
+                f"site {name!r} of the guide is a {type(fn).__name__}, which has no density of the "
+                "kind that the model's prior has: such a guide can be trained, but gives no "
+                "evidence; score with one that draws from "
+                + ("a discrete distribution" if discrete[0] else "a density, such as a Normal")
+            )
+
+
+def _is_discrete(distribution: Any) -> bool:
+    support = distribution.support
+    while isinstance(support, constraints.independent):
+        support = support.base_constraint
+    return bool(getattr(support, "is_discrete", False))
+
+
+def _check_arguments(model: Program, guide: Program, args: Args, index: torch.Tensor) -> None:
+    """Refuses a further argument with as many entries as rows that are not the rows'."""
+    if len(args[0]) == ROWS:
+        return
+    few = take_rows(args, index)
+    for place, own in enumerate(of_rows(args)):
+        if place == 0 or not own:
+            continue
+        whole = (*few[:place], args[place], *few[place + 1 :])
+        cut, uncut = (_log_probs(model, guide, a) for a in (few, whole))
+        if uncut is not None and (cut is None or not alike(cut, uncut)):
+            raise ValueError(
+                f"argument {place} has {len(args[0])} entries, as many as x has rows, and the "
+                "programs run with all of them too: bind what is no row's own with "
+                "functools.partial"
+            )
+
+
+def _log_probs(model: Program, guide: Program, args: Args) -> torch.Tensor | None:
+    with seeded(0):
+        try:
+            traces = run_once(model, guide, args)
+            return torch.stack([trace.log_prob_sum() for trace in traces])
+        except (IndexError, RuntimeError, ValueError):
+            return None
+
+
+def _slow_way(model_trace: Trace, guide_trace: Trace, plate: str) -> Way:
+    sites = [*sample_sites(model_trace), *sample_sites(guide_trace)]
+    frames = {frame for site in sites for frame in site["cond_indep_stack"]}
+    shared = any(plate_frame(site, plate) is None for site in sites if not site["is_observed"])
+    layout = "runs" if shared else "rows"
+    latents = {site["name"]: site for site in latent_sites(model_trace)}
+    unguided = {name: site for name, site in latents.items() if name not in guide_trace.nodes}
+    return Way(
+        depth=max(-frame.dim for frame in frames if frame.vectorized),
+        guide=layout,
+        model=layout,
+        enumerated=any(is_enumerated(site) for site in sites),
+        shared=shared,
+        alone=frozenset(name for name, site in unguided.items() if is_enumerated(site)),
+        unasked=frozenset(name for name, site in unguided.items() if not is_enumerated(site)),
+    )

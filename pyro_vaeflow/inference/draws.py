@@ -2,27 +2,21 @@
 
 import warnings
 from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pyro
 import torch
-from pyro.poutine.trace_struct import Trace
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from tqdm.auto import tqdm
 
 from pyro_vaeflow.inference.contract import check_contract
-from pyro_vaeflow.inference.noise import RowNoise
+from pyro_vaeflow.inference.pairs import Draws, paired_traces
 from pyro_vaeflow.inference.parameters import Program, evaluating, own_parameters
-from pyro_vaeflow.inference.traces import (
-    Args,
-    RowTerms,
-    as_args,
-    paired_traces,
-    row_terms,
-    take_rows,
-)
+from pyro_vaeflow.inference.traces import RowTerms, as_args
 from pyro_vaeflow.validation import check_size
 
 # Rows times draws of one chunk, for each thread, if they fit into memory: the more, the less does
@@ -42,11 +36,13 @@ def trace_chunks(
     chunk_size: int | None = None,
     plate: str = "data",
     progress: bool = False,
-) -> Iterator[tuple[Trace, Trace]]:
-    """Yields, chunk after chunk of rows, the traces of model and guide with `num_samples` draws.
+    summed: bool = False,
+) -> Iterator[Draws]:
+    """Yields, chunk after chunk of rows, `num_samples` draws of the guide with the model's traces.
 
     Their log probabilities are computed, without gradients and with the modules in evaluation
     mode. A row's draws depend on the row and the seed alone (see `pyro_vaeflow.inference.noise`).
+    Discrete latents that the programs enumerate are drawn, or summed out if `summed`.
     """
     args = as_args(x)
     check_size("num_samples", num_samples)
@@ -54,26 +50,22 @@ def trace_chunks(
         check_size("chunk_size", chunk_size)
     if len(args[0]) == 0:
         return
-    depth = check_contract(model, guide, args, plate=plate)
+    way = check_contract(model, guide, args, plate=plate)
+    way = replace(way, enumerated=way.enumerated and summed)
+    draw = partial(
+        paired_traces, model, guide, args, num_samples=num_samples, way=way, seed=seed, plate=plate
+    )
     if chunk_size is None:
-        a_row = _bytes_of_a_row(model, guide, args, num_samples, depth, plate)
-        at_once = DRAWS_PER_CHUNK * torch.get_num_threads()
-        fitting = min(at_once // num_samples, MEMORY_BUDGET // max(1, a_row))
-        chunk_size = max(1, fitting)
+        a_row = _bytes(model, guide, draw) // min(2, len(args[0]))
+        in_a_run = 1 if way.guide == "runs" else num_samples
+        at_once = DRAWS_PER_CHUNK * torch.get_num_threads() // in_a_run
+        chunk_size = max(1, min(at_once, MEMORY_BUDGET // max(1, a_row)))
     starts = range(0, len(args[0]), chunk_size)
     hold_memory()
     for start in tqdm(starts, desc="score", unit="chunk", disable=not progress):
-        rows = take_rows(args, slice(start, start + chunk_size))
         with evaluating(model, guide, seed):
             known = set(pyro.get_param_store().keys())
-            traces = paired_traces(
-                model,
-                guide,
-                rows,
-                num_samples=num_samples,
-                max_plate_nesting=depth,
-                noise=RowNoise(rows[0], seed, plate),
-            )
+            draws_of_rows = draw(slice(start, start + chunk_size))
             untrained = sorted(own_parameters(known))
         if untrained and start == 0:
             warnings.warn(
@@ -81,22 +73,14 @@ def trace_chunks(
                 "values; train the pair, or pass the very functions that were trained together",
                 stacklevel=4,
             )
-        yield traces
+        yield draws_of_rows
 
 
-def _bytes_of_a_row(
-    model: Program, guide: Program, args: Args, num_samples: int, depth: int, plate: str
-) -> int:
-    """What the draws of a row add to a chunk's memory at most: half of what two rows need."""
-    few = take_rows(args, slice(0, 2))
-    options = {"num_samples": num_samples, "max_plate_nesting": depth}
-
-    def two_rows() -> None:
-        paired_traces(model, guide, few, **options, noise=RowNoise(few[0], 0, plate))
-
+def _bytes(model: Program, guide: Program, draw: Callable[[slice], Draws]) -> int:
+    """What the draws of two rows add to a chunk's memory at most."""
     with evaluating(model, guide, seed=0), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the chunks will warn
-        return peak_bytes(two_rows) // len(few[0])
+        return peak_bytes(lambda: draw(slice(0, 2)))
 
 
 def draws(
@@ -106,9 +90,9 @@ def draws(
 
     Options and errors are those of `trace_chunks`.
     """
-    options |= {"num_samples": num_samples, "plate": plate}
-    for model_trace, guide_trace in trace_chunks(model, guide, x, **options):
-        yield row_terms(model_trace, guide_trace, plate)
+    options |= {"num_samples": num_samples, "plate": plate, "summed": True}
+    for chunk in trace_chunks(model, guide, x, **options):
+        yield chunk.terms
 
 
 def log_weights(

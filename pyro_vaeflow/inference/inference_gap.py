@@ -10,10 +10,10 @@ from tqdm.auto import tqdm
 
 from pyro_vaeflow.inference import importance
 from pyro_vaeflow.inference.contract import check_contract
-from pyro_vaeflow.inference.noise import row_hash
-from pyro_vaeflow.inference.parameters import Program, evaluating
+from pyro_vaeflow.inference.noise import rows_hash
+from pyro_vaeflow.inference.parameters import Program, called_modules, evaluating
 from pyro_vaeflow.inference.row_guides import RowGuides, optimise
-from pyro_vaeflow.inference.traces import Args, as_args, take_rows
+from pyro_vaeflow.inference.traces import Args, as_args, of_rows, run_once, take_rows
 from pyro_vaeflow.validation import check_size
 
 # A chunk's rows times parameters, 32 MiB a copy in single precision, and its rows times draws.
@@ -123,11 +123,12 @@ def inference_gap(
         raise ValueError(f"learning_rate must be positive, got {learning_rate!r}")
     if len(args[0]) == 0:
         return Gaps(*[args[0].new_empty(0)] * len(fields(Gaps)))
-    depth = check_contract(model, guide, args, plate=plate)
+    way = check_contract(model, guide, args, plate=plate)
+    _check_eager(model, guide, args)
     distinct, place = _distinct_rows(args)
     parts = []
     with evaluating(model, guide, seed):
-        guides = RowGuides(model, guide, args, depth, plate)
+        guides = RowGuides(model, guide, args, way, plate)
         _check_own(guides)
         if chunk_size is None:
             num_values = max(1, sum(p.numel() for p in guides.parameters))
@@ -155,6 +156,18 @@ def inference_gap(
     )
 
 
+def _check_eager(model: Program, guide: Program, args: Args) -> None:
+    """Refuses networks whose compiled code would not see a row's own parameters."""
+    with evaluating(model, guide, 0), called_modules() as called:
+        run_once(model, guide, take_rows(args, slice(0, 2)))
+    for module in called:
+        if isinstance(module, torch.jit.ScriptModule) or hasattr(module, "_orig_mod"):
+            raise ValueError(
+                f"the programs call a {type(module).__name__}, compiled code in which no row can "
+                "have parameters of its own; call the module that it was made of"
+            )
+
+
 def _check_own(guides: RowGuides) -> None:
     """Refuses a guide of which the model uses all, and warns of one of which it uses a part."""
     if not guides.shared:
@@ -175,12 +188,10 @@ def _check_own(guides: RowGuides) -> None:
 
 def _distinct_rows(args: Args) -> tuple[torch.Tensor, torch.Tensor]:
     """One index of each distinct row, and for every row its place among them."""
-    num_data, device = len(args[0]), args[0].device
-    index = torch.arange(num_data, device=device)
-    columns = take_rows(args, index)
-    of_rows = [c for c, arg in zip(columns, args, strict=True) if c is not arg]
-    hashes = torch.stack([row_hash(column) for column in of_rows], 1)
-    place = hashes.unique(dim=0, return_inverse=True)[1]
+    num_data = len(args[0])
+    index = torch.arange(num_data, device=args[0].device)
+    hashes = rows_hash([a for a, own in zip(args, of_rows(args), strict=True) if own])
+    place = hashes.unique(return_inverse=True)[1]
     first = index.new_full((num_data,), num_data).scatter_reduce(0, place, index, "amin")
     return first[first < num_data], place
 

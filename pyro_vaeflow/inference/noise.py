@@ -8,6 +8,7 @@ and rows that differ have independent noise: the error of a mean over rows falls
 
 import math
 import warnings
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -47,16 +48,28 @@ def row_hash(x: torch.Tensor) -> torch.Tensor:
     return _mix(_mix(bits + place).sum(1))
 
 
-class _RowNumbers(TorchFunctionMode):
-    """Answers requests for normal and uniform numbers of a shape that has the rows at an axis."""
+def rows_hash(columns: Sequence[torch.Tensor]) -> torch.Tensor:
+    """The hash of rows that several tensors ``(num_data, ...)`` make together, ``(num_data,)``."""
+    first, *others = (row_hash(column) for column in columns)
+    for other in others:
+        first = _mix(first * _MIX_1 + other)
+    return first
 
-    def __init__(self, hashes: torch.Tensor, axis_from_right: int) -> None:
+
+class _RowNumbers(TorchFunctionMode):
+    """Answers requests for normal and uniform numbers of a shape that has the rows at an axis.
+
+    With `copies` above 1 that axis has so many copies of all rows, one after another: the numbers
+    are those of as many draws on the left.
+    """
+
+    def __init__(self, hashes: torch.Tensor, axis_from_right: int, copies: int) -> None:
         super().__init__()
-        self.hashes, self.axis_from_right = hashes, axis_from_right
+        self.hashes, self.axis_from_right, self.copies = hashes, axis_from_right, copies
 
     def _has_rows(self, shape: torch.Size) -> bool:
         n = self.axis_from_right
-        return len(shape) >= n and shape[-n] == len(self.hashes)
+        return len(shape) >= n and shape[-n] == len(self.hashes) * self.copies
 
     def _bits(self, before: int, after: int) -> torch.Tensor:
         """Fresh 64-bit numbers, shape ``(before, num_data, after)``, one stream a row."""
@@ -68,7 +81,13 @@ class _RowNumbers(TorchFunctionMode):
 
     def _sizes(self, shape: torch.Size) -> tuple[int, int]:
         place = len(shape) - self.axis_from_right
-        return math.prod(shape[:place]), math.prod(shape[place + 1 :])
+        return self.copies * math.prod(shape[:place]), math.prod(shape[place + 1 :])
+
+    def _shaped(self, numbers: torch.Tensor, shape: torch.Size) -> torch.Tensor:
+        """Numbers ``(before, num_data, after)`` in the shape that was asked for."""
+        if self.copies > 1:
+            numbers = numbers.unflatten(0, (self.copies, -1)).transpose(0, 1)
+        return numbers.reshape(shape)
 
     def normal(self, shape: torch.Size, like: torch.Tensor) -> torch.Tensor:
         before, after = self._sizes(shape)
@@ -78,11 +97,12 @@ class _RowNumbers(TorchFunctionMode):
         angle = low.to(like.dtype).mul_(2.0 * math.pi * 2.0**-32)
         radius = uniform.log_().mul_(-2.0).sqrt_()
         pairs = torch.cat([angle.cos().mul_(radius), angle.sin().mul_(radius)])
-        return pairs[:before].reshape(shape)
+        return self._shaped(pairs[:before], shape)
 
     def uniform(self, shape: torch.Size, like: torch.Tensor) -> torch.Tensor:
         bits = self._bits(*self._sizes(shape))
-        return (bits >> 40).add_(2**23).to(like.dtype).mul_(2.0**-24).view(shape)
+        uniform = (bits >> 40).add_(2**23).to(like.dtype).mul_(2.0**-24)
+        return self._shaped(uniform, shape)
 
     def __torch_function__(
         self, func: Any, types: Any, args: Any = (), kwargs: Any = None
@@ -109,15 +129,25 @@ class _RowNumbers(TorchFunctionMode):
 class RowNoise(Messenger):
     """Draws a guide's latents from noise that depends on the row's content and the seed alone.
 
+    `x` is what the rows hold, a tensor ``(num_data, ...)`` or several; the programs may see
+    `copies` of all rows, one after another, in place of draws on the left.
+
     Distributions that draw normal or uniform numbers, or Bernoulli ones, of the plate's shape are
     covered, with any transform on top. Others, such as Gamma, fall back on torch's stream, with a
     warning: they repeat under a seed, but not under another chunking of the rows.
     """
 
-    def __init__(self, x: torch.Tensor, seed: int, plate: str = "data") -> None:
+    def __init__(
+        self,
+        x: torch.Tensor | Sequence[torch.Tensor],
+        seed: int,
+        plate: str = "data",
+        copies: int = 1,
+    ) -> None:
         super().__init__()
-        self.seeded = _mix(row_hash(x) + torch.tensor(seed % 2**63, device=x.device) * _GOLDEN)
-        self.plate = plate
+        hashes = rows_hash([x] if isinstance(x, torch.Tensor) else x)
+        self.seeded = _mix(hashes + torch.tensor(seed % 2**63, device=hashes.device) * _GOLDEN)
+        self.plate, self.copies = plate, copies
         self.num_sites = 0
 
     def __enter__(self) -> "RowNoise":
@@ -133,7 +163,7 @@ class RowNoise(Messenger):
         self.num_sites += 1  # sites of one program must not share their noise
         hashes = _mix(self.seeded ^ self.num_sites)
         before = stream(hashes.device)
-        with _RowNumbers(hashes, msg["fn"].event_dim - frame.dim):
+        with _RowNumbers(hashes, msg["fn"].event_dim - frame.dim, self.copies):
             msg["value"] = msg["fn"](*msg["args"], **msg["kwargs"])
         if stream(hashes.device) != before:
             warnings.warn(

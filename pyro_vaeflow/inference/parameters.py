@@ -7,15 +7,17 @@ own, and the parameters of modules are found in the modules.
 
 import inspect
 import random
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, ref
 
 import numpy as np
 import pyro
 import torch
+from pyro import poutine
 from pyro.nn import PyroModule
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.runtime import Message
@@ -27,6 +29,8 @@ Program = Callable[..., Any]
 _STORES: WeakKeyDictionary[Any, WeakKeyDictionary[Any, dict]] = WeakKeyDictionary()
 # The scopes that are open, the innermost last: the pair's state, and what the store held before.
 _ENTERED: list[tuple[dict, dict]] = []
+# What `show` has put into the store, with the guide that it belongs to.
+_SHOWN: dict[str, tuple[torch.Tensor, ref]] = {}
 _SWITCHED: list[dict] = []  # what each open `module_mode` has switched; the innermost alone acts
 
 
@@ -36,8 +40,10 @@ def _owner(program: Program) -> Any:
 
 
 def _unwrapped(program: Program) -> Program:
+    """The program inside partials and Pyro's handlers."""
     while isinstance(program, partial):
-        program = program.func
+        of_handler = type(program) is not partial
+        program = poutine.unwrap(program) if of_handler else program.func
     return program
 
 
@@ -52,7 +58,8 @@ def param_scope(model: Program, guide: Program, keep: bool = True) -> Iterator[N
     """Makes ``pyro.param`` read and write the parameters that belong to this (model, guide).
 
     `train`, `score` and the diagnostics enter it by themselves; enter it to read a plain
-    function's parameters after training. Global parameters come back unchanged at the end.
+    function's parameters after training. Global parameters come back unchanged at the end; `train`
+    then adds its own to them, where no other program has the name.
 
     Args:
         keep: whether the parameters that are made inside are kept for the pair. If not, as in
@@ -85,6 +92,9 @@ def param_scope(model: Program, guide: Program, keep: bool = True) -> Iterator[N
     if not keep:
         if inside or not (_ENTERED or state):
             state = store.get_state()
+            for name, (value, _) in () if inside else _SHOWN.items():
+                if state["params"].get(name) is value:  # another pair's
+                    del state["params"][name]
         elif state is None:  # the global store, not the parameters of another pair
             state = _ENTERED[0][1]
         with store.scope({**state}):
@@ -99,6 +109,40 @@ def param_scope(model: Program, guide: Program, keep: bool = True) -> Iterator[N
         finally:  # an interrupted run keeps what it learned
             _ENTERED.pop()
             state.update(store.get_state())
+
+
+def show(model: Program, guide: Program) -> None:
+    """Shows what ``pyro.param`` holds for the pair in Pyro's store, to ``Predictive`` and others.
+
+    Warns:
+        UserWarning: names parameters of other programs that have the same names.
+    """
+    store = pyro.get_param_store()
+    if _ENTERED:
+        return
+    owner, state = _owner(guide), _STORES[_owner(guide)][_owner(model)]
+    kept, replaced = [], []
+    for name, value in state["params"].items():
+        held = store._params.get(name)
+        if isinstance(value, torch.nn.Parameter) or held is value:
+            continue  # ``pyro.module`` shows the first by itself
+        of_other, other = _SHOWN.get(name, (None, lambda: None))
+        if held is not None and held is not of_other:
+            kept.append(name)
+            continue
+        if held is not None and other() not in (None, owner):
+            replaced.append(name)
+        store.set_state({"params": {name: value}, "constraints": {}})
+        store._constraints[name] = state["constraints"][name]
+        _SHOWN[name] = value, ref(owner)
+    for names, which in (kept, "what was trained here"), (replaced, "a pair trained before"):
+        if names:
+            warnings.warn(
+                f"two pairs have pyro.param {sorted(names)}, and Pyro's store one of each: to use "
+                f"{which} with Predictive and other tools of Pyro, enter "
+                "`with pyro_vaeflow.param_scope(model, guide):`",
+                stacklevel=3,
+            )
 
 
 def named_parameters(model: Program, guide: Program) -> dict[str, torch.Tensor]:
@@ -140,6 +184,31 @@ def own_parameters(known: set[str]) -> dict[str, torch.Tensor]:
     }
 
 
+def check_announced(called: list[torch.nn.Module], parameters: dict[str, torch.Tensor]) -> None:
+    """Refuses programs that compute with parameters which nothing has shown to Pyro.
+
+    Args:
+        called: the modules that the programs call.
+        parameters: those that will be trained.
+
+    Raises:
+        ValueError: a module has others; Pyro would silently leave them as they are.
+    """
+    known = {id(value) for value in parameters.values()}
+    hidden = [
+        f"{type(part).__name__}.{name}"
+        for part in called
+        for name, value in part.named_parameters(recurse=False)
+        if value.requires_grad and id(value) not in known
+    ]
+    if hidden:
+        raise ValueError(
+            f"the programs compute with parameters that nothing shows to Pyro, which would stay as "
+            f"they are: {', '.join(hidden[:3])}{', ...' if len(hidden) > 3 else ''}; say "
+            "pyro.module('net', net) in the program, or net.requires_grad_(False) to keep them"
+        )
+
+
 class UnseenParams(Messenger):
     """Shows ``pyro.param`` statements to no handler outside: they then cost next to nothing.
 
@@ -179,6 +248,11 @@ def module_mode(*programs: Program, training: bool) -> Iterator[None]:
     _SWITCHED.append(before)
 
     def switch(part: torch.nn.Module, *_: Any) -> None:
+        if torch.compiler.is_compiling():
+            return
+        if (compiled := part._modules.get("_orig_mod")) is not None:  # no hook is called inside
+            for inner in compiled.modules():
+                switch(inner)
         if _SWITCHED[-1] is before and part.training is not training:
             before.setdefault(part, part.training)
             part.training = training
@@ -201,7 +275,12 @@ def called_modules() -> Iterator[list[torch.nn.Module]]:
     """The modules that are called inside, each once, in order."""
     found: dict[torch.nn.Module, None] = {}
     called: list[torch.nn.Module] = []
-    hook = register_module_forward_pre_hook(lambda part, _: found.setdefault(part))
+
+    def note(part: torch.nn.Module, *_: Any) -> None:
+        if not torch.compiler.is_compiling():
+            found.update(dict.fromkeys(part.modules() if "_orig_mod" in part._modules else [part]))
+
+    hook = register_module_forward_pre_hook(note)
     try:
         yield called
     finally:

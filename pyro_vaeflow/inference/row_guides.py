@@ -4,19 +4,19 @@ The guide program is the family, so nothing has to be known of it: its parameter
 them, are stacked ``(rows, ...)``, and the programs run on one row under ``torch.vmap``.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
 from pyro import poutine
-from pyro.poutine.trace_struct import Trace
-from pyro.poutine.util import prune_subsample_sites
+from pyro.poutine.messenger import Messenger
+from pyro.poutine.runtime import Message
 from torch.overrides import TorchFunctionMode
 
 from pyro_vaeflow.inference.annealing import cosine
-from pyro_vaeflow.inference.noise import RowNoise
+from pyro_vaeflow.inference.pairs import Draws, Way, paired_traces
 from pyro_vaeflow.inference.parameters import Program, named_parameters
-from pyro_vaeflow.inference.traces import Args, paired_traces, row_terms, take_rows
+from pyro_vaeflow.inference.traces import Args, guide_sites, plate_frame, sample_sites, take_rows
 
 Values = list[torch.Tensor]  # of the guide's parameters, in their order, each (rows, ...)
 
@@ -29,18 +29,20 @@ class RowGuides:
     inside `param_scope`, with Pyro's validation off.
     """
 
-    def __init__(self, model: Program, guide: Program, args: Args, depth: int, plate: str) -> None:
+    def __init__(self, model: Program, guide: Program, args: Args, way: Way, plate: str) -> None:
         self.model, self.guide, self.args = model, guide, args
-        self.depth, self.plate = depth, plate
+        self.way, self.plate = way, plate
+        self.drawing = _Fixed(plate)(guide) if way.shared else guide
         self.vectorized = True
-        few = take_rows(args, slice(0, 2))
         with torch.enable_grad():
-            guide_trace = self._traces(few, 1, 0)[1]  # makes those of `pyro.param` as `score` does
-            model_trace = poutine.trace(model).get_trace(*few)
+            first = self._draws(slice(0, 2), 1, 0)  # makes those of `pyro.param` as `score` does
+            guide_trace = first.traces[0][1]
+            model_trace = poutine.trace(model).get_trace(*take_rows(args, slice(0, 2)))
             model_trace.compute_log_prob()
             named = named_parameters(model, guide)
             leaves = list(named.values())
-            by_guide, by_model = (_depends(t, leaves) for t in (guide_trace, model_trace))
+            by_guide = _depends(guide_sites(guide_trace, plate), leaves)
+            by_model = _depends(sample_sites(model_trace), leaves)
         used = list(zip(named.items(), by_guide, by_model, strict=True))
         self.parameters = [leaf for (_, leaf), guides, models in used if guides and not models]
         self.shared = [name for (name, _), guides, models in used if guides and models]
@@ -60,12 +62,10 @@ class RowGuides:
         def one_row(
             values: Sequence[torch.Tensor], row: torch.Tensor
         ) -> tuple[torch.Tensor, torch.Tensor]:
-            args = take_rows(self.args, row.unsqueeze(0))
             with _InPlaceOf(self.parameters, values, row):
-                model_trace, guide_trace = self._traces(args, num_samples, seed)
-                log_weight = row_terms(model_trace, guide_trace, self.plate).log_weight.squeeze(-1)
-                score = torch.zeros_like(log_weight) + _score_function(guide_trace, num_samples)
-                return log_weight, score
+                draws = self._draws(row.unsqueeze(0), num_samples, seed)
+                log_weight = draws.terms.log_weight.squeeze(-1)
+                return log_weight, torch.zeros_like(log_weight) + _score_function(draws)
 
         if self.vectorized:
             try:
@@ -77,15 +77,22 @@ class RowGuides:
         log_weight, score = zip(*pairs, strict=True)
         return torch.stack(log_weight, 1), torch.stack(score, 1)
 
-    def _traces(self, args: Args, num_samples: int, seed: int) -> tuple[Trace, Trace]:
-        return paired_traces(
-            self.model,
-            self.guide,
-            args,
-            num_samples=num_samples,
-            max_plate_nesting=self.depth,
-            noise=RowNoise(args[0], seed, self.plate),
-        )
+    def _draws(self, rows: torch.Tensor | slice, num_samples: int, seed: int) -> Draws:
+        options: dict[str, Any] = {"way": self.way, "seed": seed, "plate": self.plate}
+        programs = self.model, self.drawing, self.args
+        return paired_traces(*programs, rows, num_samples=num_samples, **options)
+
+
+class _Fixed(Messenger):
+    """Latents that all rows share are no row's own: no gradient goes through them."""
+
+    def __init__(self, plate: str) -> None:
+        super().__init__()
+        self.plate = plate
+
+    def _pyro_post_sample(self, msg: Message) -> None:
+        if plate_frame(msg, self.plate) is None:
+            msg["value"] = msg["value"].detach()
 
 
 class _InPlaceOf(TorchFunctionMode):
@@ -116,19 +123,23 @@ class _InPlaceOf(TorchFunctionMode):
         return out + self.zero.to(out.dtype) if func is torch.empty else out
 
 
-def _score_function(guide_trace: Trace, num_samples: int) -> torch.Tensor | float:
+def _score_function(draws: Draws) -> torch.Tensor | float:
     """log q of the latents without a path for gradients, of one row, ``(num_samples,)``."""
-    sites = [site for site in guide_trace.nodes.values() if site["type"] == "sample"]
-    terms = [site["score_parts"].score_function for site in sites]
-    found = [t.reshape(num_samples, -1).sum(1) for t in terms if isinstance(t, torch.Tensor)]
-    return torch.stack(found).sum(0) if found else 0.0
+    parts: list[torch.Tensor | float] = []
+    for _, guide_trace in draws.traces:
+        total: torch.Tensor | float = 0.0
+        for site in guide_sites(guide_trace, draws.plate):
+            term = site["score_parts"].score_function
+            if isinstance(term, torch.Tensor) and "_enumerate_dim" not in site["infer"]:
+                total = total + term.reshape(draws.num_samples // len(draws.traces), -1).sum(1)
+        parts.append(total)
+    found = [part for part in parts if isinstance(part, torch.Tensor)]
+    return torch.cat(found) if found else 0.0
 
 
-def _depends(trace: Trace, leaves: Values) -> list[bool]:
-    """Which leaves the draws or log probabilities of a trace depend on."""
-    trace = prune_subsample_sites(trace)
-    sites = [site for site in trace.nodes.values() if site["type"] == "sample"]
-    total = sum(site["value"].sum() + site["log_prob"].sum() for site in sites)
+def _depends(sites: Iterable[Any], leaves: Values) -> list[bool]:
+    """Which leaves the draws or log probabilities of sites depend on."""
+    total = sum((s["value"].sum() + s["log_prob"].sum() for s in sites), torch.zeros(()))
     if not (leaves and total.requires_grad):
         return [False] * len(leaves)
     return [g is not None for g in torch.autograd.grad(total, leaves, allow_unused=True)]

@@ -188,7 +188,7 @@ def _of_terms(terms: RowTerms) -> Scores:
         ess=importance.effective_sample_size(log_weight),
         khat=importance.khat(log_weight),
         expected_log_likelihood=terms.log_likelihood.mean(0),
-        elbo=log_weight.mean(0),
+        elbo=terms.elbo.mean(0),
         num_samples=num_samples,
     )
 
@@ -206,8 +206,8 @@ def _together(chunks: Iterable[RowTerms]) -> Iterator[RowTerms]:
 
 
 def _joined(parts: list[RowTerms]) -> RowTerms:
-    names = [f.name for f in fields(RowTerms)]
-    return RowTerms(*(torch.cat([getattr(p, name) for p in parts], 1) for name in names))
+    names = [name for name, value in vars(parts[0]).items() if value is not None]
+    return RowTerms(**{name: torch.cat([getattr(p, name) for p in parts], 1) for name in names})
 
 
 def _needs_more(scores: Scores, tol: float) -> torch.Tensor:

@@ -8,13 +8,51 @@ from typing import Any
 
 import pyro
 import torch
-from pyro.infer import ELBO, SVI
+from pyro.infer import (
+    ELBO,
+    SVI,
+    Trace_ELBO,
+    TraceEnum_ELBO,
+    TraceGraph_ELBO,
+    TraceTailAdaptive_ELBO,
+    TraceTMC_ELBO,
+)
 from pyro.optim import PyroOptim
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.runtime import Message
 from pyro.poutine.trace_struct import Trace
 
+from pyro_vaeflow.inference.pairs import Way
 from pyro_vaeflow.inference.parameters import Program, UnseenParams, without_names
+from pyro_vaeflow.inference.traces import plate_frame
+
+
+def make_loss(loss: ELBO | None, way: Way) -> ELBO:
+    """The loss that suits the programs, if it is not given.
+
+    Raises:
+        TypeError: it is no loss of traces.
+        ValueError: it is compiled, or knows nothing of the enumerated sites.
+    """
+    if loss is None:
+        return TraceEnum_ELBO(max_plate_nesting=way.depth) if way.enumerated else Trace_ELBO()
+    name = type(loss).__name__
+    if not isinstance(loss, ELBO):
+        raise TypeError(
+            f"loss must be an object of a subclass of pyro.infer.ELBO, such as Trace_ELBO(), got "
+            f"{loss!r:.60}; train with others in a loop of your own, inside param_scope"
+        )
+    if any(parent.__name__.startswith("Jit") for parent in type(loss).__mro__):
+        raise ValueError(
+            f"{name} keeps what its first step computed with, the schedule's beta too; pass "
+            f"loss={name.removeprefix('Jit')}(...)"
+        )
+    if way.alone and not isinstance(loss, TraceEnum_ELBO | TraceTMC_ELBO):
+        raise ValueError(
+            f"{name} does not sum over {sorted(way.alone)}, which the model enumerates and the "
+            f"guide has no site for; pass loss=TraceEnum_ELBO(max_plate_nesting={way.depth})"
+        )
+    return loss
 
 
 def make_svi(model: Program, guide: Program, optim: "OneOptimizer", loss: ELBO) -> SVI:
@@ -37,6 +75,7 @@ class OneOptimizer(PyroOptim):
         parameters: name -> unconstrained parameter.
         optimizer: makes a torch optimizer from parameters and ``lr``.
         clip_norm: the largest norm of the whole gradient, or None.
+        divisor: of gradients that are sums over rows.
 
     Attributes:
         learning_rate: of the last step.
@@ -52,6 +91,7 @@ class OneOptimizer(PyroOptim):
         parameters: dict[str, torch.Tensor],
         optimizer: Callable[..., torch.optim.Optimizer],
         clip_norm: float | None = None,
+        divisor: int = 1,
     ) -> None:
         if not parameters:
             raise ValueError(
@@ -60,7 +100,7 @@ class OneOptimizer(PyroOptim):
             )
         if clip_norm is not None and not (isinstance(clip_norm, Real) and clip_norm > 0.0):
             raise ValueError(f"clip_norm must be above 0 or None, got {clip_norm!r}")
-        self.parameters, self.clip_norm = parameters, clip_norm
+        self.parameters, self.clip_norm, self.divisor = parameters, clip_norm, divisor
         self.torch_optimizer = optimizer(list(parameters.values()), lr=0.0)
         self.torch_optimizer.zero_grad()  # what the caller, or an interrupted run, left there
         self.num_stored = len(pyro.get_param_store())
@@ -85,7 +125,10 @@ class OneOptimizer(PyroOptim):
         if len(store) != self.num_stored:
             self.add_late(dict(store.named_parameters()))
         values = list(self.parameters.values())
-        norm = torch.nn.utils.get_total_norm([p.grad for p in values if p.grad is not None])
+        gradients = [p.grad for p in values if p.grad is not None]
+        for gradient in gradients if self.divisor > 1 else ():
+            gradient /= self.divisor
+        norm = torch.nn.utils.get_total_norm(gradients)
         self.grad_norm = norm.item()
         if math.isfinite(self.grad_norm):
             if self.clip_norm is not None:
@@ -110,16 +153,34 @@ class OneOptimizer(PyroOptim):
 
 
 class PerRow(Messenger):
-    """Turns sums over a mini-batch into nats a row; a shared latent counts once over all rows."""
+    """Turns sums over a mini-batch into nats a row; a shared latent counts once over all rows.
 
-    def __init__(self, plate: str, batch_size: int, num_data: int) -> None:
+    A loss that is no sum of log probabilities, such as ``RenyiELBO``, must not see its logarithms
+    scaled: its value and gradients are divided by ``divisor`` afterwards, which else is 1.
+
+    Args:
+        loss: that will be taken inside.
+        unasked: latents of the model that are drawn from the prior and do not count.
+    """
+
+    def __init__(
+        self, loss: ELBO, plate: str, batch_size: int, num_data: int, unasked: frozenset[str]
+    ) -> None:
         super().__init__()
-        self.plate, self.row, self.shared = plate, 1.0 / batch_size, 1.0 / num_data
+        is_sum = isinstance(loss, Trace_ELBO | TraceEnum_ELBO | TraceGraph_ELBO)
+        is_sum = is_sum and not isinstance(loss, TraceTailAdaptive_ELBO)
+        self.divisor = 1 if is_sum else batch_size
+        self.row, self.shared = self.divisor / batch_size, self.divisor / num_data
+        self.plate, self.unasked = plate, unasked
 
     def _process_message(self, msg: Message) -> None:
         if msg["type"] == "sample":
-            inside = any(frame.name == self.plate for frame in msg["cond_indep_stack"])
-            msg["scale"] = msg["scale"] * (self.row if inside else self.shared)
+            frame, scale = plate_frame(msg, self.plate), self.shared
+            if frame is not None:  # the plate may scale a mini-batch itself
+                scale = self.row * frame.size / (frame.full_size or frame.size)
+            msg["scale"] = msg["scale"] * scale
+            if msg["name"] in self.unasked:
+                msg["mask"] = False
 
 
 class LastTraces:

@@ -1,30 +1,29 @@
-"""Paired traces of a model and its guide, and their log probabilities row by row."""
+"""Sites of traces: the programs' arguments, which sites count, and sums of them to rows."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import pyro
+import pyro.distributions as dist
 import torch
 from pyro import poutine
 from pyro.distributions.util import scale_and_mask
-from pyro.infer.enum import get_importance_trace
-from pyro.poutine.messenger import Messenger
 from pyro.poutine.trace_struct import Trace
 from pyro.poutine.util import site_is_subsample
 
-from pyro_vaeflow.inference.parameters import Program, UnseenParams, without_names
+from pyro_vaeflow.inference.parameters import Program
 
 Args = tuple[Any, ...]
 
-_DRAWS = ("num_samples", "num_particles_vectorized")  # plates of draws: ours, and Pyro's losses'
+DRAWS = ("num_samples", "num_particles_vectorized")  # plates of draws: ours, and Pyro's losses'
 
 
 @dataclass(frozen=True)
 class RowTerms:
     """Un-annealed log probabilities, nats, each ``(num_data,)`` or ``(num_samples, num_data)``.
 
-    Masks of the programs hold; their scales, annealing among them, do not.
+    Masks of the programs hold; their scales, annealing among them, do not. Latents that all rows
+    share are left out: the terms are a row's own, given those.
     """
 
     log_likelihood: torch.Tensor
@@ -33,6 +32,8 @@ class RowTerms:
     """log p(z): the model's unobserved sites."""
     log_guide: torch.Tensor
     """log q(z | x)."""
+    summed: torch.Tensor | None = None
+    """The log weight where discrete latents of the guide are summed out."""
 
     @property
     def kl(self) -> torch.Tensor:
@@ -40,9 +41,14 @@ class RowTerms:
         return self.log_guide - self.log_prior
 
     @property
-    def log_weight(self) -> torch.Tensor:
-        """log p(x, z) - log q(z | x), nats."""
+    def elbo(self) -> torch.Tensor:
+        """log p(x, z) - log q(z | x), nats: its mean under q is the ELBO."""
         return self.log_likelihood - self.kl
+
+    @property
+    def log_weight(self) -> torch.Tensor:
+        """log p(x, z) - log q(z | x), nats, with enumerated latents summed out."""
+        return self.elbo if self.summed is None else self.summed
 
 
 def as_args(x: Any) -> Args:
@@ -54,9 +60,14 @@ def as_args(x: Any) -> Args:
     args = x if isinstance(x, tuple) else (x,)
     if not args or not isinstance(args[0], torch.Tensor) or args[0].dim() == 0:
         got = type(args[0]).__name__ if args else "an empty tuple"
+        advice = "torch.as_tensor makes one"
+        if isinstance(x, dict | list):
+            advice = "pass a tuple of tensors in the order of the programs' arguments"
+        elif args and hasattr(args[0], "dataset"):
+            advice = "pass all rows, as loader.dataset.tensors has them: train draws mini-batches"
         raise TypeError(
             f"x must be a tensor (num_data, ...) or a tuple that starts with one, got {got}; "
-            "torch.as_tensor makes one"
+            f"{advice}"
         )
     if args[0].layout != torch.strided or args[0].is_meta:
         raise TypeError(
@@ -66,51 +77,23 @@ def as_args(x: Any) -> Args:
     return args[0].detach(), *args[1:]  # no gradient is left on the caller's rows
 
 
+def of_rows(args: Args) -> list[bool]:
+    """Which arguments hold something for each row: tensors with as many entries as the first."""
+    num_data = len(args[0])
+    return [isinstance(a, torch.Tensor) and a.dim() > 0 and len(a) == num_data for a in args]
+
+
 def take_rows(args: Args, rows: torch.Tensor | slice) -> Args:
     """The arguments for these rows: each tensor with as many rows as the first is cut alike.
 
     `rows` is a slice, or numbers of rows from 0, one dimension of them.
     """
-    num_data = len(args[0])
 
     def take(arg: Any) -> Any:
-        if not (isinstance(arg, torch.Tensor) and arg.dim() > 0 and len(arg) == num_data):
-            return arg
         # a quarter of the time that indexing takes
         return arg[rows] if isinstance(rows, slice) else arg.index_select(0, rows)
 
-    return tuple(take(arg) for arg in args)
-
-
-def paired_traces(
-    model: Program,
-    guide: Program,
-    args: Args,
-    *,
-    num_samples: int,
-    max_plate_nesting: int,
-    noise: Messenger | None = None,
-) -> tuple[Trace, Trace]:
-    """One trace of the guide with `num_samples` draws at once, and the model replayed on it.
-
-    `noise` handles the guide's sample statements, around the plate of draws.
-    """
-
-    quiet = UnseenParams()
-
-    def with_draws(program: Program) -> Program:
-        program = without_names(program)
-
-        def program_with_draws(*args: Any) -> None:
-            with pyro.plate("num_samples", num_samples, dim=-max_plate_nesting - 1), quiet:
-                program(*args)
-
-        return program_with_draws
-
-    noisy_guide = with_draws(guide) if noise is None else noise(with_draws(guide))
-    return get_importance_trace(
-        "flat", max_plate_nesting + 1, with_draws(model), noisy_guide, args, {}
-    )
+    return tuple(take(a) if own else a for a, own in zip(args, of_rows(args), strict=True))
 
 
 def run_once(model: Program, guide: Program, args: Args) -> tuple[Trace, Trace]:
@@ -119,30 +102,39 @@ def run_once(model: Program, guide: Program, args: Args) -> tuple[Trace, Trace]:
     return poutine.trace(poutine.replay(model, guide_trace)).get_trace(*args), guide_trace
 
 
-def row_terms(model_trace: Trace, guide_trace: Trace, plate: str = "data") -> RowTerms:
-    """Sums the log probabilities of a pair of traces to rows, and draws if they have such a plate.
-
-    Sites outside the plate are left out: training reports what it can of a shared latent.
-    """
-    zero = torch.zeros(())
-    log_likelihood, log_prior, log_guide = zero, zero, zero
-    for site in sample_sites(model_trace):
-        if site["is_observed"]:
-            log_likelihood = log_likelihood + _per_row(site, plate)
-        else:
-            log_prior = log_prior + _per_row(site, plate)
-    for site in sample_sites(guide_trace):
-        log_guide = log_guide + _per_row(site, plate)
-    return RowTerms(*torch.broadcast_tensors(log_likelihood, log_prior, log_guide))
-
-
 def sample_sites(trace: Trace) -> Iterable[Any]:
-    """The random sites of a trace, in order."""
-    return (
-        site
-        for site in trace.nodes.values()
-        if site["type"] == "sample" and not site_is_subsample(site)
-    )
+    """The random sites of a trace, in order; not what ``pyro.deterministic`` notes."""
+    for site in trace.nodes.values():
+        if site["type"] != "sample" or site_is_subsample(site):
+            continue
+        # a reparametrised site leaves a Delta that is observed and has no density of its own
+        if not (site["is_observed"] and isinstance(innermost(site["fn"]), dist.Delta)):
+            yield site
+
+
+def latent_sites(trace: Trace) -> list[Any]:
+    """The unobserved random sites of a trace."""
+    return [site for site in sample_sites(trace) if not site["is_observed"]]
+
+
+def guide_sites(trace: Trace, plate: str = "data") -> list[Any]:
+    """The sites of a guide inside the plate whose densities make up log q.
+
+    A site that is auxiliary has no counterpart in the model. Where a Delta carries its value to
+    the model's sites, as in autoguides, log q is the density of both; else any value of it gives
+    valid weights, and it is left out, as are observed sites and factors.
+    """
+    sites = [site for site in latent_sites(trace) if plate_frame(site, plate) is not None]
+    if any(isinstance(innermost(site["fn"]), dist.Delta) for site in sites):
+        return sites
+    return [site for site in sites if not site["infer"].get("is_auxiliary")]
+
+
+def innermost(distribution: Any) -> Any:
+    """The distribution inside ``Independent``, ``mask``, ``expand`` and transforms."""
+    while hasattr(distribution, "base_dist"):
+        distribution = distribution.base_dist
+    return distribution
 
 
 def plate_frame(site: Any, plate: str) -> Any:
@@ -150,21 +142,35 @@ def plate_frame(site: Any, plate: str) -> Any:
     return next((f for f in site["cond_indep_stack"] if f.name == plate), None)
 
 
-def _per_row(site: Any, plate: str) -> torch.Tensor | float:
-    frame = plate_frame(site, plate)
-    if frame is None:
-        return 0.0
-    log_prob = scale_and_mask(site["unscaled_log_prob"], mask=site["mask"])
-    kept = [f.dim for f in site["cond_indep_stack"] if f.name in (plate, *_DRAWS)]
-    others = [d for d in range(-log_prob.dim(), 0) if d not in kept]
-    return log_prob.sum(others) if others else log_prob
+def row_sums(sites: Iterable[Any], plate: str) -> torch.Tensor | float:
+    """The log probabilities of sites inside the plate, summed but over rows and draws, nats."""
+    total: torch.Tensor | float = 0.0
+    for site in sites:
+        if plate_frame(site, plate) is None:
+            continue
+        log_prob = scale_and_mask(site["unscaled_log_prob"], mask=site["mask"])
+        kept = [f.dim for f in site["cond_indep_stack"] if f.name in (plate, *DRAWS)]
+        others = [d for d in range(-log_prob.dim(), 0) if d not in kept]
+        total = total + (log_prob.sum(others) if others else log_prob)
+    return total
 
 
-def latent_rows(trace: Trace, plate: str = "data") -> dict[str, torch.Tensor]:
-    """The values of each unobserved site inside the plate, rows first: ``(num_data, ...)``."""
-    values = {}
-    for site in sample_sites(trace):
-        if not site["is_observed"]:
-            axis = plate_frame(site, plate).dim - site["fn"].event_dim
-            values[site["name"]] = site["value"].movedim(axis, 0)
-    return values
+def row_terms(model_trace: Trace, guide_trace: Trace, plate: str = "data") -> RowTerms:
+    """Sums the log probabilities of a pair of traces to rows, and draws if they have such a plate.
+
+    Left out are sites outside the plate, and latents of the model that the guide has no site for:
+    they were drawn from the prior, which cancels.
+    """
+    terms = terms_of_sites(model_trace, guide_trace, plate)
+    return RowTerms(*torch.broadcast_tensors(*map(torch.as_tensor, terms)))
+
+
+def terms_of_sites(
+    model_trace: Trace, guide_trace: Trace, plate: str
+) -> Sequence[torch.Tensor | float]:
+    """Log likelihood, prior and guide of `row_terms`, each in the shape that its sites have."""
+    model_sites = list(sample_sites(model_trace))
+    latents = [s for s in model_sites if not s["is_observed"] and s["name"] in guide_trace.nodes]
+    observed = [site for site in model_sites if site["is_observed"]]
+    in_guide = guide_sites(guide_trace, plate)
+    return [row_sums(sites, plate) for sites in (observed, latents, in_guide)]

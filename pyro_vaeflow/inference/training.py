@@ -10,10 +10,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pyro
 import torch
-from pyro.infer import ELBO, Trace_ELBO
+from pyro.infer import ELBO
+from pyro.optim import PyroOptim
 
 from pyro_vaeflow.inference.annealing import CapacityELBO, Schedule, anneal, constant
 from pyro_vaeflow.inference.batches import Batches
@@ -30,16 +32,20 @@ from pyro_vaeflow.inference.callbacks import (
 )
 from pyro_vaeflow.inference.contract import check_contract
 from pyro_vaeflow.inference.draws import hold_memory
+from pyro_vaeflow.inference.optimizers import optimizer_and_rate
+from pyro_vaeflow.inference.pairs import terms_of_traces
 from pyro_vaeflow.inference.parameters import (
     Program,
     called_modules,
+    check_announced,
     module_mode,
     named_parameters,
     param_scope,
     seeded,
+    show,
 )
-from pyro_vaeflow.inference.svi import LastTraces, OneOptimizer, PerRow, make_svi
-from pyro_vaeflow.inference.traces import Args, as_args, row_terms, run_once, take_rows
+from pyro_vaeflow.inference.svi import LastTraces, OneOptimizer, PerRow, make_loss, make_svi
+from pyro_vaeflow.inference.traces import Args, as_args, run_once, take_rows
 from pyro_vaeflow.validation import check_size
 
 ADAM = partial(torch.optim.Adam, fused=True)  # one call for all parameters
@@ -81,10 +87,10 @@ def train(
     *,
     num_steps: int,
     batch_size: int = 256,
-    learning_rate: float | Schedule = 1e-3,
+    learning_rate: float | Schedule | None = None,
     schedule: Schedule | None = None,
     loss: ELBO | None = None,
-    optimizer: Callable[..., torch.optim.Optimizer] = ADAM,
+    optimizer: Callable[..., torch.optim.Optimizer] | PyroOptim = ADAM,
     clip_norm: float | None = None,
     weights: torch.Tensor | None = None,
     held_out: Any = None,
@@ -100,8 +106,9 @@ def train(
 
     Minimises :math:`-E_q[\log p(x|z)] + \beta_t\,KL(q(z|x)\,\|\,p(z))`, averaged over a mini-batch,
     with ``pyro.infer.SVI``. Parameters of modules change in place; those of ``pyro.param`` belong
-    to the pair (see `param_scope`). A second call goes on from there. The programs run at every
-    step; Pyro's validation runs once, before the first, and is off in the loop.
+    to the pair (see `param_scope`), and Pyro's store shows them. A second call goes on from there.
+    The programs run at every step; Pyro's validation runs once, before the first, and is off in the
+    loop.
 
     Ctrl-C ends training after the step at hand, with a warning; a second Ctrl-C ends it at once.
 
@@ -111,9 +118,13 @@ def train(
         num_steps: mini-batches.
         batch_size: rows a batch, drawn without replacement within a pass over the data.
         learning_rate: at least 0; a number, or a schedule such as ``cosine(num_steps, 1e-3, 0.0)``.
+            By default that of a Pyro optimizer, or 0.001.
         schedule: beta as a function of the step, 1 by default; with `CapacityELBO`, the capacity.
-        loss: a trace-based loss of ``pyro.infer``, ``Trace_ELBO()`` by default.
-        optimizer: makes a torch optimizer from parameters and ``lr``, such as ``torch.optim.SGD``.
+        loss: a trace-based loss of ``pyro.infer``; by default ``Trace_ELBO()``, or
+            ``TraceEnum_ELBO(...)`` where the programs enumerate discrete latents.
+        optimizer: makes a torch optimizer from parameters and ``lr``, such as ``torch.optim.SGD``;
+            or one of Pyro's, such as ``pyro.optim.ClippedAdam({"lr": 0.01})``, whose schedulers
+            take a step after each mini-batch.
         clip_norm: the largest norm of the whole gradient, above 0; none by default.
         weights: ``(num_data,)``; rows are drawn in proportion, with replacement.
         held_out: further rows, like `x`; the programs end with the parameters and buffers of the
@@ -146,11 +157,12 @@ def train(
     """
     args = _checked_rows(x, held_out, num_steps, batch_size, eval_every, patience)
     with param_scope(model, guide):  # held-out rows are scored: no latent may be outside the plate
-        check_contract(model, guide, args, plate=plate, seed=seed, shared_latents=held_out is None)
+        way = check_contract(model, guide, args, plate=plate, seed=seed, training=True)
     batches = Batches(args[0], batch_size, weights, seed)
-    rate, level = _schedules(learning_rate, schedule)
+    optimizer, rate = optimizer_and_rate(optimizer, learning_rate, num_steps)
+    level = _level(schedule)
     last = LastTraces()
-    loss = last.watch(Trace_ELBO() if loss is None else loss)
+    loss = last.watch(make_loss(loss, way))
     annealed = loss.at if isinstance(loss, CapacityELBO) else anneal
     watchers = _watchers(held_out, eval_every, patience, plate, callbacks, checkpoint, progress)
     call = {  # what decides the numbers, and so which training a checkpoint is of
@@ -169,9 +181,11 @@ def train(
         ExitStack() as stack,
     ):
         called = _make_parameters(model, guide, take_rows(args, batches(0)), seed)
-        optim = OneOptimizer(named_parameters(model, guide), optimizer, clip_norm)
+        per_row = PerRow(loss, plate, batches.batch_size, len(args[0]), way.unasked)
+        parameters = named_parameters(model, guide)
+        check_announced(called, parameters)
+        optim = OneOptimizer(parameters, optimizer, clip_norm, per_row.divisor)
         svi = make_svi(model, guide, optim, loss)
-        per_row = PerRow(plate, batches.batch_size, len(args[0]))
         run = Run(model, guide, optim, num_steps, call, called, watchers)
         for watcher in watchers:
             stack.callback(watcher.close)
@@ -181,13 +195,14 @@ def train(
             batch, beta = take_rows(args, batches(run.step)), float(level(run.step))
             optim.set_learning_rate(rate(run.step))
             with per_row, annealed(beta):
-                value = svi.step(*batch)
+                value = np.sum(svi.step(*batch)).item() / per_row.divisor
             record = _record(run, value, beta, last, plate)
             run.records.append(record | {"seconds": time.perf_counter() - start})
             for watcher in watchers:
                 watcher.after_step(run)
         for watcher in reversed(watchers):
             watcher.end(run)
+    show(model, guide)
     if run.interrupted:
         warnings.warn(_how_to_go_on(run, checkpoint), InterruptedWarning, stacklevel=2)
     return _history(run)
@@ -214,14 +229,11 @@ def _checked_rows(
     return args
 
 
-def _schedules(
-    learning_rate: float | Schedule, schedule: Schedule | None
-) -> tuple[Schedule, Schedule]:
-    """The learning rate, and beta or the capacity, as functions of the step."""
-    level = constant(1.0) if schedule is None else schedule
-    if not callable(level):
+def _level(schedule: Schedule | None) -> Schedule:
+    """Beta or the capacity as a function of the step."""
+    if schedule is not None and not callable(schedule):
         raise TypeError(f"schedule must be a function of the step, got {schedule!r}; say linear(9)")
-    return learning_rate if callable(learning_rate) else constant(learning_rate), level
+    return schedule or constant(1.0)
 
 
 def _watchers(
@@ -266,7 +278,7 @@ def _record(run: Run, loss: float, beta: float, last: LastTraces, plate: str) ->
     if not (math.isfinite(loss) and math.isfinite(optim.grad_norm)):
         raise NonFiniteError(f"step {run.step}: {last.explain(loss, optim)}", _history(run))
     with torch.no_grad():
-        terms = row_terms(last.model, last.guide, plate=plate)
+        terms = terms_of_traces(last.model, last.guide, plate)
     log_likelihood, kl = terms.log_likelihood.mean().item(), terms.kl.mean().item()
     return {
         "step": run.step,

@@ -12,7 +12,6 @@ import torch
 from pyro_vaeflow.inference.annealing import cosine, linear, warmup
 from pyro_vaeflow.inference.draws import trace_chunks
 from pyro_vaeflow.inference.parameters import seeded
-from pyro_vaeflow.inference.traces import row_terms
 from pyro_vaeflow.inference.training import train
 from results.potentials.energies import POTENTIALS, log_normalizer
 from results.potentials.programs import FlowGuide, PotentialModel
@@ -86,11 +85,11 @@ def fit_potential(run: PotentialRun) -> dict[str, Any]:
         raise KeyboardInterrupt
     seconds = time.perf_counter() - started
     # One row, all draws: rows that are alike would have the same draws.
-    (traces,) = trace_chunks(
+    (chunk,) = trace_chunks(
         *pair, torch.zeros(1, 1), num_samples=run.num_samples, seed=run.seed, chunk_size=1
     )
-    log_weight = row_terms(*traces).log_weight.flatten().double()
-    z = traces[1].nodes["z"]["value"].reshape(-1, 2).numpy()
+    log_weight = chunk.terms.log_weight.flatten().double()
+    z = chunk.latents["z"].reshape(-1, 2).numpy()
     counts = np.histogram2d(z[:, 0], z[:, 1], bins=[EDGES, EDGES])[0]
     per_area = len(z) * (EDGES[1] - EDGES[0]) ** 2  # draws outside the edges count too
     return {

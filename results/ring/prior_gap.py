@@ -7,7 +7,7 @@ import torch
 
 from pyro_vaeflow.inference import importance
 from pyro_vaeflow.inference.draws import trace_chunks
-from pyro_vaeflow.inference.traces import latent_rows, row_terms
+from pyro_vaeflow.inference.pairs import Draws
 
 EDGES = np.linspace(-6.0, 6.0, 241)  # of the histogram that stands for the aggregate posterior
 
@@ -37,15 +37,15 @@ def prior_gap(
     """
     counts = np.zeros((len(EDGES) - 1,) * 2)
     # Other noise than that of the rows to score, which may be among the training rows.
-    for _, guide_trace in trace_chunks(model, guide, x_train, num_samples=200, seed=seed + 1):
-        drawn = _latent(guide_trace).reshape(-1, 2).cpu().numpy()
+    for chunk in trace_chunks(model, guide, x_train, num_samples=200, seed=seed + 1):
+        drawn = _latent(chunk).reshape(-1, 2).cpu().numpy()
         counts += np.histogram2d(drawn[:, 0], drawn[:, 1], bins=[EDGES, EDGES])[0]
     cell = (EDGES[1] - EDGES[0]) ** 2
     log_density = torch.as_tensor(counts / counts.sum() / cell, device=x.device).log()
     edges = torch.as_tensor(EDGES, device=x.device)
     parts = []
-    for traces in trace_chunks(model, guide, x, num_samples=num_samples, seed=seed):
-        terms, z = row_terms(*traces), _latent(traces[1])
+    for chunk in trace_chunks(model, guide, x, num_samples=num_samples, seed=seed):
+        terms, z = chunk.terms, _latent(chunk)
         place = torch.bucketize(z.double().contiguous(), edges) - 1
         inside = ((place >= 0) & (place < len(EDGES) - 1)).all(-1)
         place = place.clamp(0, len(EDGES) - 2)
@@ -55,9 +55,9 @@ def prior_gap(
     return torch.cat(parts)
 
 
-def _latent(guide_trace: Any) -> torch.Tensor:
+def _latent(chunk: Draws) -> torch.Tensor:
     """The draws ``(num_samples, rows, 2)``."""
-    latents = latent_rows(guide_trace)
+    latents = chunk.latents
     shapes = {name: tuple(value.shape[2:]) for name, value in latents.items()}
     if list(shapes.values()) != [(2,)]:
         raise ValueError(f"expected one latent of two dimensions, got {shapes}")

@@ -1,0 +1,160 @@
+"""Discrete latents summed out row by row, with Pyro's own contraction."""
+
+import math
+from collections import OrderedDict
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from pyro.ops import packed
+from pyro.ops.contract import contract_to_tensor
+from pyro.ops.rings import LogRing
+from pyro.poutine.trace_struct import Trace
+
+from pyro_vaeflow.inference.traces import (
+    DRAWS,
+    RowTerms,
+    guide_sites,
+    latent_sites,
+    plate_frame,
+    sample_sites,
+)
+
+Factor = tuple[frozenset[str], torch.Tensor]  # the plates around a site, its packed log probability
+
+
+def is_enumerated(site: Any) -> bool:
+    """Whether a loss such as ``TraceEnum_ELBO`` would sum over the values of an unobserved site."""
+    parallel = site["infer"].get("enumerate") == "parallel" and not site["is_observed"]
+    return parallel and getattr(site["fn"], "has_enumerate_support", False)
+
+
+def has_enumerated(*traces: Trace) -> bool:
+    """Whether the traces were taken with values enumerated along dimensions of their own."""
+    return any("_enumerate_dim" in s["infer"] for t in traces for s in sample_sites(t))
+
+
+def enumerated_terms(model_trace: Trace, guide_trace: Trace, plate: str = "data") -> RowTerms:
+    r"""The terms of rows where values of discrete sites lie along dimensions of their own.
+
+    With k enumerated by the guide, m by the model alone, and z drawn:
+
+    .. math:: w = \sum_k \frac{\sum_m p(x, z, k, m)}{q(z | k, x)}
+
+    The terms but the weight are expectations over :math:`q(k | x)`. Values that ``TraceTMC_ELBO``
+    has drawn count alike in place of :math:`q(k | x)`.
+    """
+    if not hasattr(guide_trace, "plate_to_symbol"):  # the loss has not packed them
+        guide_trace.pack_tensors()
+        model_trace.pack_tensors(guide_trace.plate_to_symbol)
+    rows = _Rows(model_trace, guide_trace, plate)
+    latents = [s for s in latent_sites(model_trace) if s["name"] in guide_trace.nodes]
+    latents += [s for s in latent_sites(model_trace) if "_enumerate_dim" in s["infer"]]
+    named = {site["name"] for site in latents}
+    latents = [site for site in latent_sites(model_trace) if site["name"] in named]
+    prior = rows.factors(latents)
+    joint = prior + rows.factors(s for s in sample_sites(model_trace) if s["is_observed"])
+    in_guide = guide_sites(guide_trace, plate)
+    guide = rows.factors(in_guide)
+    chances = [_chance(site, factor) for site, factor in zip(in_guide, guide, strict=True)]
+    rows.chances = [chance for chance in chances if chance is not None]
+    minus_guide = [(t, packed.neg(f)) for t, f in guide] + rows.chances
+    log_prior = rows.expected(prior)
+    return RowTerms(
+        rows.expected(joint) - log_prior,
+        log_prior,
+        rows.expected(guide),
+        rows.unpacked(rows.contracted(joint + minus_guide, rows.summed)),
+    )
+
+
+def _chance(site: Any, factor: Factor) -> Factor | None:
+    """The log probability of each value of an enumerated site of the guide."""
+    if "_enumerate_dim" not in site["infer"]:
+        return None
+    if (num_samples := site["infer"].get("num_samples")) is None:
+        return factor
+    constant = torch.full_like(factor[1], -math.log(num_samples))
+    constant._pyro_dims = factor[1]._pyro_dims
+    return factor[0], constant
+
+
+class _Rows:
+    """Contraction of packed factors to rows and draws."""
+
+    def __init__(self, model_trace: Trace, guide_trace: Trace, plate: str) -> None:
+        self.plate, self.plates = plate, model_trace.plate_to_symbol | guide_trace.plate_to_symbol
+        self.symbol_to_dim = guide_trace.symbol_to_dim | model_trace.symbol_to_dim
+        self.sizes = dict.fromkeys(self.plates.values(), 1)  # packing drops dimensions of size 1
+        self.symbols = [self.plates[p] for p in (plate, *DRAWS) if p in self.plates]
+        self.chances: list[Factor] = []
+        self.summed: set[str] = set()
+
+    def factors(self, sites: Iterable[Any]) -> list[Factor]:
+        found = []
+        for site in sites:
+            if plate_frame(site, self.plate) is None:
+                continue
+            parts = site["packed"]
+            log_prob = packed.scale_and_mask(parts["unscaled_log_prob"], mask=parts["mask"])
+            self.sizes |= zip(log_prob._pyro_dims, log_prob.shape, strict=True)
+            self.summed |= set(log_prob._pyro_dims) - set(self.plates.values())
+            frames = (f for f in site["cond_indep_stack"] if f.vectorized)
+            found.append((frozenset(self.plates[f.name] for f in frames), log_prob))
+        return found
+
+    def contracted(
+        self, factors: list[Factor], summed: set[str], kept: frozenset[str] = frozenset()
+    ) -> torch.Tensor:
+        """log of the sum over `summed` of the product; of plates, rows, draws and `kept` stay."""
+        tree: OrderedDict[frozenset[str], list[torch.Tensor]] = OrderedDict()
+        for plates, factor in factors:
+            tree.setdefault(plates | kept & set(factor._pyro_dims), []).append(factor)
+        target = frozenset(self.symbols) | kept
+        present = summed & {d for _, factor in factors for d in factor._pyro_dims}
+        ring = LogRing(dim_to_size=self.sizes)
+        return contract_to_tensor(tree, present, target_ordinal=target, ring=ring)
+
+    def expected(self, factors: list[Factor]) -> torch.Tensor:
+        """The expectation under the guide's chances of the sum of `factors`, in which the values
+        that the model alone enumerates are summed out."""
+        of_guide = {d for _, f in self.chances for d in f._pyro_dims} & self.summed
+        alone = self.summed - of_guide
+        hidden = [f for f in factors if not alone.isdisjoint(f[1]._pyro_dims)]
+        total: Any = 0.0
+        if hidden:
+            seen = frozenset(d for _, f in hidden for d in f._pyro_dims if d in of_guide)
+            log_sum = self.contracted(hidden, alone, seen)
+            total = total + self._mean(self._rows_of(log_sum), log_sum, of_guide)
+        for plates, factor in factors:
+            if alone.isdisjoint(factor._pyro_dims):
+                total = total + self._mean(plates, factor, of_guide)
+        return total if isinstance(total, torch.Tensor) else torch.zeros(())
+
+    def _rows_of(self, term: torch.Tensor) -> frozenset[str]:
+        return frozenset(term._pyro_dims) & set(self.symbols)
+
+    def _mean(self, plates: frozenset[str], term: torch.Tensor, of_guide: set[str]) -> torch.Tensor:
+        """The mean over values of the guide, summed over all plates but rows and draws."""
+        dims = set(term._pyro_dims) & of_guide
+        ring = LogRing(dim_to_size=self.sizes)
+        if dims:
+            tree: OrderedDict[frozenset[str], list[torch.Tensor]] = OrderedDict()
+            for around, chance in self.chances:
+                tree.setdefault(around, []).append(chance)
+            every = {d for _, f in self.chances for d in f._pyro_dims} & of_guide
+            chance = contract_to_tensor(
+                tree, every, target_ordinal=plates, target_dims=dims, ring=ring
+            )
+            term, chance = packed.broadcast_all(term, chance)
+            term, layout = torch.where(chance == -math.inf, 0.0, chance.exp() * term), term
+            term._pyro_dims = layout._pyro_dims
+        rows = self._rows_of(term)
+        others = [i for i, d in enumerate(term._pyro_dims) if d not in rows]
+        kept = "".join(d for d in term._pyro_dims if d in rows)
+        term = term.sum(others) if others else term[...]
+        term._pyro_dims = kept
+        return self.unpacked(ring.broadcast(term, frozenset(self.symbols)))
+
+    def unpacked(self, term: torch.Tensor) -> torch.Tensor:
+        return packed.unpack(term, self.symbol_to_dim)

@@ -1,0 +1,219 @@
+"""Draws of a pair of programs: a draw is a row, unless something faster gives the same numbers."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import pyro
+import torch
+from pyro import poutine
+from pyro.poutine.enum_messenger import EnumMessenger
+from pyro.poutine.messenger import Messenger
+from pyro.poutine.runtime import Message
+from pyro.poutine.trace_struct import Trace
+from pyro.poutine.util import prune_subsample_sites
+
+from pyro_vaeflow.inference.enumeration import enumerated_terms, has_enumerated
+from pyro_vaeflow.inference.noise import RowNoise
+from pyro_vaeflow.inference.parameters import Program, UnseenParams, without_names
+from pyro_vaeflow.inference.traces import (
+    Args,
+    RowTerms,
+    latent_sites,
+    of_rows,
+    plate_frame,
+    row_terms,
+    take_rows,
+    terms_of_sites,
+)
+
+APART = 0x9E3779B97F4A7C15  # from a run's seed to the next one's
+
+
+@dataclass(frozen=True)
+class Way:
+    """How draws go through the programs: ``rows``, ``left`` or ``runs``.
+
+    As rows the programs see all rows once for each draw, one after another, as they were written.
+    On the left, draws are one more dimension, at which what does not depend on a draw is worked out
+    once. Latents that all rows share need a run for each draw where they cannot be on the left.
+    """
+
+    depth: int
+    """Of the programs' plates."""
+    guide: str = "left"
+    model: str = "left"
+    enumerated: bool = False
+    """Whether discrete latents are summed out."""
+    shared: bool = False
+    """Whether there are latents outside the plate of rows."""
+    alone: frozenset[str] = frozenset()
+    """Latents that the model enumerates and the guide has no site for."""
+    unasked: frozenset[str] = frozenset()
+    """Latents that ``obs_mask`` makes of missing values and the guide has no site for."""
+    why: str = ""
+    """Why draws are not on the left."""
+
+
+@dataclass(frozen=True)
+class Draws:
+    """Draws of a pair for some rows: its traces, and how the draws stand in them."""
+
+    traces: list[tuple[Trace, Trace]]
+    """Of model and guide; one pair, or one for each draw."""
+    num_samples: int
+    num_data: int
+    way: Way
+    plate: str
+
+    @property
+    def terms(self) -> RowTerms:
+        """Log probabilities, ``(num_samples, num_data)``, nats."""
+        parts = [self._terms(*pair) for pair in self.traces]
+        if len(parts) == 1:
+            return parts[0]
+        names = [name for name, value in vars(parts[0]).items() if value is not None]
+        return RowTerms(**{name: torch.cat([getattr(p, name) for p in parts]) for name in names})
+
+    def _terms(self, model_trace: Trace, guide_trace: Trace) -> RowTerms:
+        model, guide = self.way.model, self.way.guide
+        if has_enumerated(model_trace, guide_trace):
+            terms = enumerated_terms(model_trace, guide_trace, self.plate)
+            found = [terms.log_likelihood, terms.log_prior, terms.log_guide, terms.summed]
+        else:
+            found = [*terms_of_sites(model_trace, guide_trace, self.plate)]
+        layouts = [model, model, guide, model]
+        return RowTerms(*(self._split(t, way) for t, way in zip(found, layouts, strict=False)))
+
+    def _split(self, term: torch.Tensor | float, layout: str) -> torch.Tensor:
+        num_samples = 1 if layout == "runs" else self.num_samples
+        term = torch.as_tensor(term)
+        if layout == "rows":
+            flat = term.reshape(-1) if term.numel() > 1 else term.reshape(())
+            return flat.expand(num_samples * self.num_data).view(num_samples, self.num_data)
+        while term.dim() > 2:  # between rows and draws there may be plates that are summed out
+            term = term.squeeze(-2 if term.shape[-2] == 1 else -1)
+        return term.expand(num_samples, self.num_data)
+
+    @property
+    def latents(self) -> dict[str, torch.Tensor]:
+        """The guide's values of each latent of the rows, ``(num_data, num_samples, ...)``."""
+        parts: dict[str, list[torch.Tensor]] = {}
+        for _, guide_trace in self.traces:
+            for site in latent_sites(guide_trace):
+                if plate_frame(site, self.plate) is not None:
+                    draws = self.draws_of(site["value"], site, self.way.guide)
+                    parts.setdefault(site["name"], []).append(draws.transpose(0, 1))
+        return {name: torch.cat(values, 1) for name, values in parts.items()}
+
+    def draws_of(self, value: torch.Tensor, site: Any, layout: str) -> torch.Tensor:
+        """A value, or log probabilities of its entries, as ``(num_samples, num_data, ...)``."""
+        event_dim = site["fn"].event_dim
+        rows = plate_frame(site, self.plate).dim - event_dim
+        if layout == "rows":
+            return value.unflatten(rows, (self.num_samples, -1)).movedim((rows - 1, rows), (0, 1))
+        draws = -self.way.depth - 1 - event_dim
+        while value.dim() < -draws:
+            value = value.unsqueeze(0)
+        num_samples = 1 if layout == "runs" else self.num_samples
+        value = value.movedim((draws, rows), (0, 1))
+        return value.expand(num_samples, *value.shape[1:])
+
+
+class Given(Messenger):
+    """Latents take these values, ``(num_samples, ...)`` by name; log probabilities are as usual.
+
+    Args:
+        values: of each latent.
+        depth: of the programs' plates, on whose left the draws are.
+    """
+
+    def __init__(self, values: Mapping[str, torch.Tensor], depth: int) -> None:
+        super().__init__()
+        self.values, self.depth = values, depth
+
+    def _pyro_sample(self, msg: Message) -> None:
+        if msg["name"] in self.values and not msg["is_observed"]:
+            value = self.values[msg["name"]]
+            missing = self.depth + 1 + msg["fn"].event_dim - value.dim()
+            msg["value"] = value.reshape(len(value), *[1] * missing, *value.shape[1:])
+            msg["done"] = True
+
+
+def paired_traces(
+    model: Program,
+    guide: Program,
+    args: Args,
+    rows: torch.Tensor | slice = slice(None),
+    *,
+    num_samples: int,
+    way: Way,
+    seed: int | None = None,
+    plate: str = "data",
+    given: Mapping[str, torch.Tensor] | None = None,
+) -> Draws:
+    """Traces of the guide with `num_samples` draws for these rows, and of the model replayed.
+
+    Args:
+        rows: numbers of rows, or a slice; all by default.
+        seed: of noise that belongs to a row; without one it is torch's stream.
+        given: values of latents in place of draws, for a way on the left.
+    """
+    once = take_rows(args, rows)
+    views = {"left": once, "runs": once}
+    if "rows" in (way.guide, way.model):
+        if isinstance(rows, slice):
+            rows = torch.arange(len(args[0]), device=args[0].device)[rows]
+        views["rows"] = take_rows(args, rows.repeat(num_samples))
+    columns = [c for c, own in zip(once, of_rows(args), strict=True) if own]
+    quiet = UnseenParams()
+
+    def drawing(program: Program, layout: str, enumerate_from: int | None) -> Program:
+        program = without_names(program)
+
+        def one(*args: Any) -> None:
+            with quiet:
+                program(*args)
+
+        def many(*args: Any) -> None:
+            with pyro.plate("num_samples", num_samples, dim=-way.depth - 1), quiet:
+                program(*args)
+
+        drawn = many if layout == "left" else one
+        return EnumMessenger(enumerate_from)(drawn) if way.enumerated else drawn
+
+    first = -way.depth - 1 - (way.guide == "left")
+    traces = []
+    for run in range(num_samples if way.guide == "runs" else 1):
+        noisy = drawing(guide, way.guide, first)
+        if given is not None:
+            noisy = Given(given, way.depth)(noisy)
+        if seed is not None:
+            copies = num_samples if way.guide == "rows" else 1
+            noisy = RowNoise(columns, seed + run * APART, plate, copies)(noisy)
+        guide_trace = poutine.trace(noisy).get_trace(*views[way.guide])
+        values = guide_trace if way.guide == way.model else _as_rows(guide_trace, way, plate)
+        replayed = poutine.replay(drawing(model, way.model, None), trace=values)
+        model_trace = poutine.trace(replayed).get_trace(*views[way.model])
+        guide_trace, model_trace = map(prune_subsample_sites, (guide_trace, model_trace))
+        model_trace.compute_log_prob()
+        guide_trace.compute_score_parts()
+        traces.append((model_trace, guide_trace))
+    return Draws(traces, num_samples, len(once[0]), way, plate)
+
+
+def terms_of_traces(model_trace: Trace, guide_trace: Trace, plate: str) -> RowTerms:
+    """The terms of a loss's traces, with enumerated values weighted by their chances."""
+    by_values = has_enumerated(model_trace, guide_trace)
+    return (enumerated_terms if by_values else row_terms)(model_trace, guide_trace, plate)
+
+
+def _as_rows(guide_trace: Trace, way: Way, plate: str) -> Trace:
+    """The values of draws on the left, for a model that takes each draw as a row."""
+    moved = prune_subsample_sites(guide_trace)
+    for site in latent_sites(moved):
+        event_dim = site["fn"].event_dim
+        rows = plate_frame(site, plate).dim - event_dim
+        value = site["value"].movedim(-way.depth - 1 - event_dim, rows - 1)
+        moved.nodes[site["name"]] = site | {"value": value.flatten(rows - 1, rows)}
+    return moved

@@ -1,0 +1,174 @@
+"""The fastest way for draws that gives the numbers of the way that is always right."""
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import pyro
+import torch
+
+from pyro_vaeflow.inference.pairs import Draws, Way, paired_traces
+from pyro_vaeflow.inference.parameters import Program, modules, own_parameters, seeded
+from pyro_vaeflow.inference.traces import Args, RowTerms, latent_sites
+
+NUM_DRAWS = 5, 20  # from, to; unlike the number of rows
+FAILURES = (IndexError, KeyError, NotImplementedError, RuntimeError, TypeError, ValueError)
+
+
+def fastest_way(
+    model: Program,
+    guide: Program,
+    args: Args,
+    rows: torch.Tensor,
+    *,
+    slow: Way,
+    known: set[str],
+    plate: str,
+) -> Way:
+    """The way with the most on the left among those that give, to rounding, the numbers of `slow`.
+
+    All ways have the same rows and noise. Parameters are moved a little: where an entry for each
+    row starts at one value, a program that reads another row's would not show.
+
+    Args:
+        rows: numbers of some rows.
+        slow: the way that is right whatever the programs are.
+        known: parameters of the store before the programs ran.
+
+    Raises:
+        ValueError: the programs run on one number of rows alone, or a row's numbers depend on its
+            place among the rows.
+    """
+    with _moved_parameters(modules(model, guide), len(args[0])):
+        probe = _Probe(model, guide, args, rows, plate)
+        try:
+            try:
+                draws = probe.draws(slow)
+            except FAILURES:  # more rows than x has: draws must come one after another
+                slow = replace(slow, guide="runs", model="runs")
+                draws = probe.draws(slow)
+            expected = draws.terms
+            if slow.model == "runs":
+                probe.check_places(slow, expected.elbo)
+        except _PlaceError:
+            raise
+        except FAILURES as error:
+            raise ValueError(_of_one_number(model, guide, len(rows), known, error)) from error
+        given = _values(draws) if slow.model == "runs" else None
+        ways = [replace(slow, guide="left", model="left")]
+        if slow.model == "rows" and not slow.enumerated:
+            ways.append(replace(slow, guide="left"))
+        why = ""
+        for way in ways:
+            try:
+                terms = probe.draws(way, given=given).terms
+            except FAILURES as error:
+                why = why or str(error).partition("\n")[0]
+                continue
+            if _same(expected, terms):
+                return replace(way, why=why)
+            why = why or "the programs run with draws on the left, but give other numbers"
+        probe.check_places(slow, expected.elbo)
+        return replace(slow, why=why)
+
+
+class _PlaceError(ValueError):
+    """A row's numbers depend on its place."""
+
+
+class _Probe:
+    def __init__(
+        self, model: Program, guide: Program, args: Args, rows: torch.Tensor, plate: str
+    ) -> None:
+        self.model, self.guide, self.args, self.rows = model, guide, args, rows
+        self.plate, self.unsure = plate, False
+        least, most = NUM_DRAWS  # if they make more rows than x has, that is seen too
+        self.num_draws = min(max(least, len(args[0]) // len(rows) + 1), most)
+
+    def draws(self, way: Way, *, rows: torch.Tensor | None = None, given: Any = None) -> Draws:
+        rows = self.rows if rows is None else rows
+        options: dict[str, Any] = {"seed": 0, "plate": self.plate, "given": given}
+        with seeded(0), warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            programs = self.model, self.guide, self.args
+            draws = paired_traces(*programs, rows, num_samples=self.num_draws, way=way, **options)
+        self.unsure |= any("draws from torch's stream" in str(w.message) for w in caught)
+        return draws
+
+    def check_places(self, way: Way, expected: torch.Tensor) -> None:
+        """Refuses programs whose numbers for a row depend on where it stands among which rows.
+
+        Draws that come from torch's stream do, and nothing can be said.
+        """
+        some = self.rows.flip(0)[:4]
+        terms = self.draws(way, rows=some).terms
+        if not (self.unsure or alike(expected.flip(1)[:, :4], terms.elbo)):
+            raise _PlaceError(
+                f"the numbers of a row depend on its place in plate {self.plate!r}, or on the other "
+                "rows: if a parameter or other data is read at the plate's index, mini-batches and "
+                "new rows would read another row's; compute from a row what is its own"
+            )
+
+
+@contextmanager
+def _moved_parameters(parts: list[torch.nn.Module], num_data: int) -> Iterator[None]:
+    """Moves what ``pyro.param`` holds, and what modules hold for each of `num_data` rows."""
+    store = pyro.get_param_store()
+    for name, value in own_parameters(set()).items():
+        moved = _moved(value).requires_grad_()
+        store._params[name], store._param_to_name[moved] = moved, name
+    of_rows = [p for part in parts for p in part.parameters() if num_data in p.shape]
+    before = [p.detach().clone() for p in of_rows]
+    try:
+        for p in of_rows:
+            p.data.copy_(_moved(p))
+        yield
+    finally:
+        for p, value in zip(of_rows, before, strict=True):
+            p.data.copy_(value)
+
+
+def _moved(value: torch.Tensor) -> torch.Tensor:
+    return value.detach() + 0.1 * torch.rand_like(value)
+
+
+def _of_one_number(
+    model: Program, guide: Program, num_rows: int, known: set[str], error: Exception
+) -> str:
+    """What to say of programs that run on one number of rows alone."""
+    made = own_parameters(known)
+    for program in (model, guide):
+        if hasattr(program, "prototype_trace"):  # an autoguide makes its parameters itself
+            made |= dict(program.named_parameters())
+    for name, value in made.items():
+        if num_rows in value.shape:
+            return (
+                f"parameter {name!r} has shape {tuple(value.shape)} for {num_rows} rows, an entry "
+                "for each; all rows share the parameters, so the guide must compute from a row "
+                "what is the row's own"
+            )
+    return (
+        f"the programs run on {num_rows} rows but not on another number of them "
+        f"({str(error).partition(chr(10))[0]:.300}); make the size of the plate len(x), and "
+        "compute from a row what is its own"
+    )
+
+
+def _values(draws: Draws) -> dict[str, torch.Tensor]:
+    """The guide's values of all runs, ``(num_samples, ...)`` by site."""
+    names = [site["name"] for site in latent_sites(draws.traces[0][1])]
+    return {n: torch.stack([guide.nodes[n]["value"] for _, guide in draws.traces]) for n in names}
+
+
+def _same(one: RowTerms, other: RowTerms) -> bool:
+    pairs = zip(vars(one).values(), vars(other).values(), strict=True)
+    return all(value is None or alike(value, given) for value, given in pairs)
+
+
+def alike(one: torch.Tensor, other: torch.Tensor) -> bool:
+    """Whether numbers of one shape are the same to rounding."""
+    eps = torch.finfo(one.dtype).eps ** 0.5
+    close = {"rtol": eps, "atol": eps, "equal_nan": True}
+    return one.shape == other.shape and torch.allclose(one, other, **close)
