@@ -121,10 +121,6 @@ def test_two_exact_latents_are_ranked_under_their_own_names() -> None:
 def test_every_pair_has_ranks_and_is_left_as_it_was(row_pair: Pair) -> None:
     row_pair.fit(num_steps=1)
     sizes = {"num_simulations": 40, "num_draws": 9, "num_bins": 5}
-    if "x_0" in pyro.poutine.trace(row_pair.model).get_trace(*row_pair.args).nodes:
-        with pytest.raises(ValueError, match=r"observes 3 sites .*assemble="):
-            calibration_of(*row_pair.programs, row_pair.x, **sizes)
-        sizes["assemble"] = lambda sites: torch.stack([sites[f"x_{j}"] for j in range(3)], -1)
     pyro.clear_param_store()
     random_state = torch.get_rng_state()
     one, again = (calibration_of(*row_pair.programs, row_pair.x, **sizes) for _ in range(2))
@@ -135,21 +131,64 @@ def test_every_pair_has_ranks_and_is_left_as_it_was(row_pair: Pair) -> None:
         assert torch.equal(ranks, again.ranks[name])
 
 
-def test_rows_of_another_shape_need_assemble() -> None:
-    def model(x: torch.Tensor) -> None:
+def covariates(x: torch.Tensor, y: torch.Tensor) -> None:
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", dist.Normal(torch.zeros(1), 1.0).to_event(1))
+        pyro.sample("y", dist.Normal(x + z, 1.0).to_event(1), obs=y)
+
+
+def of_covariates(x: torch.Tensor, y: torch.Tensor) -> None:
+    with pyro.plate("data", len(x)):
+        pyro.sample("z", dist.Normal(0.5 * (y - x), 0.5**0.5).to_event(1))
+
+
+def series(x: torch.Tensor) -> None:
+    """Each value adds the one before to z."""
+    with pyro.plate("data", len(x)):
+        z, before = pyro.sample("z", dist.Normal(torch.zeros(()), 1.0)), 0.0
+        for j in range(2):
+            pyro.sample(f"x_{j}", dist.Normal(z + before, 1.0), obs=x[:, j])
+            before = x[:, j]
+
+
+def of_series(x: torch.Tensor) -> None:
+    with pyro.plate("data", len(x)):
+        steps = x[:, 0] + (x[:, 1] - x[:, 0])
+        pyro.sample("z", dist.Normal(steps / 3.0, 3.0**-0.5))
+
+
+@pytest.mark.parametrize(
+    "model, guide, columns", [(covariates, of_covariates, (1, 1)), (series, of_series, (2,))]
+)
+def test_simulated_values_take_the_place_of_those_observed(model, guide, columns) -> None:
+    args = tuple(torch.randn(5, n) for n in columns)
+    assert (calibration_of(model, guide, args).p_values["z"] > 0.01).all()
+
+
+def test_what_cannot_be_simulated_in_place_is_refused() -> None:
+    def computed(x: torch.Tensor) -> None:
         with pyro.plate("data", len(x)):
             z = pyro.sample("z", dist.Normal(torch.zeros(()), 1.0))
-            pyro.sample("x", dist.Normal(z, 1.0), obs=x[..., 0])
+            pyro.sample("x", dist.Normal(z, 1.0), obs=2.0 * x[:, 0])
+
+    def at_once(x: torch.Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(()), 1.0))
+            loc = z.unsqueeze(-1) + torch.cat([torch.zeros_like(x[:, :1]), x[:, :1]], 1)
+            pyro.sample("x", dist.Normal(loc, 1.0).to_event(1), obs=x)
 
     def guide(x: torch.Tensor) -> None:
         with pyro.plate("data", len(x)):
-            pyro.sample("z", dist.Normal(0.5 * x[..., 0], 0.5**0.5))
+            pyro.sample("z", dist.Normal(x[..., 0], 0.5**0.5))
 
-    message = r"shape \(1000,\) where the first argument has .*assemble"
-    with pytest.raises(ValueError, match=message):
-        calibration_of(model, guide, 1)
-    calibration = calibration_of(model, guide, 1, assemble=lambda sites: sites["x"].unsqueeze(-1))
-    assert (calibration.p_values["z"] > 0.01).all()
+    with pytest.raises(ValueError, match=r"sites \['x'\] observe values .*assemble="):
+        calibration_of(computed, guide, 1)
+    halved = calibration_of(computed, guide, 1, assemble=lambda s: 0.5 * s["x"].unsqueeze(-1))
+    assert (halved.p_values["z"] > 0.01).all()
+    with pytest.raises(ValueError, match="assemble= made rows of shape"):
+        calibration_of(computed, guide, 1, assemble=lambda sites: sites["x"])
+    with pytest.raises(ValueError, match="computes site 'x' from the values"):
+        calibration_of(at_once, guide, 2)
 
 
 @pytest.mark.parametrize(

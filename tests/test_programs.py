@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from pyro import poutine
 
 from pyro_vaeflow import FLOWS, LIKELIHOODS, Guide, Model
-from pyro_vaeflow.inference.parameters import seeded
 from pyro_vaeflow.inference.pairs import Way, paired_traces
+from pyro_vaeflow.inference.parameters import seeded
 from pyro_vaeflow.inference.traces import row_terms
 from tests.programs import MIXED_COLUMNS, mixed_rows, rows
 

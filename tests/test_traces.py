@@ -8,7 +8,8 @@ from pyro import poutine
 
 from pyro_vaeflow import anneal, score
 from pyro_vaeflow.inference.contract import check_contract
-from pyro_vaeflow.inference.traces import as_args, paired_traces, row_terms, take_rows
+from pyro_vaeflow.inference.pairs import Way, paired_traces
+from pyro_vaeflow.inference.traces import as_args, take_rows
 from tests.programs import ZOO, Pair, rows
 
 
@@ -26,12 +27,6 @@ def model_that_observes_outside(x):
     with pyro.plate("data", len(x)):
         z = pyro.sample("z", standard())
     pyro.sample("x", dist.Normal(z @ torch.ones(2, 3), 1.0).to_event(2), obs=x)
-
-
-def model_from_the_left(x):
-    with pyro.plate("data", len(x)):
-        z = pyro.sample("z", standard())
-        pyro.sample("x", dist.Normal(z[:, :1] * torch.ones(3), 1.0).to_event(1), obs=x)
 
 
 def guide(x):
@@ -69,17 +64,16 @@ def guide_of_each_row(x):
 
 THIRTY = "plate 'data' of the guide has 30 rows"
 BREACHES = {
-    "no plate": (model, guide_without_plate, "guide has no site inside a plate named 'data'"),
+    "no plate": (model, guide_without_plate, "'z' of the guide is outside plate 'data', and"),
     "another name": (model, guide_of("latent"), r"no site for the model's latent \['z'\]"),
     "one too many": (model, guide_of("z", "extra"), r"samples \['extra'\]"),
     "fixed size": (model, guide_of("z", size=30), THIRTY),
-    "subsamples": (model, guide_of("z", size=30, subsample_size=0), THIRTY),
     "a loop": (model, guide_in_a_loop, "plate 'data' of the guide is a loop"),
     "seen outside": (model_that_observes_outside, guide, "'x' of the model is outside plate"),
     "of a row": (
         model,
         guide_of_each_row,
-        r"'own' has shape \(2, 2\) for 2 rows and \(1, 2\) for 1",
+        r"'own' has shape \(7, 2\) for 7 rows, an entry for each",
     ),
 }
 
@@ -103,19 +97,10 @@ def test_a_start_value_is_taken_from_a_batch_not_from_the_probe() -> None:
     torch.testing.assert_close(pair.param("start"), rows().mean(0)[:2])
 
 
-def test_a_program_that_does_not_broadcast_is_told_how() -> None:
-    with pytest.raises(ValueError, match="(?s)do not broadcast over 3 draws.*x.*from the right"):
-        score(model_from_the_left, guide, rows())
-
-
-def test_a_shared_latent_can_be_trained_but_is_named_when_rows_are_scored() -> None:
-    pair = ZOO["shared_latent"]()
-    pair.fit(num_steps=2)
-    message = "'offset' of the guide is outside plate 'data'.*per-row"
-    with pytest.raises(ValueError, match=message):
-        pair.score()
-    with pytest.raises(ValueError, match=message):
-        pair.fit(held_out=pair.x)
+def test_a_plate_may_subsample_as_many_rows_as_there_are() -> None:
+    expected = score(model, guide_of("z"), rows()).log_evidence
+    subsampling = guide_of("z", size=30, subsample_size=0)
+    torch.testing.assert_close(score(model, subsampling, rows()).log_evidence, expected)
 
 
 def test_the_plate_may_have_another_name() -> None:
@@ -142,10 +127,11 @@ def test_the_plate_may_have_another_name() -> None:
 def test_every_pair_keeps_the_contract_and_its_rows_add_up_to_pyros_own_sums(
     row_pair: Pair,
 ) -> None:
-    assert check_contract(*row_pair.programs, row_pair.args) == row_pair.depth
-    traces = paired_traces(*row_pair.programs, row_pair.args, num_samples=5, max_plate_nesting=2)
-    terms = row_terms(*traces)
-    assert terms.log_weight.shape[-2:] in {(5, 30), (1, 30)}
+    way = check_contract(*row_pair.programs, row_pair.args)
+    assert (way.depth, way.guide, way.model, way.why) == (row_pair.depth, "left", "left", "")
+    draws = paired_traces(*row_pair.programs, row_pair.args, num_samples=5, way=way)
+    (traces,), terms = draws.traces, draws.terms
+    assert terms.log_weight.shape == (5, 30)
     expected = traces[0].log_prob_sum() - traces[1].log_prob_sum()
     torch.testing.assert_close(terms.log_weight.sum(), expected, rtol=1e-4, atol=1e-2)
 
@@ -154,9 +140,9 @@ def test_masks_hold_and_scales_do_not() -> None:
     pair = ZOO["masked"]()
     x, seen = pair.x
     with anneal(0.3), poutine.scale(scale=7.0):
-        traces = paired_traces(*pair.programs, pair.args, num_samples=4, max_plate_nesting=1)
-    terms = row_terms(*traces)
-    z = traces[0].nodes["z"]["value"]
+        draws = paired_traces(*pair.programs, pair.args, num_samples=4, way=Way(depth=1))
+    terms = draws.terms
+    z = draws.traces[0][0].nodes["z"]["value"]
     normal = torch.distributions.Normal(z.unsqueeze(-1), 0.5).log_prob(x).sum(-1)
     torch.testing.assert_close(terms.log_likelihood, normal * seen)
     torch.testing.assert_close(terms.log_prior, torch.distributions.Normal(0.0, 1.0).log_prob(z))

@@ -79,19 +79,19 @@ def check_contract(
                 model_trace = _first_run("model", poutine.replay(model, guide_trace), few)
             for role, trace in {"guide": guide_trace, "model": model_trace}.items():
                 _check_plate(role, trace, plate)
-            _check_names(model_trace, guide_trace)
+            _check_names(model_trace, guide_trace, plate)
             _check_enumeration(model_trace, plate)
             with pyro.validation_enabled(False):
                 _check_arguments(model, guide, args, index)
                 slow = _slow_way(model_trace, guide_trace, plate)
-                options = {"slow": slow, "known": known, "plate": plate}
+                options: dict[str, Any] = {"slow": slow, "known": known, "plate": plate}
                 way = fastest_way(model, guide, args, index, **options)
             if not training:
                 _check_density(model_trace, guide_trace, plate)
     return way
 
 
-def _copy(guide: torch.nn.Module) -> torch.nn.Module:
+def _copy(guide: Any) -> Any:
     """A copy of a guide of Pyro's, whose own ``__getstate__`` forgets the model in both."""
     parts = [part for part in guide.modules() if isinstance(part, AutoGuide)]
     kept = [(part._model, part.master) for part in parts]
@@ -150,7 +150,7 @@ def _check_plate(role: str, trace: Trace, plate: str) -> None:
             )
 
 
-def _check_names(model_trace: Trace, guide_trace: Trace) -> None:
+def _check_names(model_trace: Trace, guide_trace: Trace, plate: str) -> None:
     latents = {site["name"]: site for site in latent_sites(model_trace)}
     guided = {site["name"]: site for site in latent_sites(guide_trace)}
     missing = sorted(
@@ -162,6 +162,14 @@ def _check_names(model_trace: Trace, guide_trace: Trace) -> None:
         raise ValueError(
             f"the guide has no site for the model's latent {missing}; it has {set(guided)}"
         )
+    for name in latents.keys() & guided.keys():
+        pair = {"model": latents[name], "guide": guided[name]}
+        outside = [role for role, site in pair.items() if plate_frame(site, plate) is None]
+        if len(outside) == 1:
+            raise ValueError(
+                f"site {name!r} of the {outside[0]} is outside plate {plate!r}, and inside it in "
+                f"the other program; wrap it in `with pyro.plate({plate!r}, len(x)):`"
+            )
     auxiliary = {name for name, site in guided.items() if site["infer"].get("is_auxiliary")}
     if extra := sorted(guided.keys() - latents.keys() - auxiliary):
         raise ValueError(f"the guide samples {extra}, not latents of the model {sorted(latents)}")

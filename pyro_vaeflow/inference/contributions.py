@@ -106,7 +106,7 @@ def feature_log_prob(distribution: Any, value: torch.Tensor) -> torch.Tensor:
             return distribution.base_dist.log_prob(value)
     raise ValueError(
         f"{type(distribution).__name__} of event_dim {event_dim} does not factorise over "
-        " features; use Distribution(...).to_event(1) or give it a feature_log_prob method"
+        "features; use Distribution(...).to_event(1) or give it a feature_log_prob method"
     )
 
 

@@ -52,12 +52,13 @@ def trace_chunks(
         return
     way = check_contract(model, guide, args, plate=plate)
     way = replace(way, enumerated=way.enumerated and summed)
-    draw = partial(
-        paired_traces, model, guide, args, num_samples=num_samples, way=way, seed=seed, plate=plate
-    )
+    draw = partial(paired_traces, model, guide, args, way=way, seed=seed, plate=plate)
     if chunk_size is None:
-        a_row = _bytes(model, guide, draw) // min(2, len(args[0]))
         in_a_run = 1 if way.guide == "runs" else num_samples
+        with evaluating(model, guide, seed), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the chunks will warn
+            of_two = peak_bytes(lambda: draw(slice(0, 2), num_samples=in_a_run))
+        a_row = num_samples // in_a_run * of_two // min(2, len(args[0]))
         at_once = DRAWS_PER_CHUNK * torch.get_num_threads() // in_a_run
         chunk_size = max(1, min(at_once, MEMORY_BUDGET // max(1, a_row)))
     starts = range(0, len(args[0]), chunk_size)
@@ -65,7 +66,7 @@ def trace_chunks(
     for start in tqdm(starts, desc="score", unit="chunk", disable=not progress):
         with evaluating(model, guide, seed):
             known = set(pyro.get_param_store().keys())
-            draws_of_rows = draw(slice(start, start + chunk_size))
+            draws_of_rows = draw(slice(start, start + chunk_size), num_samples=num_samples)
             untrained = sorted(own_parameters(known))
         if untrained and start == 0:
             warnings.warn(
@@ -74,13 +75,6 @@ def trace_chunks(
                 stacklevel=4,
             )
         yield draws_of_rows
-
-
-def _bytes(model: Program, guide: Program, draw: Callable[[slice], Draws]) -> int:
-    """What the draws of two rows add to a chunk's memory at most."""
-    with evaluating(model, guide, seed=0), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the chunks will warn
-        return peak_bytes(lambda: draw(slice(0, 2)))
 
 
 def draws(

@@ -20,7 +20,8 @@ from pyro_vaeflow.inference.traces import (
     sample_sites,
 )
 
-Factor = tuple[frozenset[str], torch.Tensor]  # the plates around a site, its packed log probability
+Packed = Any  # a tensor whose attribute `_pyro_dims` names its dimensions
+Factor = tuple[frozenset[str], Packed]  # the plates around a site, its log probability
 
 
 def is_enumerated(site: Any) -> bool:
@@ -74,7 +75,7 @@ def _chance(site: Any, factor: Factor) -> Factor | None:
         return None
     if (num_samples := site["infer"].get("num_samples")) is None:
         return factor
-    constant = torch.full_like(factor[1], -math.log(num_samples))
+    constant: Packed = torch.full_like(factor[1], -math.log(num_samples))
     constant._pyro_dims = factor[1]._pyro_dims
     return factor[0], constant
 
@@ -105,9 +106,9 @@ class _Rows:
 
     def contracted(
         self, factors: list[Factor], summed: set[str], kept: frozenset[str] = frozenset()
-    ) -> torch.Tensor:
+    ) -> Packed:
         """log of the sum over `summed` of the product; of plates, rows, draws and `kept` stay."""
-        tree: OrderedDict[frozenset[str], list[torch.Tensor]] = OrderedDict()
+        tree: OrderedDict[frozenset[str], list[Packed]] = OrderedDict()
         for plates, factor in factors:
             tree.setdefault(plates | kept & set(factor._pyro_dims), []).append(factor)
         target = frozenset(self.symbols) | kept
@@ -131,15 +132,15 @@ class _Rows:
                 total = total + self._mean(plates, factor, of_guide)
         return total if isinstance(total, torch.Tensor) else torch.zeros(())
 
-    def _rows_of(self, term: torch.Tensor) -> frozenset[str]:
+    def _rows_of(self, term: Packed) -> frozenset[str]:
         return frozenset(term._pyro_dims) & set(self.symbols)
 
-    def _mean(self, plates: frozenset[str], term: torch.Tensor, of_guide: set[str]) -> torch.Tensor:
+    def _mean(self, plates: frozenset[str], term: Packed, of_guide: set[str]) -> torch.Tensor:
         """The mean over values of the guide, summed over all plates but rows and draws."""
         dims = set(term._pyro_dims) & of_guide
         ring = LogRing(dim_to_size=self.sizes)
         if dims:
-            tree: OrderedDict[frozenset[str], list[torch.Tensor]] = OrderedDict()
+            tree: OrderedDict[frozenset[str], list[Packed]] = OrderedDict()
             for around, chance in self.chances:
                 tree.setdefault(around, []).append(chance)
             every = {d for _, f in self.chances for d in f._pyro_dims} & of_guide
@@ -147,8 +148,9 @@ class _Rows:
                 tree, every, target_ordinal=plates, target_dims=dims, ring=ring
             )
             term, chance = packed.broadcast_all(term, chance)
-            term, layout = torch.where(chance == -math.inf, 0.0, chance.exp() * term), term
-            term._pyro_dims = layout._pyro_dims
+            dims_of_both = term._pyro_dims
+            term = torch.where(chance == -math.inf, 0.0, chance.exp() * term)
+            term._pyro_dims = dims_of_both
         rows = self._rows_of(term)
         others = [i for i, d in enumerate(term._pyro_dims) if d not in rows]
         kept = "".join(d for d in term._pyro_dims if d in rows)
@@ -156,5 +158,5 @@ class _Rows:
         term._pyro_dims = kept
         return self.unpacked(ring.broadcast(term, frozenset(self.symbols)))
 
-    def unpacked(self, term: torch.Tensor) -> torch.Tensor:
+    def unpacked(self, term: Packed) -> torch.Tensor:
         return packed.unpack(term, self.symbol_to_dim)

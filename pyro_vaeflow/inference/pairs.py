@@ -79,9 +79,9 @@ class Draws:
         model, guide = self.way.model, self.way.guide
         if has_enumerated(model_trace, guide_trace):
             terms = enumerated_terms(model_trace, guide_trace, self.plate)
-            found = [terms.log_likelihood, terms.log_prior, terms.log_guide, terms.summed]
+            found = list(vars(terms).values())
         else:
-            found = [*terms_of_sites(model_trace, guide_trace, self.plate)]
+            found = list(terms_of_sites(model_trace, guide_trace, self.plate))
         layouts = [model, model, guide, model]
         return RowTerms(*(self._split(t, way) for t, way in zip(found, layouts, strict=False)))
 

@@ -8,12 +8,18 @@ from typing import Any
 
 import pyro
 import torch
+from pyro.infer.autoguide import AutoGuide
 
 from pyro_vaeflow.inference.pairs import Draws, Way, paired_traces
 from pyro_vaeflow.inference.parameters import Program, modules, own_parameters, seeded
 from pyro_vaeflow.inference.traces import Args, RowTerms, latent_sites
 
 NUM_DRAWS = 5, 20  # from, to; unlike the number of rows
+OF_PLACE = (
+    "the numbers of a row depend on its place among the rows, or on the other rows: if a "
+    "parameter or other data is read at the plate's index, mini-batches and new rows would read "
+    "another row's; compute from a row what is its own"
+)
 FAILURES = (IndexError, KeyError, NotImplementedError, RuntimeError, TypeError, ValueError)
 
 
@@ -50,12 +56,11 @@ def fastest_way(
                 slow = replace(slow, guide="runs", model="runs")
                 draws = probe.draws(slow)
             expected = draws.terms
-            if slow.model == "runs":
-                probe.check_places(slow, expected.elbo)
-        except _PlaceError:
-            raise
+            moved = slow.model == "runs" and probe.moves_rows(slow, expected)
         except FAILURES as error:
             raise ValueError(_of_one_number(model, guide, len(rows), known, error)) from error
+        if moved:
+            raise ValueError(OF_PLACE)
         given = _values(draws) if slow.model == "runs" else None
         ways = [replace(slow, guide="left", model="left")]
         if slow.model == "rows" and not slow.enumerated:
@@ -70,12 +75,9 @@ def fastest_way(
             if _same(expected, terms):
                 return replace(way, why=why)
             why = why or "the programs run with draws on the left, but give other numbers"
-        probe.check_places(slow, expected.elbo)
+        if probe.moves_rows(slow, expected):
+            raise ValueError(OF_PLACE)
         return replace(slow, why=why)
-
-
-class _PlaceError(ValueError):
-    """A row's numbers depend on its place."""
 
 
 class _Probe:
@@ -97,19 +99,13 @@ class _Probe:
         self.unsure |= any("draws from torch's stream" in str(w.message) for w in caught)
         return draws
 
-    def check_places(self, way: Way, expected: torch.Tensor) -> None:
-        """Refuses programs whose numbers for a row depend on where it stands among which rows.
+    def moves_rows(self, way: Way, expected: RowTerms) -> bool:
+        """Whether the numbers for a row depend on where it stands among which rows.
 
         Draws that come from torch's stream do, and nothing can be said.
         """
-        some = self.rows.flip(0)[:4]
-        terms = self.draws(way, rows=some).terms
-        if not (self.unsure or alike(expected.flip(1)[:, :4], terms.elbo)):
-            raise _PlaceError(
-                f"the numbers of a row depend on its place in plate {self.plate!r}, or on the other "
-                "rows: if a parameter or other data is read at the plate's index, mini-batches and "
-                "new rows would read another row's; compute from a row what is its own"
-            )
+        terms = self.draws(way, rows=self.rows.flip(0)[:4]).terms
+        return not (self.unsure or alike(expected.elbo.flip(1)[:, :4], terms.elbo))
 
 
 @contextmanager
@@ -140,7 +136,7 @@ def _of_one_number(
     """What to say of programs that run on one number of rows alone."""
     made = own_parameters(known)
     for program in (model, guide):
-        if hasattr(program, "prototype_trace"):  # an autoguide makes its parameters itself
+        if isinstance(program, AutoGuide):  # it makes its parameters itself
             made |= dict(program.named_parameters())
     for name, value in made.items():
         if num_rows in value.shape:

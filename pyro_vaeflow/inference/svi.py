@@ -42,6 +42,11 @@ def make_loss(loss: ELBO | None, way: Way) -> ELBO:
             f"loss must be an object of a subclass of pyro.infer.ELBO, such as Trace_ELBO(), got "
             f"{loss!r:.60}; train with others in a loop of your own, inside param_scope"
         )
+    if isinstance(loss, TraceTailAdaptive_ELBO):
+        raise ValueError(
+            f"{name} has gradients but no value, which training watches; take its steps in a loop "
+            "of your own, inside param_scope"
+        )
     if any(parent.__name__.startswith("Jit") for parent in type(loss).__mro__):
         raise ValueError(
             f"{name} keeps what its first step computed with, the schedule's beta too; pass "
@@ -168,7 +173,6 @@ class PerRow(Messenger):
     ) -> None:
         super().__init__()
         is_sum = isinstance(loss, Trace_ELBO | TraceEnum_ELBO | TraceGraph_ELBO)
-        is_sum = is_sum and not isinstance(loss, TraceTailAdaptive_ELBO)
         self.divisor = 1 if is_sum else batch_size
         self.row, self.shared = self.divisor / batch_size, self.divisor / num_data
         self.plate, self.unasked = plate, unasked
