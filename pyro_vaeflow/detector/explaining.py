@@ -9,8 +9,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from pyro_vaeflow.inference.contributions import contributions
 from pyro_vaeflow.inference.scoring import KhatWarning
-from pyro_vaeflow.plots.history import plot_history
-from pyro_vaeflow.plots.scores import plot_contributions, plot_scores
+from pyro_vaeflow.plots.charts import plot_contributions, plot_history, plot_scores
 from pyro_vaeflow.tables.frames import as_table
 from pyro_vaeflow.validation import check_size
 
