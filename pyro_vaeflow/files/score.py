@@ -14,11 +14,12 @@ import pandas as pd
 import pyarrow as pa
 from tqdm.auto import tqdm
 
-from pyro_vaeflow.detector.estimator import CRITERIA, VAEFlowDetector
-from pyro_vaeflow.files.chunks import Chunk
+from pyro_vaeflow.detector.estimator import VAEFlowDetector
+from pyro_vaeflow.detector.settings import CRITERIA
 from pyro_vaeflow.files.parsing import check_types, to_frame
+from pyro_vaeflow.files.readers import FORMATS, Chunk
 from pyro_vaeflow.files.scores_folder import Summary, finish, open_folder, part, write_part
-from pyro_vaeflow.files.table_files import FORMATS, chunks_of, find_files, read_chunk, read_schemas
+from pyro_vaeflow.files.table_files import chunks_of, find_files, read_chunk, read_schemas
 from pyro_vaeflow.inference.devices import check_device
 from pyro_vaeflow.inference.saved_folder import CheckpointError
 from pyro_vaeflow.validation import ConfigError, check_size
@@ -176,7 +177,7 @@ def check_columns(job: Job, files: Mapping[str, Path]) -> None:
         raise ConfigError(f"id: the scores have a column {job.row_id!r} of their own; rename it")
     numeric = numeric_columns(load(job.model, job.digest))
     for name, schema in read_schemas(files, _columns(numeric, job.row_id)).items():
-        if FORMATS[files[name].suffix].IS_TYPED:
+        if FORMATS[files[name].suffix].is_typed:
             check_types(schema, numeric, files[name])
 
 

@@ -6,12 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pyro_vaeflow.files import csv_reader, parquet_reader
-from pyro_vaeflow.files.chunks import Chunk, Rows
+from pyro_vaeflow.files.readers import FORMATS, Chunk, Rows
 from pyro_vaeflow.validation import ConfigError
-
-# By suffix; a further kind of file is a module with the same functions.
-FORMATS = {".csv": csv_reader, ".parquet": parquet_reader}
 
 
 def find_files(data: str) -> dict[str, Path]:
