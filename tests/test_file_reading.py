@@ -10,8 +10,7 @@ from hypothesis import strategies as st
 
 from pyro_vaeflow.files.fit import read_rows
 from pyro_vaeflow.files.parsing import to_frame
-from pyro_vaeflow.files.readers import Reject
-from pyro_vaeflow.files.table_files import chunks_of, find_files, read_chunk, read_schemas
+from pyro_vaeflow.files.table_files import Reject, chunks_of, find_files, read_chunk, read_schemas
 from pyro_vaeflow.validation import ConfigError
 
 NUMERIC = {"a": True, "kind": False}

@@ -120,7 +120,7 @@ def run_all(
 def _results(
     executor: Executor, todo: Sequence[ExperimentConfig], call: Call
 ) -> Iterator[tuple[str, State, str]]:
-    """Name, state and message of each run as it ends; a run is tried until it has ended."""
+    """Name, state and message of each run as it ends; one that is busy is tried again."""
     call = replace(call, progress=call.progress and isinstance(executor, Here))
     numbers = deque(range(len(todo)))
     for number, future in as_ended(numbers, lambda n: executor.submit(attempt, todo[n], call)):

@@ -158,10 +158,11 @@ def by_class(runs: Sequence[FinishedRun]) -> pd.DataFrame:
     for run, apart in zip(runs, _settings_apart(runs), strict=True):
         anomalous = run.metrics.get("anomalous_classes", [])
         for score, shares in run.metrics.get("flagged_by_class", {}).items():
-            keys = _identity(run) | apart | {"score": score}
+            known = _identity(run) | apart | {"score": score}
             for name, share in shares.items():
-                known = {"class": name, "is_anomaly": int(name in anomalous)}
-                rows.append(keys | known | {"rows": run.metrics["classes"][name], "flagged": share})
+                of_class = {"class": name, "is_anomaly": int(name in anomalous)}
+                counts = {"rows": run.metrics["classes"][name], "flagged": share}
+                rows.append(known | of_class | counts)
     if not rows:
         return pd.DataFrame()
     keys = [name for name in rows[0] if name not in ("rows", "flagged")]
@@ -195,7 +196,7 @@ def by_run(table: pd.DataFrame) -> pd.DataFrame:
     keys = [str(name) for name in table if name not in [*of_scores, "score"]]
     run = table.groupby(keys, sort=False, dropna=False).ngroup()
     wide = table.assign(run=run).pivot(index="run", columns="score", values=of_scores)
-    wide.columns = [f"{name}_{score}" for name, score in wide.columns]
+    wide.columns = ["_".join(pair) for pair in wide.columns]
     return table.loc[~run.duplicated(), keys].reset_index(drop=True).join(wide)
 
 

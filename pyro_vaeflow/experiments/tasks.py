@@ -66,8 +66,8 @@ def ring_split(split_seed: int) -> Split:
     test = np.concatenate([inliers.numpy(), anomalies.astype(np.float32)])
     y = np.repeat([0, 1], len(inliers))
     labels = np.where(y == 1, "uniform", "ring").astype(object)
-    frames = [pd.DataFrame(points, columns=["x1", "x2"]) for points in (train.numpy(), test)]
-    return Split(*frames, y, labels)
+    x_train, x_test = (pd.DataFrame(x, columns=["x1", "x2"]) for x in (train.numpy(), test))
+    return Split(x_train, x_test, y, labels)
 
 
 TASKS: dict[str, Callable[[int], Split]] = {
@@ -79,11 +79,7 @@ TASKS: dict[str, Callable[[int], Split]] = {
 
 
 def check_task(config: ExperimentConfig) -> None:
-    """Refuses a data set or preprocessing that is not known.
-
-    Raises:
-        ConfigError: with the names allowed, or with where files are to be put.
-    """
+    """Refuses a data set or preprocessing that is not known, naming those that are."""
     known = [*TASKS, "adbench:NAME"]
     if config.dataset.startswith("adbench:"):
         try:
@@ -98,7 +94,7 @@ def load_task(config: ExperimentConfig) -> Task:
     """The encoded rows of a configuration; runs that share them in one process load them once.
 
     Raises:
-        ConfigError: the data set or the preprocessing is not known.
+        ConfigError: as `check_task`.
         FileNotFoundError: the data set's file is missing; the message says where to get it.
     """
     check_task(config)

@@ -13,8 +13,15 @@ from tqdm.auto import tqdm
 
 from pyro_vaeflow.detector.estimator import VAEFlowDetector
 from pyro_vaeflow.files.parsing import check_types, find_numeric, to_frame
-from pyro_vaeflow.files.readers import FORMATS, Chunk, Rows
-from pyro_vaeflow.files.table_files import chunks_of, find_files, read_chunk, read_schemas
+from pyro_vaeflow.files.table_files import (
+    FORMATS,
+    Chunk,
+    Rows,
+    chunks_of,
+    find_files,
+    read_chunk,
+    read_schemas,
+)
 from pyro_vaeflow.inference.training import NonFiniteError
 from pyro_vaeflow.validation import ConfigError, check_names
 
