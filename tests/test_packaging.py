@@ -63,11 +63,6 @@ def test_no_data_and_no_checkpoint_in_the_repository():
     assert [p.name for p in found if p.stat().st_size > 600_000] == []
 
 
-def test_package_never_sets_threads():
-    for path in (ROOT / "pyro_vaeflow").rglob("*.py"):
-        assert not re.search(r"set_num(_interop)?_threads\(", path.read_text()), path
-
-
 def test_make_and_continuous_integration_agree():
     text = (ROOT / "Makefile").read_text()
     for module in re.findall(r"python -m (pyro_vaeflow[\w.]*)", text):
