@@ -365,7 +365,7 @@ def put(*path: str, value: Any) -> Callable[[dict], None]:
         (put("names", value=["x"]), "the optimizer has .* not .*x"),
         (put("optimizer", "param_groups", value=[]), "does not hold a training"),
         (put("optimizer", "state", value=[1]), "does not hold a training"),
-        (put("callbacks", value=[]), "does not hold a training"),
+        (put("callbacks", value=[1]), "does not hold a training"),
         (put("records", value=7), "does not hold a training"),
         (put("programs", value={"items": []}), "the tensors are not those of these programs"),
     ],
