@@ -146,7 +146,7 @@ def test_an_interruption_keeps_finished_runs_and_leaves_no_worker(file, tmp_path
     out, said = tmp_path / "out", tmp_path / "said"
     argv = ["run", file, "--out", str(out), "--jobs", "2", "--num_steps", "300"]
     process = start(run_command, [*argv, "--seeds", *map(str, range(20))], said)
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 400
     while not list(out.glob("runs/[!.]*")) and time.monotonic() < deadline:
         time.sleep(0.05)
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does
