@@ -69,6 +69,7 @@ BREACHES = {
     "one too many": (model, guide_of("z", "extra"), r"samples \['extra'\]"),
     "fixed size": (model, guide_of("z", size=30), THIRTY),
     "a loop": (model, guide_in_a_loop, "plate 'data' of the guide is a loop"),
+    "swapped": (guide, model, "the model observes nothing"),
     "seen outside": (model_that_observes_outside, guide, "'x' of the model is outside plate"),
     "of a row": (
         model,

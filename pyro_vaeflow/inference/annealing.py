@@ -39,6 +39,13 @@ def constant(value: float = 1.0) -> Schedule:
     return lambda step: value
 
 
+def as_schedule(schedule: Schedule | None) -> Schedule:
+    """The schedule, or 1 at every step; refuses what is no function of the step."""
+    if not (schedule is None or callable(schedule)):
+        raise TypeError(f"schedule must be a function of the step, got {schedule!r}; say linear(9)")
+    return schedule or constant(1.0)
+
+
 def linear(num_steps: int, start: float = 0.0, stop: float = 1.0) -> Schedule:
     """From `start` to `stop` on a line over `num_steps` steps, then `stop`: a warm-up.
 

@@ -77,9 +77,9 @@ def check_contract(
             with pyro.validation_enabled(True):
                 guide_trace = _first_run("guide", guide, few)
                 model_trace = _first_run("model", poutine.replay(model, guide_trace), few)
+            _check_names(model_trace, guide_trace, plate)
             for role, trace in {"guide": guide_trace, "model": model_trace}.items():
                 _check_plate(role, trace, plate)
-            _check_names(model_trace, guide_trace, plate)
             _check_enumeration(model_trace, plate)
             with pyro.validation_enabled(False):
                 _check_arguments(model, guide, args, index)
@@ -151,6 +151,8 @@ def _check_plate(role: str, trace: Trace, plate: str) -> None:
 
 
 def _check_names(model_trace: Trace, guide_trace: Trace, plate: str) -> None:
+    if not any(site["is_observed"] for site in sample_sites(model_trace)):
+        raise ValueError("the model observes nothing; it says obs=x at a site, and is passed first")
     latents = {site["name"]: site for site in latent_sites(model_trace)}
     guided = {site["name"]: site for site in latent_sites(guide_trace)}
     missing = sorted(

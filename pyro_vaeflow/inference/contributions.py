@@ -1,4 +1,4 @@
-"""Why a row is odd: its expected negative log-likelihood, feature by feature."""
+"""Why a row is anomalous: its expected negative log-likelihood, feature by feature."""
 
 from typing import Any
 
@@ -27,7 +27,7 @@ def contributions(
     chunk_size: int | None = None,
     plate: str = "data",
 ) -> torch.Tensor:
-    r"""What each feature adds to a row's oddness, nats, in the shape of the site's value:
+    r"""What each feature adds to a row's anomaly score, nats, in the shape of the site's value:
     ``(num_data, num_features)`` for rows of numbers, ``(num_data, 1)`` for a site of one number.
 
     .. math:: c_j = -\sum_k \bar w_k \log p(x_j | z_k), \qquad \bar w_k = w_k / \sum_i w_i
@@ -93,8 +93,6 @@ def feature_log_prob(distribution: Any, value: torch.Tensor) -> torch.Tensor:
     """
     if hasattr(distribution, "feature_log_prob"):
         return distribution.feature_log_prob(value)
-    if hasattr(distribution, "blocks"):  # of draws, which are worked out one after another
-        return torch.cat([feature_log_prob(block, value) for block in distribution.blocks])
     event_dim = distribution.event_dim
     if isinstance(distribution, MaskedDistribution):
         features = feature_log_prob(distribution.base_dist, value)

@@ -17,8 +17,7 @@ import torch
 from pyro.infer import ELBO
 from pyro.optim import PyroOptim
 
-from pyro_vaeflow.inference.annealing import CapacityELBO, Schedule, anneal, constant
-from pyro_vaeflow.inference.batches import Batches
+from pyro_vaeflow.inference.annealing import CapacityELBO, Schedule, anneal, as_schedule
 from pyro_vaeflow.inference.callbacks import (
     RECORD,
     BestOnHeldOut,
@@ -30,22 +29,28 @@ from pyro_vaeflow.inference.callbacks import (
     Record,
     Run,
 )
+from pyro_vaeflow.inference.called import check_announced, make_parameters
 from pyro_vaeflow.inference.contract import check_contract
 from pyro_vaeflow.inference.draws import hold_memory
 from pyro_vaeflow.inference.optimizers import optimizer_and_rate
 from pyro_vaeflow.inference.pairs import terms_of_traces
 from pyro_vaeflow.inference.parameters import (
     Program,
-    called_modules,
-    check_announced,
     module_mode,
     named_parameters,
     param_scope,
     seeded,
     show,
 )
-from pyro_vaeflow.inference.svi import LastTraces, OneOptimizer, PerRow, make_loss, make_svi
-from pyro_vaeflow.inference.traces import Args, as_args, run_once, take_rows
+from pyro_vaeflow.inference.svi import (
+    Batches,
+    LastTraces,
+    OneOptimizer,
+    PerRow,
+    make_loss,
+    make_svi,
+)
+from pyro_vaeflow.inference.traces import Args, as_args, take_rows
 from pyro_vaeflow.validation import check_size
 
 ADAM = partial(torch.optim.Adam, fused=True)  # one call for all parameters
@@ -160,7 +165,7 @@ def train(
         way = check_contract(model, guide, args, plate=plate, seed=seed, training=True)
     batches = Batches(args[0], batch_size, weights, seed)
     optimizer, rate = optimizer_and_rate(optimizer, learning_rate, num_steps)
-    level = _level(schedule)
+    level = as_schedule(schedule)
     last = LastTraces()
     loss = last.watch(make_loss(loss, way))
     annealed = loss.at if isinstance(loss, CapacityELBO) else anneal
@@ -180,7 +185,7 @@ def train(
         pyro.validation_enabled(False),
         ExitStack() as stack,
     ):
-        called = _make_parameters(model, guide, take_rows(args, batches(0)), seed)
+        called = make_parameters(model, guide, take_rows(args, batches(0)), seed)
         per_row = PerRow(loss, plate, batches.batch_size, len(args[0]), way.unasked)
         parameters = named_parameters(model, guide)
         check_announced(called, parameters)
@@ -220,20 +225,14 @@ def _checked_rows(
         if held_out is None:
             raise ValueError(f"patience={patience} needs held_out rows to evaluate")
     args = as_args(x)
-    for name, rows in {"x": args, "held_out": args if held_out is None else held_out}.items():
-        if not len(as_args(rows)[0]):
+    others = args if held_out is None else as_args(held_out)
+    for name, rows in {"x": args, "held_out": others}.items():
+        if not len(rows[0]):
             raise ValueError(f"{name} has no rows")
-        shape, like = (tuple(a[0].shape[1:]) for a in (as_args(rows), args))
-        if shape != like:
-            raise ValueError(f"held_out must have rows like those of x, {like}, got {shape}")
+    shape, like = (tuple(rows[0].shape[1:]) for rows in (others, args))
+    if shape != like:
+        raise ValueError(f"held_out must have rows like those of x, {like}, got {shape}")
     return args
-
-
-def _level(schedule: Schedule | None) -> Schedule:
-    """Beta or the capacity as a function of the step."""
-    if schedule is not None and not callable(schedule):
-        raise TypeError(f"schedule must be a function of the step, got {schedule!r}; say linear(9)")
-    return schedule or constant(1.0)
 
 
 def _watchers(
@@ -256,16 +255,6 @@ def _watchers(
 
         watchers.append(checkpoint if isinstance(checkpoint, Callback) else Checkpoint(checkpoint))
     return watchers + ([ProgressBar()] if progress else [])
-
-
-def _make_parameters(
-    model: Program, guide: Program, batch: Args, seed: int
-) -> list[torch.nn.Module]:
-    """Runs the programs on a whole batch, for start values taken from it; the modules called."""
-    with module_mode(model, guide, training=False), seeded(seed), torch.no_grad():
-        with called_modules() as called:
-            run_once(model, guide, batch)
-    return called
 
 
 def _record(run: Run, loss: float, beta: float, last: LastTraces, plate: str) -> Record:
@@ -297,9 +286,9 @@ def _how_to_go_on(run: Run, checkpoint: Callback | str | Path | None) -> str:
     advice = "with a folder for its checkpoint, the same call could go on later"
     if checkpoint is not None:
         advice = f"the same call goes on from {getattr(checkpoint, 'folder', checkpoint)}"
-    steps = f"{run.step} of {run.num_steps} steps"
     return (
-        f"Ctrl-C ended training after {steps}; the programs can be used as they are, and {advice}"
+        f"Ctrl-C ended training after {run.step} of {run.num_steps} steps; the programs can be "
+        f"used as they are, and {advice}"
     )
 
 
