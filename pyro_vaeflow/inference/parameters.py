@@ -16,7 +16,6 @@ from weakref import WeakKeyDictionary, ref
 import numpy as np
 import pyro
 import torch
-from pyro import poutine
 from pyro.nn import PyroModule
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.runtime import Message
@@ -31,8 +30,7 @@ Device = str | torch.device
 _STORES: WeakKeyDictionary[Any, WeakKeyDictionary[Any, dict]] = WeakKeyDictionary()
 # The scopes that are open, the innermost last: the pair's state, and what the store held before.
 _ENTERED: list[tuple[dict, dict]] = []
-# What `show` has put into the store, with the guide that it belongs to.
-_SHOWN: dict[str, tuple[torch.Tensor, ref]] = {}
+_SHOWN: dict[str, tuple[torch.Tensor, list[ref]]] = {}  # what `show` put into the store, and whose
 _SWITCHED: list[dict] = []  # what each open `module_mode` has switched; the innermost alone acts
 
 
@@ -42,10 +40,8 @@ def _owner(program: Program) -> Any:
 
 
 def _unwrapped(program: Program) -> Program:
-    """The program inside partials and Pyro's handlers."""
-    while isinstance(program, partial):
-        of_handler = type(program) is not partial
-        program = poutine.unwrap(program) if of_handler else program.func
+    while isinstance(program, partial):  # Pyro's handlers make some too
+        program = program.func if type(program) is partial else pyro.poutine.unwrap(program)
     return program
 
 
@@ -119,32 +115,28 @@ def show(model: Program, guide: Program) -> None:
     Warns:
         UserWarning: names parameters of other programs that have the same names.
     """
-    store = pyro.get_param_store()
+    store, hidden = pyro.get_param_store(), []
     if _ENTERED:
         return
-    owner, state = _owner(guide), _STORES[_owner(guide)][_owner(model)]
-    kept, replaced = [], []
+    pair, state = [ref(_owner(p)) for p in (model, guide)], _STORES[_owner(guide)][_owner(model)]
     for name, value in state["params"].items():
-        held = store._params.get(name)
+        held, (of_other, other) = store._params.get(name), _SHOWN.get(name, (None, pair))
         if isinstance(value, torch.nn.Parameter) or held is value:
             continue  # ``pyro.module`` shows the first by itself
-        of_other, other = _SHOWN.get(name, (None, lambda: None))
-        if held is not None and held is not of_other:
-            kept.append(name)
-            continue
-        if held is not None and other() not in (None, owner):
-            replaced.append(name)
-        store.set_state({"params": {name: value}, "constraints": {}})
-        store._constraints[name] = state["constraints"][name]
-        _SHOWN[name] = value, ref(owner)
-    for names, which in (kept, "what was trained here"), (replaced, "a pair trained before"):
-        if names:
-            warnings.warn(
-                f"two pairs have pyro.param {sorted(names)}, and Pyro's store one of each: to use "
-                f"{which} with Predictive and other tools of Pyro, enter "
-                "`with pyro_vaeflow.param_scope(model, guide):`",
-                stacklevel=3,
-            )
+        alive = all(program() is not None for program in other)
+        if held is not None and (held is not of_other or (alive and other != pair)):
+            hidden.append(name)
+        if held is None or held is of_other:
+            constraint = state["constraints"][name]
+            store.set_state({"params": {name: value}, "constraints": {name: constraint}})
+            _SHOWN[name] = value, pair
+    if hidden:
+        warnings.warn(
+            f"two pairs have pyro.param {sorted(hidden)}, and Pyro's store one of each: before you "
+            "use one with Predictive or other tools of Pyro, enter "
+            "`with pyro_vaeflow.param_scope(model, guide):`",
+            stacklevel=3,
+        )
 
 
 def named_parameters(model: Program, guide: Program) -> dict[str, torch.Tensor]:
@@ -227,8 +219,8 @@ def module_mode(*programs: Program, training: bool) -> Iterator[None]:
     def switch(part: torch.nn.Module, *_: Any) -> None:
         if torch.compiler.is_compiling():
             return
-        if (compiled := part._modules.get("_orig_mod")) is not None:  # no hook is called inside
-            for inner in compiled.modules():
+        if "_orig_mod" in part._modules:  # compiled: no hook is called inside
+            for inner in part._modules["_orig_mod"].modules():
                 switch(inner)
         if _SWITCHED[-1] is before and part.training is not training:
             before.setdefault(part, part.training)
