@@ -19,6 +19,7 @@ from pyro_vaeflow.detector.saving import load_detector, save_detector
 from pyro_vaeflow.detector.settings import CRITERIA, DetectorSettings
 from pyro_vaeflow.inference.parameters import Program
 from pyro_vaeflow.inference.scoring import KhatWarning, NoScoreWarning, Scores
+from pyro_vaeflow.locks import ONE_THREAD
 from pyro_vaeflow.metrics import number_flagged
 from pyro_vaeflow.programs.fitting import fit, score_rows
 from pyro_vaeflow.tables.mixed_encoder import MixedEncoder
@@ -84,6 +85,7 @@ class VAEFlowDetector(DetectorSettings, Programs, Explaining, OutlierMixin, Base
         ['size', 'kind']
     """
 
+    @torch.inference_mode(False)  # gradients, whatever the caller has switched off
     def fit(self, X: Any, y: Any = None, sample_weight: ArrayLike | None = None) -> Self:
         """Learns the columns and trains the programs on the rows ``(num_data, num_columns)``.
 
@@ -129,6 +131,7 @@ class VAEFlowDetector(DetectorSettings, Programs, Explaining, OutlierMixin, Base
             rows, drawn = self._with_earlier(rows, drawn)
         else:
             self.model_, self.guide_ = self._programs(settings, rows)
+            self._convert(torch.float32)  # whatever torch's default is
             self._built = self._settings_built()
         checkpoint = self._checkpoint(settings, rows, drawn, goes_on)
         rows = self._placed(rows)
@@ -263,7 +266,7 @@ class VAEFlowDetector(DetectorSettings, Programs, Explaining, OutlierMixin, Base
 
     def _scores(self, x: torch.Tensor) -> Scores:
         settings = self._for_fitting(self.seed_)
-        with warnings.catch_warnings():
+        with ONE_THREAD, warnings.catch_warnings():
             warnings.simplefilter("ignore", KhatWarning)  # score_details has each row's k-hat
             warnings.simplefilter("ignore", NoScoreWarning)  # an error, below
             scores = score_rows(settings, self.model_, self.guide_, x, self.progress)

@@ -9,6 +9,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from pyro_vaeflow.inference.contributions import contributions
 from pyro_vaeflow.inference.scoring import KhatWarning
+from pyro_vaeflow.locks import ONE_THREAD
 from pyro_vaeflow.plots.history import plot_history
 from pyro_vaeflow.plots.scores import plot_contributions, plot_scores
 from pyro_vaeflow.tables.frames import as_table
@@ -37,7 +38,7 @@ class Explaining:
         """
         x = self._encoded(X)
         options: dict[str, Any] = {"num_samples": self.num_samples, "seed": self.seed_}
-        with warnings.catch_warnings():
+        with ONE_THREAD, warnings.catch_warnings():
             warnings.simplefilter("ignore", KhatWarning)
             nats = contributions(self.model_, self.guide_, x, site=site, **options)
         values = nats.cpu().numpy() + 0.0  # a missing entry's is -0.0

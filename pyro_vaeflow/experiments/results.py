@@ -1,17 +1,18 @@
 """Reading a results folder: its finished runs, the settings that tell them apart, their numbers."""
 
-import json
+import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 import pandas as pd
 
 from pyro_vaeflow.experiments.config import ExperimentConfig
 from pyro_vaeflow.experiments.programs_file import DEFAULT, content_name
+from pyro_vaeflow.inference import saved_folder
+from pyro_vaeflow.inference.saved_folder import CheckpointError
 from pyro_vaeflow.validation import ConfigError
 
 NAMES = {"diagonal": "diagonal", "planar": "planar {}", "iaf": "IAF {}", "spline": "spline {}"}
@@ -36,6 +37,7 @@ GAPS = {  # if they were measured: column -> its name among a run's gaps
 }
 BESIDE_GAPS = ["log_evidence_stderr", "share_khat_above_0.7", "num_parameters", "num_train"]
 OPTIONAL = [*DISTINCT, *HELD_OUT, *BESIDE_GAPS, *GAPS, RUN_GAPS[0]]
+MAX_ARRAYS, MAX_RATIO = 2**26, 20  # bytes of a file's arrays; more, if the file has a part of it
 COLUMNS = [*IDENTITY, "seed", "score", *DETECTION, *NATS, *SECONDS]
 
 
@@ -68,9 +70,9 @@ def read_json(path: Path) -> Any:
         ConfigError: it cannot be read, or is no JSON.
     """
     try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError, RecursionError) as error:
-        raise ConfigError(f"{path} is no JSON that can be read: {error}") from error
+        return saved_folder.read_json(path)
+    except (OSError, CheckpointError) as error:
+        raise ConfigError(f"no JSON that can be read: {error}") from error
 
 
 def read_csv(path: Path) -> pd.DataFrame:
@@ -93,9 +95,13 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
         ConfigError: it cannot be read, or holds no arrays.
     """
     try:
+        with zipfile.ZipFile(path) as archive:
+            size = sum(entry.file_size for entry in archive.infolist())
+        if size > max(MAX_ARRAYS, MAX_RATIO * path.stat().st_size):
+            raise ValueError(f"its arrays have {size} bytes, far more than the file")
         with np.load(path) as kept:
             return dict(kept)
-    except (OSError, ValueError, TypeError, EOFError, BadZipFile) as error:
+    except (OSError, ValueError, TypeError, EOFError, MemoryError, zipfile.BadZipFile) as error:
         raise ConfigError(f"{path} is no npz file that can be read: {error}") from error
 
 

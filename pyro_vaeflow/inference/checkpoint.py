@@ -14,7 +14,7 @@ from torch import nn
 from torch.distributions import constraints
 
 from pyro_vaeflow.inference.callbacks import RECORD, Callback, Run
-from pyro_vaeflow.inference.fingerprint import fingerprint, is_plain, package_versions, structure
+from pyro_vaeflow.inference.fingerprint import fingerprint, is_plain, package_versions
 from pyro_vaeflow.inference.parameters import Program, modules, param_scope
 from pyro_vaeflow.inference.saved_folder import CheckpointError, check_keys, read, write
 from pyro_vaeflow.inference.traces import run_once
@@ -58,12 +58,10 @@ class Checkpoint(Callback):
     def start(self, run: Run) -> None:
         folder = Path(self.folder)
         self.lock = _locked(folder)
-        for partial in folder.glob(".training-*.partial"):  # of a killed process
-            partial.unlink()
         self.finished, self.versions = False, package_versions()
-        programs = {"model": structure(run.model), "guide": structure(run.guide)}
-        optimizer = repr(run.optim.torch_optimizer)
-        self.call = fingerprint(run.call) | {"optimizer": optimizer} | programs
+        made = run.optim.torch_optimizer
+        call = {**run.call, "optimizer": [repr(made), type(made)]}
+        self.call = fingerprint(call | {"model": run.model, "guide": run.guide})
         if not (folder / "training.json").exists():
             return
         content, tensors = read(folder, "training")

@@ -17,7 +17,8 @@ from pyro_vaeflow.inference.parameters import Program
 from pyro_vaeflow.inference.traces import RowTerms, as_args, take_rows
 from pyro_vaeflow.validation import check_size
 
-TOGETHER = 500  # rows whose log weights are worked on at once
+TOGETHER = 500  # rows whose log weights are worked on at once,
+TOGETHER_DRAWS = 2**20  # or so many draws of them
 KHAT_LIMIT = 0.7  # Vehtari et al. 2024: above it more draws hardly help
 KHAT_DRAWS = 1000  # fewer have too short a tail to say of a row that more would not help
 ROUND_SEED = 0x9E3779B1  # from a round's seed to the next one's: far from the seeds that people use
@@ -198,7 +199,8 @@ def _together(chunks: Iterable[RowTerms]) -> Iterator[RowTerms]:
     waiting: list[RowTerms] = []
     for chunk in chunks:
         waiting.append(chunk)
-        if sum(part.log_prior.shape[1] for part in waiting) >= TOGETHER:
+        num_rows = sum(part.log_prior.shape[1] for part in waiting)
+        if num_rows >= min(TOGETHER, TOGETHER_DRAWS // len(chunk.log_prior)):
             yield _joined(waiting)
             waiting = []
     if waiting:

@@ -16,6 +16,7 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 
 from pyro_vaeflow.inference.saved_folder import CheckpointError, read
+from pyro_vaeflow.plain_files import write_whole
 from pyro_vaeflow.plots.history import plot_history
 from pyro_vaeflow.plots.scores import plot_scores
 from pyro_vaeflow.validation import ConfigError
@@ -152,7 +153,7 @@ def write_report(folder: Path, path: Path | None = None) -> Path:
     page = detector_page(folder)
     path = folder / "report.html" if path is None else path
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(page.html())
+    write_whole(path, page.html().encode())
     return path
 
 
