@@ -140,4 +140,4 @@ def _digest(path: Path) -> str:
 def _write(path: Path, table: pa.Table) -> None:
     buffer = pa.BufferOutputStream()
     pq.write_table(table, buffer, compression="zstd")
-    write_whole(path, buffer.getvalue())
+    write_whole(path, buffer.getvalue().to_pybytes())
