@@ -14,9 +14,9 @@ import pandas as pd
 import pyro
 import torch
 from pyro.infer import ELBO, Trace_ELBO
+from torch.nn.modules.module import register_module_forward_pre_hook
 
 from pyro_vaeflow.inference.annealing import CapacityELBO, Schedule, anneal, constant
-from pyro_vaeflow.inference.batches import Batches
 from pyro_vaeflow.inference.callbacks import (
     RECORD,
     BestOnHeldOut,
@@ -32,13 +32,12 @@ from pyro_vaeflow.inference.contract import check_contract
 from pyro_vaeflow.inference.draws import hold_memory
 from pyro_vaeflow.inference.parameters import (
     Program,
-    called_modules,
     module_mode,
     named_parameters,
     param_scope,
     seeded,
 )
-from pyro_vaeflow.inference.svi import LastTraces, OneOptimizer, PerRow, make_svi
+from pyro_vaeflow.inference.svi import Batches, LastTraces, OneOptimizer, PerRow, make_svi
 from pyro_vaeflow.inference.traces import Args, as_args, row_terms, run_once, take_rows
 from pyro_vaeflow.validation import check_size
 
@@ -250,10 +249,15 @@ def _make_parameters(
     model: Program, guide: Program, batch: Args, seed: int
 ) -> list[torch.nn.Module]:
     """Runs the programs on a whole batch, for start values taken from it; the modules called."""
-    with module_mode(model, guide, training=False), seeded(seed), torch.no_grad():
-        with called_modules() as called:
-            run_once(model, guide, batch)
-    return called
+    called: dict[torch.nn.Module, None] = {}
+    with (
+        module_mode(model, guide, training=False),
+        register_module_forward_pre_hook(lambda part, _: called.setdefault(part)),
+        seeded(seed),
+        torch.no_grad(),
+    ):
+        run_once(model, guide, batch)
+    return list(called)
 
 
 def _record(run: Run, loss: float, beta: float, last: LastTraces, plate: str) -> Record:
