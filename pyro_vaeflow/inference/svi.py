@@ -86,11 +86,6 @@ class OneOptimizer(PyroOptim):
     Pyro's own makes an optimizer object a parameter: a fifth of a step's time for small networks.
     It is a ``PyroOptim`` only because SVI checks the type.
 
-    Args:
-        parameters: name -> unconstrained parameter.
-        optimizer: makes a torch optimizer from parameters and ``lr``.
-        clip_norm: the largest norm of the whole gradient, or None.
-
     Attributes:
         learning_rate: of the last step.
         grad_norm: of the last step's gradient, before clipping.

@@ -204,12 +204,13 @@ def _checked_rows(
         if held_out is None:
             raise ValueError(f"patience={patience} needs held_out rows to evaluate")
     args = as_args(x)
-    for name, rows in {"x": args, "held_out": args if held_out is None else held_out}.items():
-        if not len(as_args(rows)[0]):
+    others = args if held_out is None else as_args(held_out)
+    for name, rows in {"x": args, "held_out": others}.items():
+        if not len(rows[0]):
             raise ValueError(f"{name} has no rows")
-        shape, like = (tuple(a[0].shape[1:]) for a in (as_args(rows), args))
-        if shape != like:
-            raise ValueError(f"held_out must have rows like those of x, {like}, got {shape}")
+    shape, like = (tuple(rows[0].shape[1:]) for rows in (others, args))
+    if shape != like:
+        raise ValueError(f"held_out must have rows like those of x, {like}, got {shape}")
     return args
 
 
@@ -289,9 +290,9 @@ def _how_to_go_on(run: Run, checkpoint: Callback | str | Path | None) -> str:
     advice = "with a folder for its checkpoint, the same call could go on later"
     if checkpoint is not None:
         advice = f"the same call goes on from {getattr(checkpoint, 'folder', checkpoint)}"
-    steps = f"{run.step} of {run.num_steps} steps"
     return (
-        f"Ctrl-C ended training after {steps}; the programs can be used as they are, and {advice}"
+        f"Ctrl-C ended training after {run.step} of {run.num_steps} steps; the programs can be "
+        f"used as they are, and {advice}"
     )
 
 

@@ -128,12 +128,7 @@ class FusedTransform(Transform):
 
 
 def _planar(layers: Sequence[Any], z: torch.Tensor, context: torch.Tensor | None) -> Outcome:
-    """Planar layers on z ``(dim, ...)``, as Pyro's ``ConditionedPlanar`` has them.
-
-    References:
-        D. Rezende, S. Mohamed, Variational Inference with Normalizing Flows, 2015,
-        arXiv:1505.05770, eq. (10)-(12) and appendix A.1.
-    """
+    """Planar layers on z ``(dim, ...)``, as Pyro's ``ConditionedPlanar`` has them."""
     if context is None:
         parts = _stacked(layers, "bias", "u", "w")
     else:  # three products, not one that is then cut: its gradient would be put together again
@@ -155,12 +150,7 @@ def _planar(layers: Sequence[Any], z: torch.Tensor, context: torch.Tensor | None
 def _autoregressive(
     layers: Sequence[Any], z: torch.Tensor, context: torch.Tensor | None
 ) -> Outcome:
-    """Affine autoregressive layers of one hidden layer on z ``(dim, ...)``.
-
-    References:
-        D. Kingma et al., Improving Variational Inference with Inverse Autoregressive Flow, 2016,
-        arXiv:1606.04934, eq. (10) and (14).
-    """
+    """Affine autoregressive layers of one hidden layer on z ``(dim, ...)``."""
     nets = [layer.arn if context is None else layer.nn for layer in layers]
     options = [_options(layer) for layer in layers]
     weight_in, hidden = _masked([net.layers[0] for net in nets])
@@ -225,20 +215,21 @@ def _affine(weight: torch.Tensor, z: torch.Tensor, offset: torch.Tensor) -> torc
 
 
 with torch.random.fork_rng(devices=[]):  # an import draws no random numbers
+    _MADE, _CONDITIONAL_MADE = AutoRegressiveNN(2, [2]), ConditionalAutoRegressiveNN(2, 1, [2])
     _NEW = (
         Planar(2),
         ConditionalPlanar(PlanarMap(1, 2)),
         PlanarMap(1, 2),
-        AffineAutoregressive(AutoRegressiveNN(2, [2])),
-        ConditionalAffineAutoregressive(ConditionalAutoRegressiveNN(2, 1, [2])),
-        AutoRegressiveNN(2, [2]),
-        ConditionalAutoRegressiveNN(2, 1, [2]),
+        AffineAutoregressive(_MADE),
+        AffineAutoregressive(_MADE, stable=True),
+        ConditionalAffineAutoregressive(_CONDITIONAL_MADE),
+        _MADE,
+        _CONDITIONAL_MADE,
         MaskedLinear(1, 1, torch.ones(1, 1)),
         nn.LogSigmoid(),
         *(nonlinearity() for nonlinearity in ELEMENTWISE),
     )
-_ATTRIBUTES = {type(part): frozenset(vars(part)) for part in _NEW}
-_GATED = _ATTRIBUTES[AffineAutoregressive] | {"_call", "_inverse"}  # as stable=True replaces them
+_KNOWN = {(type(part), frozenset(vars(part))) for part in _NEW}
 _DEFAULTS = {
     name: parameter.default
     for name, parameter in signature(AffineAutoregressive).parameters.items()
@@ -246,29 +237,31 @@ _DEFAULTS = {
 }
 
 
-def _is_known(part: Any, attributes: frozenset[str] | None = None) -> bool:
-    values = vars(part)
-    hooked = any(values[f"_{name}_hooks"] for name in ("forward", "forward_pre", "backward"))
-    return not hooked and values.keys() == (attributes or _ATTRIBUTES.get(type(part)))
-
-
 def _kind(layer: Any) -> tuple[Any, ...] | None:
     """What neighbours must share to run in one pass; None for a layer that is Pyro's to run."""
+    if type(layer) not in _PASSES or not _is_known(layer):
+        return None
     weight, gated = None, False
-    if type(layer) is Planar and _is_known(layer):
+    if type(layer) is Planar:
         weight = layer.u
-    elif type(layer) is ConditionalPlanar and _is_known(layer):
+    elif type(layer) is ConditionalPlanar:
         weight = layer.nn.weight if type(layer.nn) is PlanarMap and _is_known(layer.nn) else None
-    elif type(layer) is AffineAutoregressive and _is_known_affine(layer):
+    elif type(layer) is AffineAutoregressive and _runs_as_made(layer):
         weight, gated = _masked_network(layer.arn, AutoRegressiveNN), layer.stable
-    elif type(layer) is ConditionalAffineAutoregressive and _is_known(layer):
-        if layer.kwargs.keys() <= _DEFAULTS.keys():
-            weight = _masked_network(layer.nn, ConditionalAutoRegressiveNN)
-            gated = _options(layer)["stable"]
+    elif type(layer) is ConditionalAffineAutoregressive and layer.kwargs.keys() <= _DEFAULTS.keys():
+        weight = _masked_network(layer.nn, ConditionalAutoRegressiveNN)
+        gated = _options(layer)["stable"]
     return None if weight is None else (type(layer), gated, weight.shape, weight.dtype)
 
 
-def _masked_network(net: Any, known: Any) -> Any:
+def _is_known(part: Any) -> bool:
+    """Whether a part has the attributes of a new one, and no hooks."""
+    values = vars(part)
+    hooked = values["_forward_hooks"] or values["_forward_pre_hooks"] or values["_backward_hooks"]
+    return not hooked and (type(part), frozenset(values)) in _KNOWN
+
+
+def _masked_network(net: Any, known: type) -> torch.Tensor | None:
     """The first layer's weight, of whose shape all others follow, if the network is known."""
     if not (type(net) is known and _is_known(net) and type(net.f) in ELEMENTWISE):
         return None
@@ -280,14 +273,12 @@ def _masked_network(net: Any, known: Any) -> Any:
     return weight if last.shape == (2 * net.input_dim, len(weight)) else None
 
 
-def _is_known_affine(layer: AffineAutoregressive) -> bool:
+def _runs_as_made(layer: AffineAutoregressive) -> bool:
     # Its way of running is chosen when it is made: an attribute changed since does not change it.
     methods = [getattr(layer._call, "__func__", None), type(layer.sigmoid), type(layer.logsigmoid)]
     call = AffineAutoregressive._call_stable if layer.stable else AffineAutoregressive._call
-    if methods != [call, nn.Sigmoid, nn.LogSigmoid]:
-        return False
     parts = _is_known(layer.sigmoid) and _is_known(layer.logsigmoid)
-    return parts and _is_known(layer, _GATED if layer.stable else None)
+    return parts and methods == [call, nn.Sigmoid, nn.LogSigmoid]
 
 
 def _options(layer: Any) -> Mapping[str, Any]:

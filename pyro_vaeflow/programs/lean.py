@@ -79,10 +79,7 @@ def in_blocks(
 ) -> TorchDistribution:
     """p(x | z) for z ``(..., latent_dim)``: as `decode` has it, or `InBlocks` for draws to score.
 
-    Args:
-        decode: from z to the distribution of rows.
-        width: of the widest layer behind it.
-        features: columns of a row.
+    `width` is that of the widest layer behind `decode`, `features` the columns of a row.
     """
     per_block = draws_of_a_block(width * z[0].numel() // z.shape[-1]) if z.dim() > 2 else 0
     if torch.is_grad_enabled() or not 0 < per_block < len(z):
@@ -91,14 +88,7 @@ def in_blocks(
 
 
 class InBlocks(TorchDistribution):
-    """What `decode` makes of all of z, made of some draws at a time when it is asked.
-
-    Args:
-        decode: from z ``(..., latent_dim)`` to a distribution of batch shape ``(...)``.
-        z: ``(num_samples, ..., latent_dim)``.
-        per_block: draws of a block.
-        event_shape: of what `decode` makes.
-    """
+    """What `decode` makes of z ``(num_samples, ...)``, of `per_block` samples at a time."""
 
     arg_constraints: dict[str, constraints.Constraint] = {}
     support = constraints.real_vector
