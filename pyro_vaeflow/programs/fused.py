@@ -25,11 +25,8 @@ from pyro.nn.auto_reg_nn import MaskedLinear
 from torch import nn
 from torch.distributions import Transform, constraints
 
-from pyro_vaeflow.programs.lean import draws_of_a_block
-
 # They act entry by entry, so it does not matter to them where the rows are.
 ELEMENTWISE = (nn.ReLU, nn.LeakyReLU, nn.ELU, nn.SiLU, nn.GELU, nn.Softplus, nn.Tanh, nn.Sigmoid)
-HIDDEN = 4  # hidden units for each latent dimension, as in `flows.iaf`: what a block has to hold
 Outcome = tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]  # z, log|det|, log-scales if any
 
 
@@ -95,16 +92,10 @@ class FusedTransform(Transform):
         if context is not None:
             batch = torch.broadcast_shapes(x.shape[:-1], context.shape[:-1])
             z = x.expand(*batch, x.shape[-1])
-        run, z = _PASSES[type(self.layers[0])], z.movedim(-1, 0)
-        has_draws = z.dim() > (2 if context is None else context.dim())
-        if torch.is_grad_enabled() or not has_draws:
-            z, self._log_det, log_scale = run(self.layers, z, context)
-            # Pyro's affine layers keep theirs under this name too.
-            self._cached_log_scale = None if log_scale is None else log_scale.movedim(0, -1)
-        else:  # many draws of each row: so many at once as stay in the cache
-            blocks = z.split(draws_of_a_block(HIDDEN * z[:, 0].numel()), 1)
-            parts = [run(self.layers, block, context)[:2] for block in blocks]
-            z, self._log_det = torch.cat([z for z, _ in parts], 1), torch.cat([d for _, d in parts])
+        run = _PASSES[type(self.layers[0])]
+        z, self._log_det, log_scale = run(self.layers, z.movedim(-1, 0), context)
+        # Pyro's affine layers keep theirs under this name too.
+        self._cached_log_scale = None if log_scale is None else log_scale.movedim(0, -1)
         return z.movedim(0, -1)
 
     def _inverse(self, y: torch.Tensor) -> torch.Tensor:

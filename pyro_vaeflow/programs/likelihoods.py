@@ -13,7 +13,6 @@ import torch
 from pyro.distributions import TorchDistribution
 from torch import nn
 
-from pyro_vaeflow.programs.lean import BernoulliRow
 from pyro_vaeflow.programs.mixed import MixedHead, degrees_of_freedom, with_tails
 from pyro_vaeflow.validation import check_positive
 
@@ -34,7 +33,7 @@ class BernoulliHead(nn.Module):
         self.logits = nn.Linear(hidden_dim, num_features)
 
     def forward(self, h: torch.Tensor) -> TorchDistribution:
-        return BernoulliRow(dist.Bernoulli(logits=self.logits(h), validate_args=False), 1)
+        return dist.Bernoulli(logits=self.logits(h), validate_args=False).to_event(1)
 
 
 class NormalHead(nn.Module):
