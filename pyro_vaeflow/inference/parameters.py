@@ -37,15 +37,13 @@ def _owner(program: Program) -> Any:
     return program.__self__ if inspect.ismethod(program) else program
 
 
-def _unwrapped(program: Program) -> Program:
-    while isinstance(program, partial):
-        program = program.func
-    return program
-
-
 def modules(*programs: Program) -> list[torch.nn.Module]:
     """The modules behind the programs, each once; none for plain functions."""
-    owners = [_owner(_unwrapped(program)) for program in programs]
+    owners = []
+    for program in programs:
+        while isinstance(program, partial):
+            program = program.func
+        owners.append(_owner(program))
     return list({id(m): m for m in owners if isinstance(m, torch.nn.Module)}.values())
 
 

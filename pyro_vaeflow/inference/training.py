@@ -14,6 +14,7 @@ import pandas as pd
 import pyro
 import torch
 from pyro.infer import ELBO, Trace_ELBO
+from torch import nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
 from pyro_vaeflow.inference.annealing import CapacityELBO, Schedule, anneal, constant
@@ -218,10 +219,10 @@ def _schedules(
     learning_rate: float | Schedule, schedule: Schedule | None
 ) -> tuple[Schedule, Schedule]:
     """The learning rate, and beta or the capacity, as functions of the step."""
-    level = constant(1.0) if schedule is None else schedule
-    if not callable(level):
+    if not (schedule is None or callable(schedule)):
         raise TypeError(f"schedule must be a function of the step, got {schedule!r}; say linear(9)")
-    return learning_rate if callable(learning_rate) else constant(learning_rate), level
+    rate = learning_rate if callable(learning_rate) else constant(learning_rate)
+    return rate, schedule or constant(1.0)
 
 
 def _watchers(
@@ -246,11 +247,9 @@ def _watchers(
     return watchers + ([ProgressBar()] if progress else [])
 
 
-def _make_parameters(
-    model: Program, guide: Program, batch: Args, seed: int
-) -> list[torch.nn.Module]:
+def _make_parameters(model: Program, guide: Program, batch: Args, seed: int) -> list[nn.Module]:
     """Runs the programs on a whole batch, for start values taken from it; the modules called."""
-    called: dict[torch.nn.Module, None] = {}
+    called: dict[nn.Module, None] = {}
     with (
         module_mode(model, guide, training=False),
         register_module_forward_pre_hook(lambda part, _: called.setdefault(part)),
