@@ -87,9 +87,9 @@ class FusedTransform(Transform):
         self.layers, self.context = layers, context
 
     def _call(self, x: torch.Tensor) -> torch.Tensor:
-        conditional = isinstance(self.layers[0], ConditionalTransform)
-        z, context = x, self.context if conditional else None
-        if context is not None:
+        z, context = x, None
+        if isinstance(self.layers[0], ConditionalTransform):
+            context = self.context
             batch = torch.broadcast_shapes(x.shape[:-1], context.shape[:-1])
             z = x.expand(*batch, x.shape[-1])
         run = _PASSES[type(self.layers[0])]
@@ -252,7 +252,7 @@ def _is_known(part: Any) -> bool:
     return not hooked and (type(part), frozenset(values)) in _KNOWN
 
 
-def _masked_network(net: Any, known: type) -> torch.Tensor | None:
+def _masked_network(net: Any, known: Any) -> Any:
     """The first layer's weight, of whose shape all others follow, if the network is known."""
     if not (type(net) is known and _is_known(net) and type(net.f) in ELEMENTWISE):
         return None
