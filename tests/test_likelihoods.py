@@ -5,12 +5,35 @@ import pytest
 import torch
 
 from pyro_vaeflow.programs.likelihoods import (
+    FACTORS,
     BernoulliHead,
+    BernoulliRow,
     NormalHead,
     StudentTHead,
 )
 from pyro_vaeflow.programs.mixed import MixedHead
 from pyro_vaeflow.tables.columns import Column
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize("columns", [1, FACTORS, 2 * FACTORS + 3])
+def test_bernoulli_rows_are_torchs_with_and_without_a_gradient_and_in_parts(columns: int) -> None:
+    raw, value = 20.0 * torch.randn(6, 4, columns), torch.rand(4, columns)
+    raw[0, 0, 0], raw[1, 1, 0] = 0.0, 700.0
+
+    def base(raw: torch.Tensor) -> dist.Distribution:
+        return dist.Bernoulli(logits=raw, validate_args=False)
+
+    torchs = base(raw).to_event(1).log_prob(value)
+    in_parts = torch.vmap(lambda part: BernoulliRow(base(part), 1).log_prob(value))
+    for gradient in (True, False):
+        with torch.set_grad_enabled(gradient):
+            row = BernoulliRow(base(raw), 1)
+            torch.testing.assert_close(row.log_prob(value), torchs, rtol=1e-10, atol=1e-10)
+            torch.testing.assert_close(in_parts(raw), torchs, rtol=1e-10, atol=1e-10)
+            wide = row.expand((2, 6, 4))
+            assert isinstance(wide, BernoulliRow) and wide.sample().shape == (2, 6, 4, columns)
+            torch.testing.assert_close(wide.log_prob(value), torchs.expand(2, 6, 4))
 
 
 @pytest.mark.parametrize("gradient", [True, False])

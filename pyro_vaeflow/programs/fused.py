@@ -27,6 +27,8 @@ from torch.distributions import Transform, constraints
 
 # They act entry by entry, so it does not matter to them where the rows are.
 ELEMENTWISE = (nn.ReLU, nn.LeakyReLU, nn.ELU, nn.SiLU, nn.GELU, nn.Softplus, nn.Tanh, nn.Sigmoid)
+CACHED = 2**18  # numbers, for each thread, that stay in the processor's cache: 1 MiB of float32
+HIDDEN = 4  # hidden units for each latent dimension, as in `flows.iaf`
 Outcome = tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]  # z, log|det|, log-scales if any
 
 
@@ -92,10 +94,16 @@ class FusedTransform(Transform):
             context = self.context
             batch = torch.broadcast_shapes(x.shape[:-1], context.shape[:-1])
             z = x.expand(*batch, x.shape[-1])
-        run = _PASSES[type(self.layers[0])]
-        z, self._log_det, log_scale = run(self.layers, z.movedim(-1, 0), context)
-        # Pyro's affine layers keep theirs under this name too.
-        self._cached_log_scale = None if log_scale is None else log_scale.movedim(0, -1)
+        run, z = _PASSES[type(self.layers[0])], z.movedim(-1, 0)
+        has_draws = z.dim() > (2 if context is None else context.dim())
+        if torch.is_grad_enabled() or not has_draws:
+            z, self._log_det, log_scale = run(self.layers, z, context)
+            # Pyro's affine layers keep theirs under this name too.
+            self._cached_log_scale = None if log_scale is None else log_scale.movedim(0, -1)
+        else:  # many draws of each row, for scores: of 50 IAF layers in three quarters of the time
+            num_draws = max(1, CACHED * torch.get_num_threads() // (HIDDEN * z[:, 0].numel()))
+            parts = [run(self.layers, block, context)[:2] for block in z.split(num_draws, 1)]
+            z, self._log_det = torch.cat([z for z, _ in parts], 1), torch.cat([d for _, d in parts])
         return z.movedim(0, -1)
 
     def _inverse(self, y: torch.Tensor) -> torch.Tensor:
