@@ -1,9 +1,9 @@
-"""Plain files: written whole or not at all, read once their size is known, not followed elsewhere."""
+"""Files written whole or not at all, read once their size is known, not followed elsewhere."""
 
 import glob
 import json
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -56,7 +56,7 @@ def read_bytes(path: Path, limit: int | None = None) -> bytes:
     return path.read_bytes()
 
 
-def read_json(path: Path, parse_constant: Callable[[str], Any] | None = None) -> Any:
+def read_json(path: Path) -> Any:
     """What a JSON file holds, once it is known that this takes a few hundred MiB at most.
 
     Raises:
@@ -67,7 +67,7 @@ def read_json(path: Path, parse_constant: Callable[[str], Any] | None = None) ->
     if (count := sum(map(data.count, (b",", b"[", b"{")))) > MAX_VALUES:
         raise ValueError(f"{path} has some {count} values, more than {MAX_VALUES}")
     try:
-        return json.loads(data, parse_constant=parse_constant)
+        return json.loads(data)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not JSON: {error}") from error
 

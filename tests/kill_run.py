@@ -35,8 +35,7 @@ from tqdm.auto import tqdm
 
 from pyro_vaeflow import Checkpoint, cosine, linear
 from pyro_vaeflow.inference import checkpoint
-from pyro_vaeflow.inference.checkpoint import state_of
-from pyro_vaeflow.inference.fingerprint import named_digest
+from pyro_vaeflow.inference.saved_folder import named_digest, state_of
 from tests.programs import module_functions, ours, rows
 
 PHASES = "before the first step|in a step|writing|renaming|after training".split("|")

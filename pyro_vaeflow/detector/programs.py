@@ -8,10 +8,9 @@ import numpy as np
 import pandas as pd
 import torch
 
-from pyro_vaeflow.inference.checkpoint import state_of
-from pyro_vaeflow.inference.devices import check_device, move
-from pyro_vaeflow.inference.fingerprint import named_digest, structure, tensor_digest
-from pyro_vaeflow.inference.parameters import Program, modules
+from pyro_vaeflow.inference.fingerprint import structure
+from pyro_vaeflow.inference.parameters import Program, check_device, modules, move
+from pyro_vaeflow.inference.saved_folder import named_digest, state_of, tensor_digest
 from pyro_vaeflow.programs.fitting import build, unshared
 from pyro_vaeflow.programs.priors import ExemplarPrior
 from pyro_vaeflow.programs.settings import Settings

@@ -19,7 +19,7 @@ from pyro_vaeflow.files.chunks import Chunk
 from pyro_vaeflow.files.parsing import check_types, to_frame
 from pyro_vaeflow.files.scores_folder import Summary, finish, open_folder, part, write_part
 from pyro_vaeflow.files.table_files import FORMATS, chunks_of, find_files, read_chunk, read_schemas
-from pyro_vaeflow.inference.devices import check_device
+from pyro_vaeflow.inference.parameters import check_device
 from pyro_vaeflow.inference.saved_folder import CheckpointError
 from pyro_vaeflow.validation import ConfigError, check_size
 from pyro_vaeflow.workers import DEATHS, as_ended, died, workers

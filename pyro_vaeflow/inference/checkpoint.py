@@ -1,7 +1,7 @@
 """Everything that a training saves to go on later, to the very same end, after it was killed."""
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +10,20 @@ import pyro
 import torch
 from filelock import FileLock, Timeout
 from pyro.util import get_rng_state, set_rng_state
-from torch import nn
 from torch.distributions import constraints
 
 from pyro_vaeflow.inference.callbacks import RECORD, Callback, Run
-from pyro_vaeflow.inference.fingerprint import fingerprint, is_plain, package_versions
-from pyro_vaeflow.inference.parameters import Program, modules, param_scope
-from pyro_vaeflow.inference.saved_folder import CheckpointError, check_keys, read, write
-from pyro_vaeflow.inference.traces import run_once
+from pyro_vaeflow.inference.fingerprint import fingerprint
+from pyro_vaeflow.inference.parameters import modules
+from pyro_vaeflow.inference.saved_folder import (
+    CheckpointError,
+    check_keys,
+    is_plain,
+    read,
+    restore,
+    state_of,
+    write,
+)
 from pyro_vaeflow.validation import check_size
 
 LEAST_EVERY = 500  # steps
@@ -58,7 +64,7 @@ class Checkpoint(Callback):
     def start(self, run: Run) -> None:
         folder = Path(self.folder)
         self.lock = _locked(folder)
-        self.finished, self.versions = False, package_versions()
+        self.finished = False
         made = run.optim.torch_optimizer
         call = {**run.call, "optimizer": [repr(made), type(made)]}
         self.call = fingerprint(call | {"model": run.model, "guide": run.guide})
@@ -94,7 +100,7 @@ class Checkpoint(Callback):
         state = _packed(_state_of_run(run), tensors, "training")
         content = {"call": self.call, "finished": finished, "run": state}
         try:
-            write(self.folder, content, tensors, self.versions, "training")
+            write(self.folder, content, tensors, "training")
         except OSError as error:
             said = "the one before it, if any, is whole: mend the disk, and the same call goes on"
             message = f"the checkpoint in {self.folder} could not be written ({error}); {said}"
@@ -189,75 +195,6 @@ def _other_buffers(run: Run) -> list[torch.Tensor]:
     ours = {id(p) for module in modules(run.model, run.guide) for p in module.modules()}
     others = [part for part in run.called if id(part) not in ours]
     return [buffer for part in others for buffer in part.buffers(recurse=False)]
-
-
-def state_of(model: Program, guide: Program) -> dict[str, torch.Tensor]:
-    """The tensors of a pair: ``model.*`` and ``guide.*`` of modules, ``param.*`` of ``pyro.param``.
-
-    Buffers too, and what modules hold as attributes, such as the permutations of Pyro's
-    autoregressive networks.
-    """
-    state: dict[str, torch.Tensor] = {}
-    for role, module in _roles(model, guide):
-        state |= {f"{role}.{k}": v for k, v in module.state_dict().items()}
-        state |= {f"{role}.{k}": getattr(part, name) for k, part, name in _attributes(module)}
-    state |= {f"param.{name}": value.detach() for name, value in _stored(model, guide).items()}
-    return {name: value.contiguous() for name, value in state.items()}
-
-
-def restore(model: Program, guide: Program, tensors: Mapping[str, torch.Tensor]) -> None:
-    """Puts the tensors of `state_of` into programs of the same make.
-
-    Raises:
-        CheckpointError: a name is missing or unknown, or a shape or dtype is another.
-    """
-    check_fits(state_of(model, guide), tensors)
-    with torch.no_grad():
-        for role, module in _roles(model, guide):
-            module.load_state_dict({k: tensors[f"{role}.{k}"] for k in module.state_dict()})
-            for key, part, name in _attributes(module):
-                setattr(part, name, tensors[f"{role}.{key}"].clone())
-        for name, value in _stored(model, guide).items():
-            value.copy_(tensors[f"param.{name}"])
-
-
-def make_parameters(model: Program, guide: Program, x: torch.Tensor) -> None:
-    """Runs the programs on the rows `x`, so that their ``pyro.param`` exist to be restored."""
-    with param_scope(model, guide), torch.no_grad():
-        run_once(model, guide, (x,))
-
-
-def check_fits(expected: Mapping[str, torch.Tensor], tensors: Mapping[str, torch.Tensor]) -> None:
-    """Raises a CheckpointError that names tensors whose names, shapes or dtypes are others."""
-    missing, unknown = expected.keys() - tensors.keys(), tensors.keys() - expected.keys()
-    if missing or unknown:
-        names = f"missing {sorted(missing)[:5]}, unknown {sorted(unknown)[:5]}"
-        raise CheckpointError(f"the tensors are not those of these programs: {names}")
-    for name, value in expected.items():
-        wanted, got = ((tuple(t.shape), t.dtype) for t in (value, tensors[name]))
-        if got != wanted:
-            raise CheckpointError(f"tensor {name!r}: expected {wanted}, got {got}")
-
-
-def _roles(model: Program, guide: Program) -> list[tuple[str, nn.Module]]:
-    pairs = (("model", model), ("guide", guide))
-    return [(role, module) for role, program in pairs for module in modules(program)]
-
-
-def _attributes(module: nn.Module) -> Iterator[tuple[str, nn.Module, str]]:
-    """Name, owner and attribute of each tensor outside the state dict; caches are private."""
-    for path, part in module.named_modules():
-        for name, value in list(vars(part).items()):
-            if isinstance(value, torch.Tensor) and not name.startswith("_"):
-                yield f"{path}#{name}", part, name
-
-
-def _stored(model: Program, guide: Program) -> dict[str, torch.Tensor]:
-    """The pair's unconstrained parameters in Pyro's store, without those of its modules."""
-    of_modules = {id(p) for module in modules(model, guide) for p in module.parameters()}
-    with param_scope(model, guide):
-        stored = dict(pyro.get_param_store().named_parameters())
-    return {name: value for name, value in stored.items() if id(value) not in of_modules}
 
 
 def _packed(value: Any, tensors: dict[str, torch.Tensor], where: str) -> Any:

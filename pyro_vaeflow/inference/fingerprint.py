@@ -2,55 +2,17 @@
 
 import dis
 import hashlib
-import platform
 import sys
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from functools import partial
-from importlib.metadata import version
 from types import CellType, CodeType, FunctionType, MethodType, ModuleType
 from typing import Any
 
 import numpy as np
 import torch
 
-import pyro_vaeflow
-
-PACKAGES = ("pyro-ppl", "torch", "numpy", "scikit-learn", "pandas")
-
-
-def package_versions(more: Sequence[str] = ()) -> dict[str, str]:
-    """Package -> version, of this one, Python, `PACKAGES` and `more`.
-
-    Example:
-        >>> package_versions()["pyro-vaeflow"] == pyro_vaeflow.__version__
-        True
-    """
-    ours = {"pyro-vaeflow": pyro_vaeflow.__version__, "python": platform.python_version()}
-    return ours | {name: version(name) for name in (*PACKAGES, *more)}
-
-
-def tensor_digest(values: Iterable[Any]) -> str:
-    """The sha256 of tensors' types, shapes and values; of other values, of what is plain in them.
-
-    Example:
-        >>> tensor_digest([torch.zeros(2)]) == tensor_digest([torch.zeros(2).double()])
-        False
-    """
-    digest = hashlib.sha256()
-    for value in values:
-        if isinstance(value, torch.Tensor):
-            digest.update(f"{value.dtype} {tuple(value.shape)}".encode())
-            data = value.detach().cpu().contiguous().flatten()
-            digest.update(data.view(torch.uint8).numpy().data)
-        else:
-            digest.update(repr(value if is_plain(value) else type(value).__qualname__).encode())
-    return digest.hexdigest()
-
-
-def named_digest(tensors: Mapping[str, torch.Tensor]) -> str:
-    """The sha256 of named tensors, whatever their order."""
-    return tensor_digest(part for name in sorted(tensors) for part in (name, tensors[name]))
+from pyro_vaeflow.inference.saved_folder import is_plain, tensor_digest
 
 
 def structure(program: Any) -> str:
@@ -82,13 +44,6 @@ def fingerprint(call: Mapping[str, Any]) -> dict[str, Any]:
             stacklevel=5,
         )
     return words
-
-
-def is_plain(value: Any) -> bool:
-    """Whether a value is a number, text or None, or a list or tuple of those."""
-    if isinstance(value, list | tuple):
-        return all(is_plain(item) for item in value)
-    return value is None or isinstance(value, bool | int | float | str)
 
 
 class Description:
