@@ -1,14 +1,11 @@
 """Names from other people's files, made harmless where they are shown.
 
-HTML pages escape by ``html.escape``, and figures draw names with ``parse_math=False``.
+HTML pages and LaTeX are escaped by pandas, and figures draw names with ``parse_math=False``.
 """
 
 import re
 import sys
 from typing import Any
-
-LATEX = {c: rf"\{c}" for c in "&%$#_{}"} | {"\\": r"\textbackslash{}", "±": r"$\pm$"}
-LATEX |= {"~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
 
 
 def visible(text: str) -> str:
@@ -34,16 +31,6 @@ def markdown(text: str) -> str:
         a \| b \<c>
     """
     return re.sub(r"[\\|<`]|(?<=\])(?=\()", r"\\\g<0>", visible(" ".join(text.split())))
-
-
-def latex(text: str) -> str:
-    r"""Text as LaTeX sets it.
-
-    Example:
-        >>> print(latex("x & 5_$"))
-        x \& 5\_\$
-    """
-    return "".join(LATEX.get(c, c) for c in visible(" ".join(text.split())))
 
 
 def csv_text(frame: Any, **options: Any) -> str:

@@ -71,8 +71,7 @@ def load(programs: str) -> Callable[..., Any]:
     So each pair has networks of its own, those at the file's top level too.
 
     Raises:
-        ConfigError: the content is not that of the digest, the file cannot be run, or has no such
-            function.
+        ConfigError: as `locate`; or the file cannot be run, or has no such function.
     """
     programs = locate(programs, Path.cwd())
     _function(programs)

@@ -21,7 +21,7 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
 from pyro_vaeflow.escaping import csv_text
-from pyro_vaeflow.files.chunks import Reject
+from pyro_vaeflow.files.table_files import Reject
 from pyro_vaeflow.inference.saved_folder import package_versions
 from pyro_vaeflow.plain_files import inside, read_json, write_whole
 from pyro_vaeflow.validation import ConfigError
