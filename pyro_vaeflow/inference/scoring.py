@@ -83,7 +83,8 @@ def score(
 
     With :math:`z_k \sim q(z|x)` and :math:`\log w_k = \log p(x, z_k) - \log q(z_k|x)`, the log
     evidence is :math:`\log \frac1K \sum_k w_k`. A row's score depends on the row, the programs and
-    the seed alone, not on the other rows or their order, if the guide draws what `RowNoise` covers.
+    the seed alone, not on the other rows or their order, if the guide draws what `RowNoise` covers;
+    up to rounding, which in float32 can be 1e-4 nats and in float64 1e-10.
 
     References:
         H. Shah, M. Sharpe, Variational Autoencoders with Normalizing Flows for Unsupervised
@@ -100,7 +101,7 @@ def score(
             k-hat is above 0.7 after 1,000 draws are left: more hardly help them.
         max_samples: with `tol`, the most draws a row, at least `num_samples`.
         seed: of the draws.
-        chunk_size: rows at once; memory grows with it, the scores do not change. By default as
+        chunk_size: rows at once; memory grows with it, scores change by rounding. By default as
             many as make 30,000 draws for each of torch's threads, or fewer, so that a chunk's
             tensors take at most 512 MiB.
         plate: the name of the plate of rows.
