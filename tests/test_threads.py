@@ -20,7 +20,7 @@ from tests.programs import ZOO
 DRAW = np.random.default_rng(0)
 FRAME = pd.DataFrame({"size": DRAW.normal(size=120), "kind": DRAW.choice(["a", "b"], 120)})
 QUICK = {"num_steps": 6, "num_samples": 3, "hidden_dims": (8,), "random_state": 0}
-PARTS = [slice(start, start + 20) for start in range(0, 120, 20)] * 4
+PARTS = [slice(start, start + 20) for start in range(0, 120, 20)] * 2
 
 
 @pytest.fixture(scope="module")
@@ -39,10 +39,10 @@ def process_as_before():
 
 def test_threads_give_the_scores_of_one(detector: VAEFlowDetector) -> None:
     alone = [detector.score_samples(FRAME.iloc[part]) for part in PARTS]
-    reasons = detector.explain(FRAME.head(20))
+    reasons = detector.explain(FRAME.head(20)).to_numpy()
 
     def serve(part: slice) -> np.ndarray:
-        pd.testing.assert_frame_equal(detector.explain(FRAME.head(20)), reasons)
+        assert np.array_equal(detector.explain(FRAME.head(20)).to_numpy(), reasons)
         return detector.score_samples(FRAME.iloc[part])
 
     async def served() -> list[np.ndarray]:

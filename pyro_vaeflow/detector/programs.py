@@ -86,7 +86,11 @@ class Programs:
     def _encoded(self: Any, X: Any) -> torch.Tensor:
         """A user's rows as the programs score them, on their device."""
         check_is_fitted(self)
-        return self._to_score(self.encoder_.transform(table_of(self, X, reset=False)))
+        with (
+            ONE_THREAD
+        ):  # pandas and scikit-learn, too, set filters of warnings, which threads share
+            x = self.encoder_.transform(table_of(self, X, reset=False))
+        return self._to_score(x)
 
     def _to_score(self: Any, x: torch.Tensor) -> torch.Tensor:
         return self._placed(x.double() if self._scores_in_double() else x)
