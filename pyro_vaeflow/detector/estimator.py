@@ -130,13 +130,12 @@ class VAEFlowDetector(DetectorSettings, Programs, OutlierMixin, BaseEstimator):
             self.encoder_ = MixedEncoder(self._kinds(frame)).fit(frame.iloc[used])
         x = self.encoder_.transform(frame)
         rows, drawn = x[used], None if weights is None else torch.as_tensor(weights[used])
-        if goes_on:
-            self._convert(torch.float32)
-            rows, drawn = self._with_earlier(rows, drawn)
-        else:
+        if not goes_on:
             self.model_, self.guide_ = self._programs(settings, rows)
-            self._convert(torch.float32)  # whatever torch's default is
             self._built = self._settings_built()
+        self._convert(torch.float32)  # whatever torch's default is
+        if goes_on:
+            rows, drawn = self._with_earlier(rows, drawn)
         checkpoint = self._checkpoint(settings, rows, drawn, goes_on)
         rows = self._placed(rows)
         history = fit(settings, self.model_, self.guide_, rows, drawn, self.progress, checkpoint)

@@ -146,7 +146,6 @@ def train(
     """
     args = _checked_rows(x, held_out, num_steps, batch_size, eval_every, patience)
     with torch.inference_mode(False), param_scope(model, guide):
-        # held-out rows are scored: no latent may be outside the plate
         check_contract(model, guide, args, plate=plate, seed=seed, shared_latents=held_out is None)
     batches = Batches(args[0], batch_size, weights, seed)
     rate, level = _schedules(learning_rate, schedule)
@@ -161,7 +160,6 @@ def train(
         **{"plate": plate, "seed": seed},
     }
     hold_memory()
-
     with (
         torch.inference_mode(False),  # gradients, whatever the caller has switched off
         param_scope(model, guide),
