@@ -55,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ConfigError, ImportError) as error:
         parser.error(str(error))
     except KeyboardInterrupt:
-        said = "stopped; what is finished is kept, and the same command takes up what was stopped"
+        said = "stopped; what is finished is kept, and the same command resumes what was stopped"
         say(f"\n{said}", error=True)
         return 130
     except BrokenPipeError:  # `vaeflow table DIR | head`
