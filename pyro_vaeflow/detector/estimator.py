@@ -142,10 +142,8 @@ class VAEFlowDetector(DetectorSettings, Programs, OutlierMixin, BaseEstimator):
         self.history_ = history.frame
         self._convert(torch.float64)
         scores = self._score_encoded(self._to_score(x))
-        self.calibration_scores_ = np.sort(scores[fresh])
-        self.offset_ = conformal.threshold(
-            scores, self.calibration_scores_, self.contamination, weights
-        )
+        self.calibration_scores_ = kept = np.sort(scores[fresh])
+        self.offset_ = conformal.threshold(scores, kept, self.contamination, weights)
         return self
 
     def score_samples(self, X: Any) -> np.ndarray:
