@@ -30,7 +30,9 @@ def markdown(text: str) -> str:
         >>> print(markdown("a | b\n<c>"))
         a \| b \<c>
     """
-    return re.sub(r"[\\|<`]|(?<=\])(?=\()", r"\\\g<0>", visible(" ".join(text.split())))
+    return re.sub(
+        r"[\\|`]|<(?=[A-Za-z/!?])|(?<=\])(?=\()", r"\\\g<0>", visible(" ".join(text.split()))
+    )
 
 
 def csv_text(frame: Any, **options: Any) -> str:
