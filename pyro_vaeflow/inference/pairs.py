@@ -191,6 +191,8 @@ def paired_traces(
         if seed is not None:
             copies = num_samples if way.guide == "rows" else 1
             noisy = RowNoise(columns, seed + run * APART, plate, copies)(noisy)
+        if run:  # programs may work in place
+            views["runs"] = take_rows(args, rows)
         guide_trace = poutine.trace(noisy).get_trace(*views[way.guide])
         values = guide_trace if way.guide == way.model else _as_rows(guide_trace, way, plate)
         replayed = poutine.replay(drawing(model, way.model, None), trace=values)

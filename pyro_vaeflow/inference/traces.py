@@ -90,8 +90,8 @@ def take_rows(args: Args, rows: torch.Tensor | slice) -> Args:
     """
 
     def take(arg: Any) -> Any:
-        # a quarter of the time that indexing takes
-        return arg[rows] if isinstance(rows, slice) else arg.index_select(0, rows)
+        # Copies, as programs may work in place; this takes a quarter of the time of indexing.
+        return arg[rows].clone() if isinstance(rows, slice) else arg.index_select(0, rows)
 
     return tuple(take(a) if own else a for a, own in zip(args, of_rows(args), strict=True))
 

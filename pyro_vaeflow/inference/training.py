@@ -161,7 +161,7 @@ def train(
         (20, 3)
     """
     args = _checked_rows(x, held_out, num_steps, batch_size, eval_every, patience)
-    with param_scope(model, guide):  # held-out rows are scored: no latent may be outside the plate
+    with torch.inference_mode(False), param_scope(model, guide):
         way = check_contract(model, guide, args, plate=plate, seed=seed, training=True)
     batches = Batches(args[0], batch_size, weights, seed)
     optimizer, rate = optimizer_and_rate(optimizer, learning_rate, num_steps)
@@ -177,8 +177,8 @@ def train(
         **{"plate": plate, "seed": seed},
     }
     hold_memory()
-
     with (
+        torch.inference_mode(False),  # gradients, whatever the caller has switched off
         param_scope(model, guide),
         module_mode(model, guide, training=True),
         seeded(seed),

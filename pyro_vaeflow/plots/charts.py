@@ -143,7 +143,8 @@ def plot_contributions(nats: pd.Series) -> Figure:
         names.append(f"{len(rest)} others")
     figure = Figure(figsize=(5.2, 0.9 + 0.25 * len(values)), layout="constrained")
     axes = figure.subplots()
-    axes.barh(range(len(values)), values, color="0.4", tick_label=names)
+    axes.barh(range(len(values)), values, color="0.4")
+    axes.set_yticks(range(len(values)), names, parse_math=False)  # a name may have a $
     axes.axvline(0.0, color="black", linewidth=0.8)
     axes.invert_yaxis()
     axes.set(xlabel="contribution to the anomaly score, nats")
