@@ -1,10 +1,14 @@
-"""The modules that programs call: whose parameters Pyro must be told of."""
+"""The modules that programs call, and what Pyro must be told of their parameters."""
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
+from pyro.nn import PyroModule
+from pyro.poutine.messenger import Messenger
+from pyro.poutine.runtime import Message
 from torch.nn.modules.module import register_module_forward_pre_hook
 
 from pyro_vaeflow.inference.parameters import Program, module_mode, seeded
@@ -57,3 +61,31 @@ def check_announced(called: Iterable[torch.nn.Module], parameters: dict[str, tor
             f"they are: {', '.join(hidden[:3])}{', ...' if len(hidden) > 3 else ''}; say "
             "pyro.module('net', net) in the program, or net.requires_grad_(False) to keep them"
         )
+
+
+class UnseenParams(Messenger):
+    """Shows ``pyro.param`` statements to no handler outside: they then cost next to nothing.
+
+    Two modules make a dozen a run, and each would go through eight handlers and back.
+    """
+
+    def _process_message(self, msg: Message) -> None:
+        msg["stop"] = msg["stop"] or msg["type"] == "param"
+
+    def _postprocess_message(self, msg: Message) -> None:
+        pass
+
+
+def without_names(program: Program) -> Program:
+    """The program without Pyro's context of a module, where that would only name its parameters.
+
+    In that context each part that a ``PyroModule`` reaches for makes a param statement for each of
+    its parameters: a sixth of what a step takes beside its arithmetic. A module that has a
+    ``PyroParam`` or ``PyroSample`` needs it and is left alone.
+    """
+    if not isinstance(program, PyroModule) or type(program).__call__ is not PyroModule.__call__:
+        return program
+    parts = [part for part in program.modules() if isinstance(part, PyroModule)]
+    if any(part._pyro_params or part._pyro_samples for part in parts):
+        return program
+    return partial(torch.nn.Module.__call__, program)

@@ -13,9 +13,10 @@ from pyro.poutine.runtime import Message
 from pyro.poutine.trace_struct import Trace
 from pyro.poutine.util import prune_subsample_sites
 
+from pyro_vaeflow.inference.called import UnseenParams, without_names
 from pyro_vaeflow.inference.enumeration import enumerated_terms, has_enumerated
 from pyro_vaeflow.inference.noise import RowNoise
-from pyro_vaeflow.inference.parameters import Program, UnseenParams, without_names
+from pyro_vaeflow.inference.parameters import Program
 from pyro_vaeflow.inference.traces import (
     Args,
     RowTerms,

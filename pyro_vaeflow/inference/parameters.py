@@ -18,9 +18,6 @@ from weakref import WeakKeyDictionary, ref
 import numpy as np
 import pyro
 import torch
-from pyro.nn import PyroModule
-from pyro.poutine.messenger import Messenger
-from pyro.poutine.runtime import Message
 from pyro.util import get_rng_state, set_rng_state
 from torch.nn.modules.module import register_module_forward_pre_hook
 
@@ -131,20 +128,24 @@ def show(model: Program, guide: Program) -> None:
         UserWarning: names parameters of other programs that have the same names.
     """
     store, hidden = pyro.get_param_store(), []
-    if _ENTERED:
-        return
-    pair, state = [ref(_owner(p)) for p in (model, guide)], _STORES[_owner(guide)][_owner(model)]
-    for name, value in state["params"].items():
-        held, (of_other, other) = store._params.get(name), _SHOWN.get(name, (None, pair))
-        if isinstance(value, torch.nn.Parameter) or held is value:
-            continue  # ``pyro.module`` shows the first by itself
-        alive = all(program() is not None for program in other)
-        if held is not None and (held is not of_other or (alive and other != pair)):
-            hidden.append(name)
-        if held is None or held is of_other:
-            constraint = state["constraints"][name]
-            store.set_state({"params": {name: value}, "constraints": {name: constraint}})
-            _SHOWN[name] = value, pair
+    with ONE_THREAD:
+        if _ENTERED:
+            return
+        pair, state = (
+            [ref(_owner(p)) for p in (model, guide)],
+            _STORES[_owner(guide)][_owner(model)],
+        )
+        for name, value in state["params"].items():
+            held, (of_other, other) = store._params.get(name), _SHOWN.get(name, (None, pair))
+            if isinstance(value, torch.nn.Parameter) or held is value:
+                continue  # ``pyro.module`` shows the first by itself
+            alive = all(program() is not None for program in other)
+            if held is not None and (held is not of_other or (alive and other != pair)):
+                hidden.append(name)
+            if held is None or held is of_other:
+                constraint = state["constraints"][name]
+                store.set_state({"params": {name: value}, "constraints": {name: constraint}})
+                _SHOWN[name] = value, pair
     if hidden:
         warnings.warn(
             f"two pairs have pyro.param {sorted(hidden)}, and Pyro's store one of each: before you "
@@ -191,34 +192,6 @@ def own_parameters(known: set[str]) -> dict[str, torch.Tensor]:
         for name, value in found
         if name not in known and not isinstance(value, torch.nn.Parameter)
     }
-
-
-class UnseenParams(Messenger):
-    """Shows ``pyro.param`` statements to no handler outside: they then cost next to nothing.
-
-    Two modules make a dozen a run, and each would go through eight handlers and back.
-    """
-
-    def _process_message(self, msg: Message) -> None:
-        msg["stop"] = msg["stop"] or msg["type"] == "param"
-
-    def _postprocess_message(self, msg: Message) -> None:
-        pass
-
-
-def without_names(program: Program) -> Program:
-    """The program without Pyro's context of a module, where that would only name its parameters.
-
-    In that context each part that a ``PyroModule`` reaches for makes a param statement for each of
-    its parameters: a sixth of what a step takes beside its arithmetic. A module that has a
-    ``PyroParam`` or ``PyroSample`` needs it and is left alone.
-    """
-    if not isinstance(program, PyroModule) or type(program).__call__ is not PyroModule.__call__:
-        return program
-    parts = [part for part in program.modules() if isinstance(part, PyroModule)]
-    if any(part._pyro_params or part._pyro_samples for part in parts):
-        return program
-    return partial(torch.nn.Module.__call__, program)
 
 
 @contextmanager

@@ -22,8 +22,9 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.runtime import Message
 from pyro.poutine.trace_struct import Trace
 
+from pyro_vaeflow.inference.called import UnseenParams, without_names
 from pyro_vaeflow.inference.pairs import Way
-from pyro_vaeflow.inference.parameters import Program, UnseenParams, without_names
+from pyro_vaeflow.inference.parameters import Program
 from pyro_vaeflow.inference.traces import plate_frame
 
 
