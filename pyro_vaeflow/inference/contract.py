@@ -77,9 +77,9 @@ def check_contract(
             with pyro.validation_enabled(True):
                 guide_trace = _first_run("guide", guide, few)
                 model_trace = _first_run("model", poutine.replay(model, guide_trace), few)
+            _check_plate("guide", guide_trace, plate)
             _check_names(model_trace, guide_trace, plate)
-            for role, trace in {"guide": guide_trace, "model": model_trace}.items():
-                _check_plate(role, trace, plate)
+            _check_plate("model", model_trace, plate)
             _check_enumeration(model_trace, plate)
             with pyro.validation_enabled(False):
                 _check_arguments(model, guide, args, index)

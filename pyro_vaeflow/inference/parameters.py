@@ -209,7 +209,7 @@ def module_mode(*programs: Program, training: bool) -> Iterator[None]:
         if torch.compiler.is_compiling():
             return
         if "_orig_mod" in part._modules:  # compiled: no hook is called inside
-            for inner in part._modules["_orig_mod"].modules():
+            for inner in part.get_submodule("_orig_mod").modules():
                 switch(inner)
         if _SWITCHED[-1] is before and part.training is not training:
             before.setdefault(part, part.training)
