@@ -86,7 +86,7 @@ class Run:
 
 
 class Callback:
-    """What `train` calls; a callback overrides what it needs.
+    """What `train` calls; a callback overrides what it needs, and inherits its docstring.
 
     Callbacks are called in their order, at the end in the opposite one. What they raise ends
     training. They should draw no random numbers from torch's global stream: training does.

@@ -60,6 +60,7 @@ class BernoulliHead(nn.Module):
         self.logits = nn.Linear(hidden_dim, num_features)
 
     def forward(self, h: torch.Tensor) -> TorchDistribution:
+        """p(x | z), rows of ``(..., num_features)``, of hidden layers ``(..., hidden_dim)``."""
         return BernoulliRow(dist.Bernoulli(logits=self.logits(h), validate_args=False), 1)
 
 
@@ -84,6 +85,7 @@ class NormalHead(nn.Module):
         self.min_scale = min_scale
 
     def forward(self, h: torch.Tensor) -> TorchDistribution:
+        """p(x | z), rows of ``(..., num_features)``, of hidden layers ``(..., hidden_dim)``."""
         scale = self.log_scale.exp() + self.min_scale
         return dist.Normal(self.loc(h), scale).to_event(1)
 
@@ -104,6 +106,7 @@ class StudentTHead(NormalHead):
         self.log_df = degrees_of_freedom(num_features)
 
     def forward(self, h: torch.Tensor) -> TorchDistribution:
+        """p(x | z), rows of ``(..., num_features)``, of hidden layers ``(..., hidden_dim)``."""
         return with_tails(super().forward(h).base_dist, self.log_df).to_event(1)
 
 

@@ -98,6 +98,7 @@ class Model(PyroModule):
         return self.likelihood(self.decoder(z))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Samples z and scores the rows x ``(num_data, num_features)``, which it returns."""
         standard = dist.Normal(x.new_zeros(self.latent_dim), 1.0).to_event(1)
         prior = standard if self.prior is None else self.prior(x)
         with pyro.plate("data", len(x)):
@@ -176,6 +177,7 @@ class Guide(PyroModule):
         return self.base(self.encoder(x)).chunk(2, dim=-1)[0]
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """A sample of z, ``(num_data, latent_dim)``, for rows x ``(num_data, num_features)``."""
         context = self.encoder(x)
         loc, raw_scale = self.base(context).chunk(2, dim=-1)
         posterior: Any = dist.Normal(loc, F.softplus(raw_scale) + MIN_SCALE).to_event(1)
