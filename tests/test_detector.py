@@ -365,7 +365,7 @@ def test_figures(fitted: VAEFlowDetector) -> None:
             "calibration_share: expected at least 0 and less than 1, got 1.0",
         ),
         ({"hidden_dims": (8, 0)}, "hidden_dims: expected at least 1, got 0"),
-        ({"flow": "ifa"}, "flow must be one of .* got 'ifa'"),
+        ({"flow": "ifa"}, "unknown flow 'ifa', did you mean 'iaf'?.*planar"),
         ({"prior": "flat"}, "prior: expected one of exemplar, normal, got 'flat'"),
         ({"num_samples": 1}, "num_samples: expected at least 2 and at most 1e.06, got 1"),
         ({"checkpoint_dir": 5}, "checkpoint_dir: expected str or Path, got 5"),

@@ -14,7 +14,7 @@ from pyro.distributions import TorchDistribution
 from torch import nn
 
 from pyro_vaeflow.programs.mixed import MixedHead, degrees_of_freedom, with_tails
-from pyro_vaeflow.validation import check_positive
+from pyro_vaeflow.validation import check_number
 
 FACTORS = 120  # of at least 1/2, which single precision can multiply before taking a logarithm
 
@@ -79,7 +79,7 @@ class NormalHead(nn.Module):
         self, hidden_dim: int, num_features: int, min_scale: float = 1e-3, start_scale: float = 1.0
     ) -> None:
         super().__init__()
-        check_positive("start_scale", start_scale)
+        check_number("start_scale", start_scale, above=0.0)
         self.loc = nn.Linear(hidden_dim, num_features)
         self.log_scale = nn.Parameter(torch.full((num_features,), math.log(start_scale)))
         self.min_scale = min_scale

@@ -10,7 +10,7 @@ from pyro.distributions import TorchDistribution
 from torch import nn
 from torch.distributions import constraints
 
-from pyro_vaeflow.validation import check_positive
+from pyro_vaeflow.validation import check_number
 
 if TYPE_CHECKING:
     from pyro_vaeflow.tables.columns import Column
@@ -160,7 +160,7 @@ class MixedHead(nn.Module):
         student_t: bool = False,
     ) -> None:
         super().__init__()
-        check_positive("start_scale", start_scale)
+        check_number("start_scale", start_scale, above=0.0)
         self.layout = MixedLayout(columns)
         self.min_scale = min_scale
         num_continuous = len(self.layout.continuous)

@@ -16,7 +16,7 @@ from pyro_vaeflow.programs.flows import FLOWS
 from pyro_vaeflow.programs.fused import fused
 from pyro_vaeflow.programs.likelihoods import LIKELIHOODS
 from pyro_vaeflow.programs.mixed import MixedHead, MixedInput
-from pyro_vaeflow.validation import check_positive, check_size
+from pyro_vaeflow.validation import check_names, check_number, check_size
 
 if TYPE_CHECKING:
     from pyro_vaeflow.tables.columns import Column
@@ -155,7 +155,7 @@ class Guide(PyroModule):
     ) -> None:
         super().__init__()
         _check_sizes(num_features, latent_dim=latent_dim, hidden_dims=hidden_dims)
-        check_positive("start_scale", start_scale)
+        check_number("start_scale", start_scale, above=0.0)
         builder = _registered("flow", flow, FLOWS)
         if isinstance(num_features, Sequence):
             first: nn.Module = MixedInput(num_features, hidden_dims[0], input_dropout)
@@ -190,8 +190,7 @@ class Guide(PyroModule):
 
 
 def _registered(name: str, value: str, registry: Mapping[str, Any]) -> Any:
-    if value not in registry:
-        raise ValueError(f"{name} must be one of {sorted(registry)}, got {value!r}")
+    check_names([value], registry, name)
     return registry[value]
 
 
