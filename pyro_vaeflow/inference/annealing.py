@@ -143,7 +143,7 @@ class anneal(ScaleMessenger):
 class CapacityELBO(Trace_ELBO):
     r"""The loss with a target for the KL: :math:`-E_q[\log p(x|z)] + \gamma\,|KL - C|`.
 
-    Under `train`, `KL` and the capacity `C` are in nats a row, and ``schedule`` gives `C`:
+    Under `train`, `KL` and the capacity `C` are in nats per row, and ``schedule`` gives `C`:
     ``train(..., loss=CapacityELBO(gamma=1000), schedule=linear(num_steps, stop=25.0))``. In an SVI
     loop of one's own: ``with loss.at(capacity): svi.step(x)``; `KL` is then the sum over the batch.
 

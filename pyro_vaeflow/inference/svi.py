@@ -18,7 +18,7 @@ from pyro_vaeflow.validation import check_number
 
 
 class Batches:
-    """Mini-batches as a function of the seed and the step: a training can go on from any step.
+    """Mini-batches as a function of the seed and the step: a training can resume from any step.
 
     Rows are drawn without replacement within a pass over the data or, by their weights, with it.
 
@@ -157,7 +157,7 @@ class OneOptimizer(PyroOptim):
 
 
 class PerRow(Messenger):
-    """Turns sums over a mini-batch into nats a row; a shared latent counts once over all rows."""
+    """Turns sums over a mini-batch into nats per row; a shared latent counts once over all rows."""
 
     def __init__(self, plate: str, batch_size: int, num_data: int) -> None:
         super().__init__()
