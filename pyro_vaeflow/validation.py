@@ -149,7 +149,7 @@ def check_size(name: str, value: Any, low: int = 1, high: int | None = None) -> 
         raise ValueError(f"{name} must be an integer {allowed}, got {value!r}")
 
 
-def check_number(name: str, value: Any, **limits: float) -> None:
+def check_number(name: str, value: Any, **limits: Any) -> None:
     """Refuses what is not a finite number inside the `Limits`.
 
     Raises:

@@ -359,7 +359,7 @@ def test_figures(fitted: VAEFlowDetector) -> None:
             {"criterion": "oddness"},
             "criterion: expected one of importance, reconstruction, got 'oddness'",
         ),
-        ({"contamination": 0.7}, "contamination: expected at most 0.5 and more than 0, got 0.7"),
+        ({"contamination": 0.7}, "contamination: expected more than 0 and at most 0.5, got 0.7"),
         (
             {"calibration_share": 1.0},
             "calibration_share: expected at least 0 and less than 1, got 1.0",
