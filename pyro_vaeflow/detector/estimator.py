@@ -20,6 +20,7 @@ from pyro_vaeflow.detector.settings import DetectorSettings
 from pyro_vaeflow.inference.contributions import contributions
 from pyro_vaeflow.inference.parameters import Program
 from pyro_vaeflow.inference.scoring import KhatWarning
+from pyro_vaeflow.locks import ONE_THREAD
 from pyro_vaeflow.metrics import number_flagged
 from pyro_vaeflow.plots.charts import plot_contributions, plot_history, plot_scores
 from pyro_vaeflow.programs.fitting import fit
@@ -56,7 +57,7 @@ class VAEFlowDetector(DetectorSettings, Programs, OutlierMixin, BaseEstimator):
         calibration_share: of the training rows, kept from training for conformal p-values.
         validation_share: of the others, at most 500, whose ELBO chooses the step to keep.
         random_state: an integer, a ``RandomState`` or None.
-        warm_start: whether a further `fit` goes on with the programs at hand, on new rows: columns
+        warm_start: whether a further `fit` trains the programs at hand on, with new rows: columns
             and seed stay as they are, and an exemplar prior's rows are trained on beside the new.
         progress: whether training and scoring show bars.
         checkpoint_dir: a folder where `fit` keeps what it needs to resume after it was killed or
@@ -88,6 +89,7 @@ class VAEFlowDetector(DetectorSettings, Programs, OutlierMixin, BaseEstimator):
         ['size', 'kind']
     """
 
+    @torch.inference_mode(False)  # gradients, whatever the caller has switched off
     def fit(self, X: Any, y: Any = None, sample_weight: ArrayLike | None = None) -> Self:
         """Learns the columns and trains the programs on the rows ``(num_data, num_columns)``.
 
@@ -128,22 +130,20 @@ class VAEFlowDetector(DetectorSettings, Programs, OutlierMixin, BaseEstimator):
             self.encoder_ = MixedEncoder(self._kinds(frame)).fit(frame.iloc[used])
         x = self.encoder_.transform(frame)
         rows, drawn = x[used], None if weights is None else torch.as_tensor(weights[used])
-        if goes_on:
-            self._convert(torch.float32)
-            rows, drawn = self._with_earlier(rows, drawn)
-        else:
+        if not goes_on:
             self.model_, self.guide_ = self._programs(settings, rows)
             self._built = self._settings_built()
+        self._convert(torch.float32)  # whatever torch's default is
+        if goes_on:
+            rows, drawn = self._with_earlier(rows, drawn)
         checkpoint = self._checkpoint(settings, rows, drawn, goes_on)
         rows = self._placed(rows)
         history = fit(settings, self.model_, self.guide_, rows, drawn, self.progress, checkpoint)
         self.history_ = history.frame
         self._convert(torch.float64)
         scores = self._score_encoded(self._to_score(x))
-        self.calibration_scores_ = np.sort(scores[fresh])
-        self.offset_ = conformal.threshold(
-            scores, self.calibration_scores_, self.contamination, weights
-        )
+        self.calibration_scores_ = kept = np.sort(scores[fresh])
+        self.offset_ = conformal.threshold(scores, kept, self.contamination, weights)
         return self
 
     def score_samples(self, X: Any) -> np.ndarray:
@@ -238,7 +238,7 @@ class VAEFlowDetector(DetectorSettings, Programs, OutlierMixin, BaseEstimator):
         """
         x = self._encoded(X)
         options: dict[str, Any] = {"num_samples": self.num_samples, "seed": self.seed_}
-        with warnings.catch_warnings():
+        with ONE_THREAD, warnings.catch_warnings():
             warnings.simplefilter("ignore", KhatWarning)
             nats = contributions(self.model_, self.guide_, x, site=site, **options)
         values = nats.cpu().numpy() + 0.0  # a missing entry's is -0.0

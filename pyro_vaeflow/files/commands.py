@@ -1,13 +1,13 @@
 """Commands ``vaeflow fit`` and ``vaeflow score``: their arguments, and what they print."""
 
 import os
-import sys
 from pathlib import Path
 from typing import Any
 
 from jsonargparse import ArgumentParser
 from jsonargparse.typing import NonNegativeInt, PositiveInt
 
+from pyro_vaeflow.escaping import say
 from pyro_vaeflow.validation import ConfigError
 
 SOME_REJECTED = 3  # exit status: all was done, and some rows could not be scored
@@ -78,15 +78,15 @@ def run_fit(values: dict[str, Any]) -> int:
     )
     detector = train_and_save(rows, out, values | {"random_state": seed}, progress=True)
     for reason, count in rows.rejected.most_common():
-        print(f"left out {count} rows: {reason}", file=sys.stderr)
+        say(f"left out {count} rows: {reason}", error=True)
     names = f" ({', '.join(rows.texts)})" if rows.texts else ""
-    print(
+    say(
         f"trained on {len(rows.frame):,} of {rows.num_seen:,} rows: "
         f"{rows.frame.shape[1] - len(rows.texts)} columns of numbers, "
         f"{len(rows.texts)} of texts{names}"
     )
     best = detector.history_["held_out_elbo"].max()
-    print(f"model: {out} (held-out ELBO {best:.3f} nats; flags above {-detector.offset_:.3f} nats)")
+    say(f"model: {out} (held-out ELBO {best:.3f} nats; flags above {-detector.offset_:.3f} nats)")
     return 0
 
 
@@ -101,15 +101,15 @@ def run_score(values: dict[str, Any]) -> int:
     try:
         done = score_files(model, data, out, row_id=row_id, progress=True, **values)
     except OSError as error:  # a full disk, say
-        print(f"vaeflow: {error}; finished parts are kept", file=sys.stderr)
+        say(f"vaeflow: {error}; finished parts are kept", error=True)
         return 1
-    print(
+    say(
         f"{done.num_scored:,} rows scored, {done.num_flagged:,} flagged, "
         f"{done.num_rejected:,} rejected"
     )
-    print(f"scores: {out} ({done.num_parts} parts, {done.num_resumed} of them were there)")
+    say(f"scores: {out} ({done.num_parts} parts, {done.num_resumed} of them were there)")
     if done.num_rejected:
-        print(f"rejects: {out}/_rejects.csv", file=sys.stderr)
+        say(f"rejects: {out}/_rejects.csv", error=True)
         return SOME_REJECTED
     return 0
 

@@ -10,6 +10,7 @@ import csv
 import glob
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -134,15 +135,14 @@ class Parquet:
     @staticmethod
     def schema(path: Path) -> pa.Schema:
         """The file's names and types; a ConfigError if it is no Parquet file."""
-        try:
+        with _reading(path):
             return pq.read_schema(path)
-        except pa.ArrowInvalid as error:
-            raise ConfigError(f"{path} is no Parquet file: {error}") from error
 
     @staticmethod
     def chunks(path: Path, name: str, chunk_rows: int) -> Iterator[Chunk]:
         """Cuts a file into chunks of so many rows."""
-        num_rows = pq.read_metadata(path).num_rows
+        with _reading(path):
+            num_rows = pq.read_metadata(path).num_rows
         for row in range(1, num_rows + 1, chunk_rows):
             yield Chunk(str(path), name, row, min(chunk_rows, num_rows + 1 - row))
 
@@ -150,7 +150,7 @@ class Parquet:
     def read(chunk: Chunk, columns: Sequence[str]) -> Rows:
         """The chunk's rows; only the row groups that have some are decoded, batch by batch."""
         first, stop = chunk.row - 1, chunk.row - 1 + chunk.num_rows  # from 0
-        with pq.ParquetFile(chunk.path) as file:
+        with _reading(chunk.path), pq.ParquetFile(chunk.path) as file:
             sizes = [file.metadata.row_group(n).num_rows for n in range(file.num_row_groups)]
             ends = np.cumsum(sizes)
             groups = np.flatnonzero((ends > first) & (ends - sizes < stop))
@@ -161,7 +161,8 @@ class Parquet:
                 start += len(batch)
                 if start >= stop:
                     break
-        table = pa.Table.from_batches(batches)
+            table = pa.Table.from_batches(batches)
+            table.validate(full=True)  # that texts are UTF-8, say
         return Rows(table, chunk.row + np.arange(table.num_rows), [])
 
 
@@ -169,8 +170,11 @@ class Parquet:
 FORMATS: dict[str, type[Csv] | type[Parquet]] = {".csv": Csv, ".parquet": Parquet}
 
 
-def find_files(data: str) -> dict[str, Path]:
+def find_files(data: str, but: Path | None = None) -> dict[str, Path]:
     """The files of a path, a folder (and those inside it) or a glob, by name, in order of name.
+
+    Args:
+        but: a folder whose files are left out, absolute.
 
     Raises:
         ConfigError: there is none, or they are not all of one known kind.
@@ -183,6 +187,8 @@ def find_files(data: str) -> dict[str, Path]:
     else:
         paths = [root] if root.is_file() else [Path(p) for p in glob.glob(data, recursive=True)]
     files = sorted(path for path in paths if path.is_file())
+    if but is not None:
+        files = [path for path in files if not path.resolve().is_relative_to(but)]
     if not files:
         raise ConfigError(f"no csv or Parquet file in {data!r}; give a file, a folder or a glob")
     suffixes = {path.suffix for path in files}
@@ -220,6 +226,17 @@ def chunks_of(files: Mapping[str, Path], chunk_rows: int) -> Iterator[Chunk]:
 def read_chunk(chunk: Chunk, columns: Sequence[str]) -> Rows:
     """The rows of a chunk, with the columns that are named."""
     return FORMATS[Path(chunk.path).suffix].read(chunk, columns)
+
+
+@contextmanager
+def _reading(path: Path | str) -> Iterator[None]:
+    """Errors of a damaged file as one that names it; those of the disk as they are."""
+    try:
+        yield
+    except (pa.ArrowException, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
+        raise ConfigError(f"{path} is no Parquet file that can be read: {error}") from error
 
 
 def _shown(line: bytes) -> str:

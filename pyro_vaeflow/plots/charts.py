@@ -10,11 +10,11 @@ from numpy.typing import ArrayLike
 LINES = ("-", "--", "-.", ":")  # curves differ by more than colour
 # Panels of plot_history: y label, column, whether the axis is logarithmic.
 HISTORY = (
-    ("annealed loss (nats a row)", "loss", False),
-    ("ELBO (nats a row)", "elbo", False),
-    ("E[log p(x | z)] (nats a row)", "log_likelihood", False),
-    ("KL (nats a row)", "kl", False),
-    ("beta, or capacity (nats a row)", "anneal", False),
+    ("annealed loss (nats per row)", "loss", False),
+    ("ELBO (nats per row)", "elbo", False),
+    ("E[log p(x | z)] (nats per row)", "log_likelihood", False),
+    ("KL (nats per row)", "kl", False),
+    ("beta, or capacity (nats per row)", "anneal", False),
     ("gradient norm", "grad_norm", True),
 )
 MAX_BARS = 20  # columns drawn; the others are one bar
@@ -143,7 +143,8 @@ def plot_contributions(nats: pd.Series) -> Figure:
         names.append(f"{len(rest)} others")
     figure = Figure(figsize=(5.2, 0.9 + 0.25 * len(values)), layout="constrained")
     axes = figure.subplots()
-    axes.barh(range(len(values)), values, color="0.4", tick_label=names)
+    axes.barh(range(len(values)), values, color="0.4")
+    axes.set_yticks(range(len(values)), names, parse_math=False)  # a name may have a $
     axes.axvline(0.0, color="black", linewidth=0.8)
     axes.invert_yaxis()
     axes.set(xlabel="contribution to the anomaly score, nats")
