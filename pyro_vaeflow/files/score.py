@@ -17,7 +17,14 @@ from tqdm.auto import tqdm
 from pyro_vaeflow.detector.estimator import VAEFlowDetector
 from pyro_vaeflow.detector.settings import CRITERIA
 from pyro_vaeflow.files.parsing import check_types, to_frame
-from pyro_vaeflow.files.scores_folder import Summary, finish, open_folder, part, write_part
+from pyro_vaeflow.files.scores_folder import (
+    MANIFEST,
+    Summary,
+    finish,
+    open_folder,
+    part,
+    write_part,
+)
 from pyro_vaeflow.files.table_files import (
     FORMATS,
     Chunk,
@@ -100,7 +107,8 @@ def score_files(
         raise ValueError(f"explain must be one of {EXPLAIN}, got {explain!r}")
     if dask is None:
         check_device(device)
-    files = {name: path.resolve() for name, path in find_files(data, but=out).items()}
+    scored = out if (out / MANIFEST).exists() else None  # by an earlier call
+    files = {name: path.resolve() for name, path in find_files(data, but=scored).items()}
     if Path(data).is_dir() and out.is_relative_to(Path(data).resolve()):
         raise ConfigError(f"{out} is inside the input {data}; choose a folder outside it")
     job = Job(str(model), digest_of(model), str(out), row_id, explain, device)
