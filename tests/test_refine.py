@@ -138,7 +138,7 @@ def assert_right(errors: torch.Tensor, refined: Refined, allowed: int = 0) -> No
 
 @pytest.mark.parametrize("spread", [1.0, 3.0], ids=["inliers", "anomalies"])
 def test_99_of_100_rows_are_within_three_of_their_standard_errors(spread) -> None:
-    """Curved posteriors, separate modes and VAEs together; about 80 rows, of which one may be off."""
+    """Curved posteriors, separate modes and VAEs together: 80 rows, of which one may be off."""
     parts, errors = [], []
     for name, (_, _, evidence, _) in SHAPES.items():
         x = rows(name, 10, spread)

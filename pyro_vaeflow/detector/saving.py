@@ -9,10 +9,17 @@ import numpy as np
 import pandas as pd
 import torch
 
-from pyro_vaeflow.inference.checkpoint import check_fits, make_parameters, restore, state_of
-from pyro_vaeflow.inference.fingerprint import package_versions
 from pyro_vaeflow.inference.parameters import Program
-from pyro_vaeflow.inference.saved_folder import CheckpointError, check_keys, read, write
+from pyro_vaeflow.inference.saved_folder import (
+    CheckpointError,
+    check_fits,
+    check_keys,
+    make_parameters,
+    read,
+    restore,
+    state_of,
+    write,
+)
 from pyro_vaeflow.programs.fitting import build
 from pyro_vaeflow.programs.settings import Settings
 from pyro_vaeflow.tables.columns import Column
@@ -47,15 +54,11 @@ def save_detector(detector: Any, folder: str | Path) -> None:
     tensors = {f"state.{k}": v for k, v in state_of(detector.model_, detector.guide_).items()}
     tensors["calibration_scores"] = torch.as_tensor(detector.calibration_scores_)
     tensors["history"] = torch.as_tensor(history.to_numpy(dtype=np.float64, copy=True))
-    write(folder, _plain(content, "detector"), tensors, package_versions())
+    write(folder, _plain(content, "detector"), tensors)
 
 
 def load_detector(detector: Any, folder: str | Path) -> Any:
-    """Fills a new detector, which has the programs of one's own if any, from `folder`.
-
-    Raises:
-        CheckpointError: the folder does not hold what `save_detector` writes.
-    """
+    """Fills a new detector, which has the programs of one's own if any, from `folder`."""
     content, tensors = read(folder)
     try:
         return _filled(detector, content, tensors)

@@ -14,10 +14,13 @@ from pyro_vaeflow.experiments.config import ExperimentConfig
 from pyro_vaeflow.experiments.experiment import Result, maker
 from pyro_vaeflow.experiments.programs_file import is_file
 from pyro_vaeflow.experiments.results import read_json
-from pyro_vaeflow.inference.checkpoint import make_parameters, restore
-from pyro_vaeflow.inference.fingerprint import package_versions
 from pyro_vaeflow.inference.parameters import Program
-from pyro_vaeflow.inference.saved_folder import CheckpointError
+from pyro_vaeflow.inference.saved_folder import (
+    CheckpointError,
+    make_parameters,
+    package_versions,
+    restore,
+)
 from pyro_vaeflow.locks import hold_lock
 from pyro_vaeflow.programs.fitting import Make, build
 from pyro_vaeflow.tables.columns import Column
@@ -35,15 +38,12 @@ def write(result: Result, config: ExperimentConfig, folder: Path, command: str =
         command: kept in metrics.json with the versions, to say what made the run.
     """
     partial = folder.with_name(f".{folder.name}.{uuid4().hex}.partial")
-    origin = {
-        "command": command,
-        "versions": package_versions(),
-        "threads": torch.get_num_threads(),
-    }
+    origin = {"command": command, "versions": package_versions()}
+    metrics = result.metrics | origin | {"threads": torch.get_num_threads()}
     try:
         partial.mkdir(parents=True)
         (partial / "config.yaml").write_text(config.to_yaml())
-        (partial / "metrics.json").write_text(json.dumps(result.metrics | origin, indent=2) + "\n")
+        (partial / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
         result.history.to_csv(partial / "history.csv", index=False, float_format="%.6g")
         np.savez_compressed(partial / "scores.npz", **result.arrays)  # type: ignore[arg-type]
         save_file(result.parameters, partial / "parameters.safetensors")

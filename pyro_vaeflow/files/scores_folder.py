@@ -20,9 +20,8 @@ import pyarrow.csv
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
-from pyro_vaeflow.files.chunks import Reject
-from pyro_vaeflow.inference.fingerprint import package_versions
-from pyro_vaeflow.inference.saved_folder import write_whole
+from pyro_vaeflow.files.table_files import Reject
+from pyro_vaeflow.inference.saved_folder import package_versions, write_whole
 from pyro_vaeflow.validation import ConfigError
 
 FORMAT = 1  # of the folder

@@ -1,4 +1,4 @@
-"""Why a row is odd: its expected negative log-likelihood, feature by feature."""
+"""Why a row is anomalous: its expected negative log-likelihood, feature by feature."""
 
 from typing import Any
 
@@ -25,7 +25,7 @@ def contributions(
     chunk_size: int | None = None,
     plate: str = "data",
 ) -> torch.Tensor:
-    r"""What each feature adds to a row's oddness, shape ``(num_data, num_features)``, nats.
+    r"""What each feature adds to a row's anomaly score, shape ``(num_data, num_features)``, nats.
 
     .. math:: c_j = -\sum_k \bar w_k \log p(x_j | z_k), \qquad \bar w_k = w_k / \sum_i w_i
 
@@ -80,8 +80,6 @@ def feature_log_prob(distribution: Any, value: torch.Tensor) -> torch.Tensor:
     """
     if hasattr(distribution, "feature_log_prob"):
         return distribution.feature_log_prob(value)
-    if hasattr(distribution, "blocks"):  # of draws, which are worked out one after another
-        return torch.cat([feature_log_prob(block, value) for block in distribution.blocks])
     if isinstance(distribution, MaskedDistribution):
         features = feature_log_prob(distribution.base_dist, value)
         return _masked(features, distribution._mask)
