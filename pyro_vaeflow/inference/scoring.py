@@ -154,7 +154,7 @@ def score(
         if len(rows):
             from pyro_vaeflow.inference.refine import refine as refined  # most scores need it not
 
-            options = {"seed": seed, "plate": plate, "progress": progress}
+            options: Any = {"seed": seed, "plate": plate, "progress": progress}
             _replace(scores, rows, refined(model, guide, take_rows(args, rows), **options))
             scores.refined[rows] = True
     warn_of_tails(scores.khat)
