@@ -186,8 +186,8 @@ def write_draws_page(
         f"Errors are against the log evidence of {reference:,} other draws. Rows whose k-hat is "
         f"above {KHAT_LIMIT} there have no evidence to be compared with (shares: {shares}): they "
         "count in the draws spent, and in the shares of all rows and of standard errors alone.",
-        f"With tol={tol:g}, rows above that standard error are drawn on to 2 times their "
-        f"draws, again and again, up to {FIXED[-1]:,}. The fixed K is read off the fixed lines. "
+        f"With tol={tol:g}, the draws named are a pilot that says how many fresh ones a row needs, "
+        f"up to {FIXED[-1]:,}. The fixed K is read off the fixed lines. "
         "A tolerance evens out the rows' errors: it saves draws where all rows have to be good, "
         "and none in the mean square, to which a draw of a good row and one of a bad row count "
         "alike.",
