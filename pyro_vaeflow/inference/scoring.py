@@ -1,5 +1,6 @@
 """Scores of rows under any pair of Pyro programs, each with the means to judge it."""
 
+import math
 import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, fields
