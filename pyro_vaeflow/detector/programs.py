@@ -95,12 +95,12 @@ class Programs:
     def _to_score(self: Any, x: torch.Tensor) -> torch.Tensor:
         return self._placed(x.double() if self._scores_in_double() else x)
 
-    def _scores(self: Any, x: torch.Tensor) -> Scores:
+    def _scores(self: Any, x: torch.Tensor, **options: Any) -> Scores:
         settings = self._for_fitting(self.seed_)
         with ONE_THREAD, warnings.catch_warnings():
             warnings.simplefilter("ignore", KhatWarning)  # score_details has each row's k-hat
             warnings.simplefilter("ignore", NoScoreWarning)  # an error, below
-            scores = score_rows(settings, self.model_, self.guide_, x, self.progress)
+            scores = score_rows(settings, self.model_, self.guide_, x, self.progress, **options)
         if lost := scores.log_evidence.isnan().nonzero().squeeze(-1).tolist():
             raise ValueError(
                 f"{len(lost)} of {len(x)} rows have no score, row {lost[0]} first: their log p(x) "
