@@ -86,9 +86,7 @@ class Programs:
     def _encoded(self: Any, X: Any) -> torch.Tensor:
         """A user's rows as the programs score them, on their device."""
         check_is_fitted(self)
-        with (
-            ONE_THREAD
-        ):  # pandas and scikit-learn, too, set filters of warnings, which threads share
+        with ONE_THREAD:  # pandas and scikit-learn set filters of warnings, which threads share
             x = self.encoder_.transform(table_of(self, X, reset=False))
         return self._to_score(x)
 

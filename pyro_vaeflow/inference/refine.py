@@ -124,20 +124,10 @@ def refine(
                     for count in (EFFORTS[0].final, effort.final)
                 )
             unsettled.append(some[~(cooled & (importance.khat(trial) <= CONTENT))])
-            for name, value in _summary(log_weight).items():
+            for name, value in importance.estimate(log_weight).items():
                 numbers[name][some] = value
         rows = torch.cat(unsettled)
     return Refined(**numbers)
-
-
-def _summary(log_weight: torch.Tensor) -> dict[str, torch.Tensor]:
-    return {
-        "log_evidence": importance.log_evidence(log_weight),
-        "stderr": importance.log_evidence_stderr(log_weight),
-        "ess": importance.effective_sample_size(log_weight),
-        "khat": importance.khat(log_weight),
-        "num_samples": torch.full_like(log_weight[0], len(log_weight)),
-    }
 
 
 def adapted(

@@ -194,17 +194,12 @@ def _scores(chunks: Iterable[RowTerms], x: torch.Tensor) -> Scores:
 
 
 def _of_terms(terms: RowTerms) -> Scores:
-    log_weight = terms.log_weight
-    num_samples = torch.full(log_weight.shape[1:], len(log_weight), device=log_weight.device)
+    estimate = importance.estimate(terms.log_weight)
     return Scores(
-        log_evidence=importance.log_evidence(log_weight),
-        stderr=importance.log_evidence_stderr(log_weight),
-        ess=importance.effective_sample_size(log_weight),
-        khat=importance.khat(log_weight),
+        **estimate,
         expected_log_likelihood=terms.log_likelihood.mean(0),
-        elbo=log_weight.mean(0),
-        num_samples=num_samples,
-        refined=torch.zeros_like(num_samples, dtype=torch.bool),
+        elbo=terms.log_weight.mean(0),
+        refined=torch.zeros_like(estimate["num_samples"], dtype=torch.bool),
     )
 
 
