@@ -125,7 +125,7 @@ def refine(
                 )
             unsettled.append(some[~(cooled & (importance.khat(trial) <= CONTENT))])
             for name, value in importance.estimate(log_weight).items():
-                numbers[name][some] = value
+                numbers[name][some] = value.double()
         rows = torch.cat(unsettled)
     return Refined(**numbers)
 
