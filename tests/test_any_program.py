@@ -363,14 +363,12 @@ def test_what_was_trained_is_seen_by_the_rest_of_pyro() -> None:
 
 
 def test_two_pairs_of_one_name_are_told_apart() -> None:
-    def other(x):
-        located(x)
-
-    train(located, prior, rows(), num_steps=1, progress=False)
+    one, other = (lambda x: located(x) for _ in range(2))
+    train(one, prior, rows(), num_steps=1, progress=False)
     with pytest.warns(UserWarning, match=r"two pairs have pyro.param \['loc'\].*param_scope"):
         train(other, prior, rows() + 5.0, num_steps=5, learning_rate=0.5, progress=False)
     shown = pyro.param("loc").clone()
-    with param_scope(located, prior):
+    with param_scope(one, prior):
         first = pyro.param("loc").clone()
     assert shown.mean() > first.mean() + 1.0
     with pytest.warns(UserWarning, match="no parameters are known"):
@@ -400,7 +398,7 @@ class Own(Trace_ELBO):
 @pytest.mark.parametrize("loss", [ReweightedWakeSleep(num_particles=3), Own()])
 def test_other_losses_train(loss) -> None:
     frame = train(*decoded(lambda z: z @ MATRIX), rows(), num_steps=2, loss=loss, progress=False)
-    assert frame.frame[["loss", "elbo"]].notna().all(None)
+    assert frame.frame[["loss", "elbo"]].notna().all(axis=None)
 
 
 @pytest.mark.parametrize(

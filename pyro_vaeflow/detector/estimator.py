@@ -57,7 +57,7 @@ class VAEFlowDetector(DetectorSettings, Programs, OutlierMixin, BaseEstimator):
         calibration_share: of the training rows, kept from training for conformal p-values.
         validation_share: of the others, at most 500, whose ELBO chooses the step to keep.
         random_state: an integer, a ``RandomState`` or None.
-        warm_start: whether a further `fit` goes on with the programs at hand, on new rows: columns
+        warm_start: whether a further `fit` trains the programs at hand on, with new rows: columns
             and seed stay as they are, and an exemplar prior's rows are trained on beside the new.
         progress: whether training and scoring show bars.
         checkpoint_dir: a folder where `fit` keeps what it needs to resume after it was killed or
@@ -219,13 +219,13 @@ class VAEFlowDetector(DetectorSettings, Programs, OutlierMixin, BaseEstimator):
             raise ValueError("X must have a row at least to have a mean ELBO, got n_samples=0")
         return float(self._scores(x).elbo.mean())
 
-    def score_details(self, X: Any) -> pd.DataFrame:
+    def score_details(self, X: Any, refine: bool | str = False) -> pd.DataFrame:
         """Each row's evidence with its standard error, ESS and k-hat: `Scores` as a frame, nats.
 
         A k-hat above 0.7 says that the log evidence is probably too low, as it often is for the
-        most anomalous rows.
+        most anomalous rows. `refine` is as in `score`; `offset_` is for scores without it.
         """
-        frame = self._scores(self._encoded(X)).to_frame()
+        frame = self._scores(self._encoded(X), refine=refine).to_frame()
         return frame.set_index(X.index) if isinstance(X, pd.DataFrame) else frame
 
     def explain(self, X: Any, site: str = "x") -> pd.DataFrame:

@@ -96,7 +96,7 @@ def feature_log_prob(distribution: Any, value: torch.Tensor) -> torch.Tensor:
     event_dim = distribution.event_dim
     if isinstance(distribution, MaskedDistribution):
         features = feature_log_prob(distribution.base_dist, value)
-        return _masked(features, distribution._mask, event_dim)
+        return _masked(features, distribution._mask, event_dim)  # under no public name
     if event_dim == 0:
         return distribution.log_prob(value)
     if isinstance(distribution, Independent):

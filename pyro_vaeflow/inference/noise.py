@@ -48,12 +48,20 @@ def row_hash(x: torch.Tensor) -> torch.Tensor:
     return _mix(_mix(bits + place).sum(1))
 
 
-def rows_hash(columns: Sequence[torch.Tensor]) -> torch.Tensor:
-    """The hash of rows that several tensors ``(num_data, ...)`` make together, ``(num_data,)``."""
-    first, *others = (row_hash(column) for column in columns)
+Rows = torch.Tensor | Sequence[torch.Tensor]  # what rows hold, each (num_data, ...)
+
+
+def rows_hash(x: Rows) -> torch.Tensor:
+    """The hash of what rows hold in one tensor or in several together, ``(num_data,)``."""
+    first, *others = (row_hash(column) for column in ([x] if isinstance(x, torch.Tensor) else x))
     for other in others:
         first = _mix(first * _MIX_1 + other)
     return first
+
+
+def _seeded(x: Rows, seed: int) -> torch.Tensor:
+    hashes = rows_hash(x)
+    return _mix(hashes + torch.tensor(seed % 2**63, device=hashes.device) * _GOLDEN)
 
 
 class _RowNumbers(TorchFunctionMode):
@@ -63,7 +71,7 @@ class _RowNumbers(TorchFunctionMode):
     are those of as many draws on the left.
     """
 
-    def __init__(self, hashes: torch.Tensor, axis_from_right: int, copies: int) -> None:
+    def __init__(self, hashes: torch.Tensor, axis_from_right: int, copies: int = 1) -> None:
         super().__init__()
         self.hashes, self.axis_from_right, self.copies = hashes, axis_from_right, copies
 
@@ -126,6 +134,34 @@ class _RowNumbers(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
+class RowStream:
+    """Random numbers of rows, rows first, for arithmetic outside the programs: float64.
+
+    Example:
+        >>> stream = RowStream(torch.tensor([[1.0], [2.0]]), seed=0)
+        >>> stream.uniform(3).shape, stream.normal(3, 5).shape
+        (torch.Size([2, 3]), torch.Size([2, 3, 5]))
+    """
+
+    def __init__(self, x: torch.Tensor, seed: int) -> None:
+        self.hashes = _seeded(x, seed) ^ _GOLDEN  # not the numbers of any site
+        self.like = torch.empty((), dtype=torch.float64, device=x.device)
+
+    def _numbers(self) -> _RowNumbers:
+        self.hashes = _mix(self.hashes)
+        return _RowNumbers(self.hashes, axis_from_right=2)
+
+    def uniform(self, count: int) -> torch.Tensor:
+        """Uniform numbers, ``(num_data, count)``."""
+        shape = torch.Size([1, len(self.hashes), count])
+        return self._numbers().uniform(shape, self.like)[0]
+
+    def normal(self, count: int, size: int) -> torch.Tensor:
+        """Normal numbers, ``(num_data, count, size)``."""
+        shape = torch.Size([count, len(self.hashes), size])
+        return self._numbers().normal(shape, self.like).transpose(0, 1)
+
+
 class RowNoise(Messenger):
     """Draws a guide's latents from noise that depends on the row's content and the seed alone.
 
@@ -137,16 +173,9 @@ class RowNoise(Messenger):
     warning: they repeat under a seed, but not under another chunking of the rows.
     """
 
-    def __init__(
-        self,
-        x: torch.Tensor | Sequence[torch.Tensor],
-        seed: int,
-        plate: str = "data",
-        copies: int = 1,
-    ) -> None:
+    def __init__(self, x: Rows, seed: int, plate: str = "data", copies: int = 1) -> None:
         super().__init__()
-        hashes = rows_hash([x] if isinstance(x, torch.Tensor) else x)
-        self.seeded = _mix(hashes + torch.tensor(seed % 2**63, device=hashes.device) * _GOLDEN)
+        self.seeded = _seeded(x, seed)
         self.plate, self.copies = plate, copies
         self.num_sites = 0
 

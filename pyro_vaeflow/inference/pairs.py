@@ -1,6 +1,7 @@
 """Draws of a pair of programs: a draw is a row, unless something faster gives the same numbers."""
 
-from collections.abc import Mapping
+from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,8 +9,7 @@ import pyro
 import torch
 from pyro import poutine
 from pyro.poutine.enum_messenger import EnumMessenger
-from pyro.poutine.messenger import Messenger
-from pyro.poutine.runtime import Message
+from pyro.poutine.replay_messenger import ReplayMessenger
 from pyro.poutine.trace_struct import Trace
 from pyro.poutine.util import prune_subsample_sites
 
@@ -109,36 +109,74 @@ class Draws:
 
     def draws_of(self, value: torch.Tensor, site: Any, layout: str) -> torch.Tensor:
         """A value, or log probabilities of its entries, as ``(num_samples, num_data, ...)``."""
-        event_dim = site["fn"].event_dim
-        rows = plate_frame(site, self.plate).dim - event_dim
-        if layout == "rows":
-            return value.unflatten(rows, (self.num_samples, -1)).movedim((rows - 1, rows), (0, 1))
-        draws = -self.way.depth - 1 - event_dim
-        while value.dim() < -draws:
-            value = value.unsqueeze(0)
-        num_samples = 1 if layout == "runs" else self.num_samples
-        value = value.movedim((draws, rows), (0, 1))
-        return value.expand(num_samples, *value.shape[1:])
+        axes = draw_axes(site, self.way, layout, self.plate)
+        return split_draws(value, axes, layout, 1 if layout == "runs" else self.num_samples)
 
 
-class Given(Messenger):
-    """Latents take these values, ``(num_samples, ...)`` by name; log probabilities are as usual.
+def draw_axes(
+    site: Any, way: Way, layout: str, plate: str, event_dim: int | None = None
+) -> tuple[int, int]:
+    """Where draws and rows are in a site's value, from the right, once they are apart."""
+    event_dim = site["fn"].event_dim if event_dim is None else event_dim
+    rows = plate_frame(site, plate).dim - event_dim
+    return (rows - 1 if layout == "rows" else -way.depth - 1 - event_dim), rows
+
+
+def split_draws(
+    value: torch.Tensor, axes: tuple[int, int], layout: str, num_samples: int
+) -> torch.Tensor:
+    """A value with draws where `draw_axes` says, as ``(num_samples, num_data, ...)``."""
+    if layout == "rows":
+        return value.unflatten(axes[1], (num_samples, -1)).movedim(axes, (0, 1))
+    value = value[(None,) * (-axes[0] - value.dim())].movedim(axes, (0, 1))
+    return value.expand(num_samples, *value.shape[1:])
+
+
+def join_draws(draws: torch.Tensor, axes: tuple[int, int], layout: str) -> torch.Tensor:
+    """What `split_draws` undoes."""
+    value = draws.movedim((0, 1), axes)
+    return value.flatten(*axes) if layout == "rows" else value
+
+
+class SeenRows:
+    """Rows of the arguments as a program sees them with draws in a layout: ``runs`` shows one draw.
 
     Args:
-        values: of each latent.
-        depth: of the programs' plates, on whose left the draws are.
+        rows: numbers of rows, or a slice.
     """
 
-    def __init__(self, values: Mapping[str, torch.Tensor], depth: int) -> None:
-        super().__init__()
-        self.values, self.depth = values, depth
+    def __init__(
+        self, args: Args, rows: torch.Tensor | slice, num_samples: int, way: Way, layout: str
+    ) -> None:
+        if layout == "rows":
+            if isinstance(rows, slice):
+                rows = torch.arange(len(args[0]), device=args[0].device)[rows]
+            rows = rows.repeat(num_samples)
+        self.args, self.num_samples = take_rows(args, rows), num_samples
+        self.way, self.layout = way, layout
 
-    def _pyro_sample(self, msg: Message) -> None:
-        if msg["name"] in self.values and not msg["is_observed"]:
-            value = self.values[msg["name"]]
-            missing = self.depth + 1 + msg["fn"].event_dim - value.dim()
-            msg["value"] = value.reshape(len(value), *[1] * missing, *value.shape[1:])
-            msg["done"] = True
+    def trace(self, program: Program, *handlers: Any, first_dim: int | None = None) -> Trace:
+        """A trace of the program inside handlers, the first of them innermost.
+
+        Args:
+            first_dim: the first dimension for values of discrete latents that are summed out.
+        """
+        program, quiet = without_names(program), UnseenParams()
+
+        def one() -> None:
+            with quiet:
+                program(*self.args)
+
+        def many() -> None:
+            with pyro.plate("num_samples", self.num_samples, dim=-self.way.depth - 1), quiet:
+                program(*self.args)
+
+        drawing = many if self.layout == "left" else one
+        if self.way.enumerated:
+            handlers = EnumMessenger(first_dim), *handlers
+        for handler in handlers:
+            drawing = handler(drawing)
+        return prune_subsample_sites(poutine.trace(drawing).get_trace())
 
 
 def paired_traces(
@@ -151,54 +189,31 @@ def paired_traces(
     way: Way,
     seed: int | None = None,
     plate: str = "data",
-    given: Mapping[str, torch.Tensor] | None = None,
+    given: Sequence[Trace] | None = None,
 ) -> Draws:
     """Traces of the guide with `num_samples` draws for these rows, and of the model replayed.
 
     Args:
         rows: numbers of rows, or a slice; all by default.
         seed: of noise that belongs to a row; without one it is torch's stream.
-        given: values of latents in place of draws, for a way on the left.
+        given: traces with values of latents in place of draws, one a run.
     """
     once = take_rows(args, rows)
-    views = {"left": once, "runs": once}
-    if "rows" in (way.guide, way.model):
-        if isinstance(rows, slice):
-            rows = torch.arange(len(args[0]), device=args[0].device)[rows]
-        views["rows"] = take_rows(args, rows.repeat(num_samples))
     columns = [c for c, own in zip(once, of_rows(args), strict=True) if own]
-    quiet = UnseenParams()
-
-    def drawing(program: Program, layout: str, enumerate_from: int | None) -> Program:
-        program = without_names(program)
-
-        def one(*args: Any) -> None:
-            with quiet:
-                program(*args)
-
-        def many(*args: Any) -> None:
-            with pyro.plate("num_samples", num_samples, dim=-way.depth - 1), quiet:
-                program(*args)
-
-        drawn = many if layout == "left" else one
-        return EnumMessenger(enumerate_from)(drawn) if way.enumerated else drawn
-
-    first = -way.depth - 1 - (way.guide == "left")
+    copies = num_samples if way.guide == "rows" else 1
+    first_dim = -way.depth - 1 - (way.guide == "left")
     traces = []
     for run in range(num_samples if way.guide == "runs" else 1):
-        noisy = drawing(guide, way.guide, first)
-        if given is not None:
-            noisy = Given(given, way.depth)(noisy)
+        seen = {  # anew for each run: programs may work in place
+            layout: SeenRows(args, rows, num_samples, way, layout)
+            for layout in {way.guide, way.model}
+        }
+        handlers: list[Any] = [] if given is None else [ReplayMessenger(trace=given[run])]
         if seed is not None:
-            copies = num_samples if way.guide == "rows" else 1
-            noisy = RowNoise(columns, seed + run * APART, plate, copies)(noisy)
-        if run:  # programs may work in place
-            views["runs"] = take_rows(args, rows)
-        guide_trace = poutine.trace(noisy).get_trace(*views[way.guide])
+            handlers.append(RowNoise(columns, seed + run * APART, plate, copies))
+        guide_trace = seen[way.guide].trace(guide, *handlers, first_dim=first_dim)
         values = guide_trace if way.guide == way.model else _as_rows(guide_trace, way, plate)
-        replayed = poutine.replay(drawing(model, way.model, None), trace=values)
-        model_trace = poutine.trace(replayed).get_trace(*views[way.model])
-        guide_trace, model_trace = map(prune_subsample_sites, (guide_trace, model_trace))
+        model_trace = seen[way.model].trace(model, ReplayMessenger(trace=values))
         model_trace.compute_log_prob()
         guide_trace.compute_score_parts()
         traces.append((model_trace, guide_trace))
@@ -213,10 +228,9 @@ def terms_of_traces(model_trace: Trace, guide_trace: Trace, plate: str) -> RowTe
 
 def _as_rows(guide_trace: Trace, way: Way, plate: str) -> Trace:
     """The values of draws on the left, for a model that takes each draw as a row."""
-    moved = prune_subsample_sites(guide_trace)
+    moved = guide_trace.copy()
     for site in latent_sites(moved):
-        event_dim = site["fn"].event_dim
-        rows = plate_frame(site, plate).dim - event_dim
-        value = site["value"].movedim(-way.depth - 1 - event_dim, rows - 1)
-        moved.nodes[site["name"]] = site | {"value": value.flatten(rows - 1, rows)}
+        left, rows = (draw_axes(site, way, layout, plate) for layout in ("left", "rows"))
+        value = join_draws(site["value"].movedim(left, (0, 1)), rows, "rows")
+        moved.nodes[site["name"]] = site | {"value": value}
     return moved

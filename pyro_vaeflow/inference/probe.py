@@ -9,10 +9,11 @@ from typing import Any
 import pyro
 import torch
 from pyro.infer.autoguide import AutoGuide
+from pyro.poutine.trace_struct import Trace
 
-from pyro_vaeflow.inference.pairs import Draws, Way, paired_traces
+from pyro_vaeflow.inference.pairs import Draws, Way, draw_axes, paired_traces
 from pyro_vaeflow.inference.parameters import Program, modules, own_parameters, seeded
-from pyro_vaeflow.inference.traces import Args, RowTerms, latent_sites
+from pyro_vaeflow.inference.traces import Args, RowTerms, latent_sites, plate_frame
 
 NUM_DRAWS = 5, 20  # from, to; unlike the number of rows
 OF_PLACE = (
@@ -61,7 +62,7 @@ def fastest_way(
             raise ValueError(_of_one_number(model, guide, len(rows), known, error)) from error
         if moved:
             raise ValueError(OF_PLACE)
-        given = _values(draws) if slow.model == "runs" else None
+        given = [_on_left(draws)] if slow.model == "runs" else None
         ways = [replace(slow, guide="left", model="left")]
         if slow.model == "rows" and not slow.enumerated:
             ways.append(replace(slow, guide="left"))
@@ -102,10 +103,15 @@ class _Probe:
     def moves_rows(self, way: Way, expected: RowTerms) -> bool:
         """Whether the numbers for a row depend on where it stands among which rows.
 
-        Draws that come from torch's stream do, and nothing can be said.
+        Draws that come from torch's stream do: then they are not made anew.
         """
-        terms = self.draws(way, rows=self.rows.flip(0)[:4]).terms
-        return not (self.unsure or alike(expected.elbo.flip(1)[:, :4], terms.elbo))
+        given, some = None, torch.arange(len(self.rows), device=self.rows.device).flip(0)[:4]
+        if self.unsure:
+            way = replace(way, guide="runs", model="runs")
+            draws = self.draws(way)
+            expected, given = draws.terms, [_of_rows(draws, run, some) for run in draws.traces]
+        terms = self.draws(way, rows=self.rows[some], given=given).terms
+        return not alike(expected.elbo[:, some], terms.elbo)
 
 
 @contextmanager
@@ -152,10 +158,26 @@ def _of_one_number(
     )
 
 
-def _values(draws: Draws) -> dict[str, torch.Tensor]:
-    """The guide's values of all runs, ``(num_samples, ...)`` by site."""
-    names = [site["name"] for site in latent_sites(draws.traces[0][1])]
-    return {n: torch.stack([guide.nodes[n]["value"] for _, guide in draws.traces]) for n in names}
+def _on_left(draws: Draws) -> Trace:
+    """The guide's values of all runs in one trace, with draws on the left."""
+    stacked = Trace()
+    for site in latent_sites(draws.traces[0][1]):
+        values = torch.stack([guide.nodes[site["name"]]["value"] for _, guide in draws.traces])
+        missing = draws.way.depth + 1 + site["fn"].event_dim - values.dim()
+        values = values.reshape(len(values), *[1] * missing, *values.shape[1:])
+        stacked.nodes[site["name"]] = site | {"value": values}
+    return stacked
+
+
+def _of_rows(draws: Draws, traces: tuple[Trace, Trace], rows: torch.Tensor) -> Trace:
+    """The guide's values of a run for some rows."""
+    taken = Trace()
+    for site in latent_sites(traces[1]):
+        value = site["value"]
+        if plate_frame(site, draws.plate) is not None:
+            value = value.index_select(draw_axes(site, draws.way, "runs", draws.plate)[1], rows)
+        taken.nodes[site["name"]] = site | {"value": value}
+    return taken
 
 
 def _same(one: RowTerms, other: RowTerms) -> bool:
