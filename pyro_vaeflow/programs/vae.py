@@ -66,6 +66,8 @@ class Model(PyroModule):
         >>> trace = pyro.poutine.trace(Model(3, latent_dim=2)).get_trace(x)
         >>> trace.nodes["z"]["value"].shape
         torch.Size([5, 2])
+        >>> Model(3, latent_dim=2)(7).shape  # rows that it makes up
+        torch.Size([7, 3])
     """
 
     def __init__(
@@ -97,13 +99,18 @@ class Model(PyroModule):
         """p(x | z): a distribution of rows, batch shape that of z ``(..., latent_dim)``."""
         return self.likelihood(self.decoder(z))
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Samples z and scores the rows x ``(num_data, num_features)``, which it returns."""
-        standard = dist.Normal(x.new_zeros(self.latent_dim), 1.0).to_event(1)
-        prior = standard if self.prior is None else self.prior(x)
-        with pyro.plate("data", len(x)):
+    def forward(self, x: torch.Tensor | int) -> torch.Tensor:
+        """Samples z and scores the rows x ``(num_data, num_features)``, which it returns.
+
+        Of a number in place of x, it samples so many rows.
+        """
+        drawn = isinstance(x, int)
+        rows = self.decoder[0].weight.new_empty(x, 0) if drawn else x
+        standard = dist.Normal(rows.new_zeros(self.latent_dim), 1.0).to_event(1)
+        prior = standard if self.prior is None else self.prior(rows)
+        with pyro.plate("data", len(rows)):
             z = pyro.sample("z", prior)
-            return pyro.sample("x", self.decode(z), obs=x)
+            return pyro.sample("x", self.decode(z), obs=None if drawn else x)
 
 
 class Guide(PyroModule):
@@ -176,8 +183,8 @@ class Guide(PyroModule):
         r""":math:`\mu(x)`, the location of the posterior's base, ``(num_data, latent_dim)``."""
         return self.base(self.encoder(x)).chunk(2, dim=-1)[0]
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """A sample of z, ``(num_data, latent_dim)``, for rows x ``(num_data, num_features)``."""
+    def posterior(self, x: torch.Tensor) -> TorchDistribution:
+        """q(z | x), batch shape ``(num_data,)``: for a plate of one's own, in a larger guide."""
         context = self.encoder(x)
         loc, raw_scale = self.base(context).chunk(2, dim=-1)
         posterior: Any = dist.Normal(loc, F.softplus(raw_scale) + MIN_SCALE).to_event(1)
@@ -185,7 +192,12 @@ class Guide(PyroModule):
             layers = fused(self.flow)  # Pyro's layers, neighbours that are alike in one pass
             conditional = dist.ConditionalTransformedDistribution(posterior, layers)
             posterior = conditional.condition(context)
-        with pyro.plate("data", len(x)):
+        return posterior
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """A sample of z, ``(num_data, latent_dim)``, for rows x ``(num_data, num_features)``."""
+        posterior = self.posterior(x)
+        with pyro.plate("data"):  # as many rows as x; so a larger guide can open it once more
             return pyro.sample("z", posterior)
 
 
