@@ -176,7 +176,7 @@ def test_gaps_of_every_pair_are_not_negative_agree_with_its_scores_and_change_no
 
     def state() -> tuple:
         states = [m.state_dict() for m in modules]
-        store = dict(pyro.get_param_store())
+        store = {name: value.detach() for name, value in pyro.get_param_store().items()}
         return row_pair.parameters(), copy.deepcopy(states), torch.get_rng_state(), x, store
 
     before = copy.deepcopy(state())

@@ -4,8 +4,14 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from pyro import poutine
 from pyro.infer import Trace_ELBO, TraceEnum_ELBO, config_enumerate
-from pyro.infer.autoguide import AutoDelta, AutoDiagonalNormal, AutoNormal
+from pyro.infer.autoguide import (
+    AutoDelta,
+    AutoDiagonalNormal,
+    AutoMultivariateNormal,
+    AutoNormal,
+)
 
 from pyro_vaeflow import (
     active_units,
@@ -97,6 +103,55 @@ def test_a_hidden_markov_model_is_summed_out() -> None:
     got = score(markov, no_guide, x, num_samples=2).log_evidence
     torch.testing.assert_close(got, forward.logsumexp(1), rtol=0, atol=1e-8)
     assert score(markov, no_guide, x[:1], num_samples=2).log_evidence == got[:1]
+
+
+def test_a_series_of_its_own_length_is_summed_out() -> None:
+    """What a mask leaves out counts for nothing: not for the number of values it could have had."""
+    x, lengths = torch.randn(20, 4), torch.arange(20) % 4 + 1
+
+    def model(x, lengths):
+        with pyro.plate("data", len(x)):
+            state = 0
+            for t in pyro.markov(range(4)):
+                with poutine.mask(mask=t < lengths):
+                    chances = dist.Categorical(TRANSITION[state])
+                    state = pyro.sample(f"state_{t}", chances, infer={"enumerate": "parallel"})
+                    pyro.sample(f"x_{t}", dist.Normal(EMISSION[state], 1.0), obs=x[:, t])
+
+    expected = torch.empty(20)
+    for length in range(1, 5):
+        some = lengths == length
+        expected[some] = score(markov, no_guide, x[some, :length], num_samples=1).log_evidence
+    got = score(model, lambda x, lengths: None, (x, lengths), num_samples=2).log_evidence
+    torch.testing.assert_close(got, expected, rtol=0, atol=1e-8)
+
+
+def test_labels_may_be_observed_in_part() -> None:
+    """The semi-supervised model M2 with its exact posterior: unknown classes are summed out."""
+    x, y, seen = torch.randn(30), torch.arange(30) % 3, torch.arange(30) % 2 == 0
+
+    def model(x, y, seen):
+        with pyro.plate("data", len(x)):
+            y = pyro.sample("y", dist.Categorical(CHANCES), obs=y, obs_mask=seen)
+            z = pyro.sample("z", dist.Normal(CENTRES[y], 1.0))
+            pyro.sample("x", dist.Normal(z, 0.5), obs=x)
+
+    def guide(x, y, seen):
+        slope = pyro.param("slope", CENTRES.clone())
+        with pyro.plate("data", len(x)):
+            with poutine.mask(mask=~seen):
+                chances = dist.Categorical(logits=x[:, None] * slope)
+                unknown = pyro.sample("y_unobserved", chances, infer={"enumerate": "parallel"})
+            of_class = CENTRES[torch.where(seen, y, unknown)]
+            pyro.sample("z", dist.Normal((of_class + 4.0 * x) / 5.0, 0.2**0.5))
+
+    joint = dist.Normal(CENTRES, 1.25**0.5).log_prob(x[:, None]) + CHANCES.log()
+    expected = torch.where(seen, joint.gather(1, y[:, None]).squeeze(1), joint.logsumexp(1))
+    scores = score(model, guide, (x, y, seen), num_samples=3)
+    torch.testing.assert_close(scores.log_evidence, expected, rtol=0, atol=1e-8)
+    frame = train(model, guide, (x, y, seen), num_steps=2, learning_rate=0.0, progress=False).frame
+    assert -frame["loss"].iloc[0] == pytest.approx(scores.elbo.mean().item(), abs=1e-6)
+    assert frame["elbo"].iloc[0] == pytest.approx(scores.elbo.mean().item(), abs=1e-6)
 
 
 def clusters(x):
@@ -214,6 +269,64 @@ def test_a_shared_latent_counts_once_over_all_rows() -> None:
 
     loss = train(exact.model, guide, args, **options).frame["loss"]
     assert loss.mean() == pytest.approx(whole, abs=5 * loss.std() / 20)
+
+
+def test_a_normal_of_unknown_mean_and_scale_predicts_a_students_t() -> None:
+    x = 3.0 + 2.0 * torch.randn(20)
+    shape, rate, count, spread = 3.0 + 10.0, 2.0 + 0.5 * x.var(unbiased=False) * 20, 21.0, x.mean()
+    rate, loc = rate + 0.5 * 20.0 * spread**2 / count, 20.0 * spread / count
+
+    def model(x):
+        precision = pyro.sample("precision", dist.Gamma(torch.tensor(3.0), 2.0))
+        mean = pyro.sample("mean", dist.Normal(0.0, precision**-0.5))
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Normal(mean, precision**-0.5), obs=x)
+
+    def guide(x):
+        precision = pyro.sample("precision", dist.Gamma(shape, rate))
+        pyro.sample("mean", dist.Normal(loc, (count * precision) ** -0.5))
+
+    scale = (rate * (count + 1.0) / (shape * count)) ** 0.5
+    expected = dist.StudentT(2.0 * shape, loc, scale).log_prob(x)
+    scores = score(model, guide, x, num_samples=2000)
+    assert ((scores.log_evidence - expected).abs() < 5.0 * scores.stderr).all()
+
+
+def test_eight_schools_predict_what_a_grid_over_the_shared_latents_gives() -> None:
+    y = torch.tensor([28.0, 8.0, -3.0, 7.0, -1.0, 1.0, 18.0, 12.0])
+    sigma = torch.tensor([15.0, 10.0, 16.0, 11.0, 9.0, 11.0, 10.0, 18.0])
+
+    def shared():
+        mu = pyro.sample("mu", dist.Normal(torch.tensor(0.0), 5.0))
+        return mu, pyro.sample("tau", dist.LogNormal(torch.tensor(1.0), 0.5))
+
+    def model(y, sigma):
+        mu, tau = shared()
+        with pyro.plate("data", len(y)):
+            eta = pyro.sample("eta", dist.Normal(torch.zeros(len(y)), 1.0))
+            pyro.sample("obs", dist.Normal(mu + tau * eta, sigma), obs=y)
+
+    auto = AutoMultivariateNormal(poutine.block(model, expose=["mu", "tau"]))
+
+    def guide(y, sigma):
+        """The effects have their exact posterior given what the schools share."""
+        drawn = auto(y, sigma)
+        mu, tau = drawn["mu"], drawn["tau"]
+        precision = 1.0 + (tau / sigma) ** 2
+        with pyro.plate("data", len(y)):
+            loc = (y - mu) * tau / sigma**2 / precision
+            pyro.sample("eta", dist.Normal(loc, precision**-0.5))
+
+    mu, log_tau = torch.meshgrid(
+        torch.linspace(-20.0, 30.0, 200), torch.linspace(-1.5, 3.5, 200), indexing="ij"
+    )
+    rows = dist.Normal(mu[..., None], (log_tau[..., None].exp() ** 2 + sigma**2) ** 0.5).log_prob(y)
+    prior = dist.Normal(0.0, 5.0).log_prob(mu) + dist.Normal(1.0, 0.5).log_prob(log_tau)
+    posterior = (prior + rows.sum(-1)).flatten().log_softmax(0)
+    expected = (posterior[:, None] + rows.flatten(0, 1)).logsumexp(0)
+    train(model, guide, (y, sigma), num_steps=300, learning_rate=0.05, progress=False)
+    got = score(model, guide, (y, sigma), num_samples=1000).log_evidence
+    torch.testing.assert_close(got, expected, rtol=0, atol=0.1)
 
 
 def decoder(x):

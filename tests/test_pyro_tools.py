@@ -9,8 +9,8 @@ import pytest
 import torch
 from pyro import poutine
 from pyro.infer import MCMC, NUTS, Predictive, Trace_ELBO
-from pyro.infer.inspect import get_model_relations
 from pyro.infer.importance import psis_diagnostic
+from pyro.infer.inspect import get_model_relations
 from torch import nn
 
 from pyro_vaeflow import ExemplarPrior, Guide, Model, log_weights, score, train
@@ -208,6 +208,9 @@ def test_a_planar_prior_is_refused_with_the_reason() -> None:
             return dist.TransformedDistribution(base, [self.layer])
 
     model, guide = pair(prior=Planar())
-    for verb in (lambda: score(model, guide, rows()), lambda: train(model, guide, rows(), num_steps=1)):
+    for verb in (
+        lambda: score(model, guide, rows()),
+        lambda: train(model, guide, rows(), num_steps=1),
+    ):
         with pytest.raises(ValueError, match="'z' of the model has no density at .*no inverse"):
             verb()

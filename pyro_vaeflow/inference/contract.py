@@ -257,7 +257,7 @@ def _log_probs(model: Program, guide: Program, args: Args) -> torch.Tensor | Non
     with seeded(0):
         try:
             traces = run_once(model, guide, args)
-            return torch.stack([trace.log_prob_sum() for trace in traces])
+            return torch.stack([torch.as_tensor(trace.log_prob_sum()) for trace in traces])
         except (IndexError, RuntimeError, ValueError):
             return None
 

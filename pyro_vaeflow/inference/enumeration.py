@@ -49,16 +49,19 @@ def enumerated_terms(model_trace: Trace, guide_trace: Trace, plate: str = "data"
         guide_trace.pack_tensors()
         model_trace.pack_tensors(guide_trace.plate_to_symbol)
     rows = _Rows(model_trace, guide_trace, plate)
-    latents = [s for s in latent_sites(model_trace) if s["name"] in guide_trace.nodes]
-    latents += [s for s in latent_sites(model_trace) if "_enumerate_dim" in s["infer"]]
-    named = {site["name"] for site in latents}
-    latents = [site for site in latent_sites(model_trace) if site["name"] in named]
-    prior = rows.factors(latents)
+    latents = [site for site in latent_sites(model_trace) if site["name"] in guide_trace.nodes]
+    alone = [s for s in latent_sites(model_trace) if "_enumerate_dim" in s["infer"]]
+    alone = [site for site in alone if site["name"] not in guide_trace.nodes]
+    # masked or not, the chances of a site's values add up to 1
+    prior = rows.factors(latents) + rows.factors(alone, masked=False)
     joint = prior + rows.factors(s for s in sample_sites(model_trace) if s["is_observed"])
     in_guide = guide_sites(guide_trace, plate)
     guide = rows.factors(in_guide)
-    chances = [_chance(site, factor) for site, factor in zip(in_guide, guide, strict=True)]
-    rows.chances = [chance for chance in chances if chance is not None]
+    enumerated = [site for site in in_guide if "_enumerate_dim" in site["infer"]]
+    rows.chances = [
+        _chance(*pair)
+        for pair in zip(enumerated, rows.factors(enumerated, masked=False), strict=True)
+    ]
     minus_guide = [(t, packed.neg(f)) for t, f in guide] + rows.chances
     log_prior = rows.expected(prior)
     return RowTerms(
@@ -69,10 +72,8 @@ def enumerated_terms(model_trace: Trace, guide_trace: Trace, plate: str = "data"
     )
 
 
-def _chance(site: Any, factor: Factor) -> Factor | None:
+def _chance(site: Any, factor: Factor) -> Factor:
     """The log probability of each value of an enumerated site of the guide."""
-    if "_enumerate_dim" not in site["infer"]:
-        return None
     if (num_samples := site["infer"].get("num_samples")) is None:
         return factor
     constant: Packed = torch.full_like(factor[1], -math.log(num_samples))
@@ -91,13 +92,16 @@ class _Rows:
         self.chances: list[Factor] = []
         self.summed: set[str] = set()
 
-    def factors(self, sites: Iterable[Any]) -> list[Factor]:
+    def factors(self, sites: Iterable[Any], masked: bool = True) -> list[Factor]:
+        """The packed log probabilities of sites inside the plate."""
         found = []
         for site in sites:
             if plate_frame(site, self.plate) is None:
                 continue
             parts = site["packed"]
-            log_prob = packed.scale_and_mask(parts["unscaled_log_prob"], mask=parts["mask"])
+            log_prob = parts["unscaled_log_prob"]
+            if masked:
+                log_prob = packed.scale_and_mask(log_prob, mask=parts["mask"])
             self.sizes |= zip(log_prob._pyro_dims, log_prob.shape, strict=True)
             self.summed |= set(log_prob._pyro_dims) - set(self.plates.values())
             frames = (f for f in site["cond_indep_stack"] if f.vectorized)
