@@ -138,7 +138,8 @@ def semi_supervised(observed: bool, enumerate_guide: bool) -> Made:
             else:  # the classifier learns from the labels
                 score = dist.OneHotCategorical(logits=y_net(x)).log_prob(y)
                 pyro.factor("classification", 0.1 * score, has_rsample=False)
-            both = torch.cat([x.expand(*y.shape[:-1], 16), y], -1)
+            shape = torch.broadcast_shapes(x.shape[:-1], y.shape[:-1])
+            both = torch.cat([x.expand(*shape, 16), y.expand(*shape, 3)], -1)
             pyro.sample("z", normal(z_net(both)))
 
     return model, config_enumerate(guide) if enumerate_guide else guide, (images(), labels())
@@ -219,7 +220,7 @@ def lda() -> Made:
     def guide(words):
         pyro.module("predictor", predictor)
         start = lambda: torch.ones(3, 8)  # noqa: E731
-        concentration = pyro.param("topics", start, constraint=constraints.positive)
+        concentration = pyro.param("topics_posterior", start, constraint=constraints.positive)
         pyro.sample("topics", dist.Dirichlet(concentration).to_event(1))
         with pyro.plate("data", len(words)):
             pyro.sample("doc_topics", dist.Delta(predictor(words), event_dim=1))
@@ -625,7 +626,7 @@ def several_guides() -> Made:
 
     def own(x):
         pyro.module("encoder", encoder)
-        with pyro.plate("data", len(x)):
+        with pyro.plate("data"):  # the list has made one of this name
             pyro.sample("z", normal(encoder(x)))
 
     guide = AutoGuideList(model)

@@ -13,7 +13,7 @@ from pyro.util import get_rng_state
 from torch import nn
 
 from pyro_vaeflow import Guide, Model, param_scope, score
-from pyro_vaeflow.inference.called import without_names
+from pyro_vaeflow.inference.pairs import without_names
 from pyro_vaeflow.inference.parameters import module_mode, modules, seeded
 from tests.programs import ZOO, LinearGaussian, Pair, rows
 

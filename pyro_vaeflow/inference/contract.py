@@ -22,7 +22,6 @@ from pyro.infer.autoguide import AutoGuide
 from pyro.poutine.trace_struct import Trace
 from torch.distributions import constraints
 
-from pyro_vaeflow.inference.enumeration import is_enumerated
 from pyro_vaeflow.inference.pairs import Way
 from pyro_vaeflow.inference.parameters import (
     Program,
@@ -35,6 +34,7 @@ from pyro_vaeflow.inference.traces import (
     Args,
     guide_sites,
     innermost,
+    is_enumerated,
     latent_sites,
     of_rows,
     plate_frame,
@@ -68,7 +68,7 @@ def check_contract(
     """
     if getattr(guide, "prototype_trace", guide) is None:  # an autoguide makes itself in a first run
         guide = _copy(guide)
-    index = torch.linspace(0, len(args[0]) - 1, ROWS, device=args[0].device).round().long()
+    index = _some_rows(args)
     few = take_rows(args, index)
     store = pyro.get_param_store()
     with param_scope(model, guide, keep=False), store.scope(store.get_state()):
@@ -90,6 +90,15 @@ def check_contract(
             if not training:
                 _check_density(model_trace, guide_trace, plate)
     return way
+
+
+def _some_rows(args: Args) -> torch.Tensor:
+    """Numbers of rows from all over the table, without an entry that is not finite if they can."""
+    index = torch.linspace(0, len(args[0]) - 1, ROWS, device=args[0].device).round().long()
+    taken = [a for a, own in zip(take_rows(args, index), of_rows(args), strict=True) if own]
+    finite = torch.stack([a.reshape(ROWS, a[0].numel()).isfinite().all(1) for a in taken]).all(0)
+    good = index[finite]
+    return good[torch.arange(ROWS, device=index.device) % len(good)] if len(good) else index
 
 
 def _copy(guide: Any) -> Any:

@@ -24,17 +24,6 @@ Packed = Any  # a tensor whose attribute `_pyro_dims` names its dimensions
 Factor = tuple[frozenset[str], Packed]  # the plates around a site, its log probability
 
 
-def is_enumerated(site: Any) -> bool:
-    """Whether a loss such as ``TraceEnum_ELBO`` would sum over the values of an unobserved site."""
-    parallel = site["infer"].get("enumerate") == "parallel" and not site["is_observed"]
-    return parallel and getattr(site["fn"], "has_enumerate_support", False)
-
-
-def has_enumerated(*traces: Trace) -> bool:
-    """Whether the traces were taken with values enumerated along dimensions of their own."""
-    return any("_enumerate_dim" in s["infer"] for t in traces for s in sample_sites(t))
-
-
 def enumerated_terms(model_trace: Trace, guide_trace: Trace, plate: str = "data") -> RowTerms:
     r"""The terms of rows where values of discrete sites lie along dimensions of their own.
 

@@ -68,12 +68,15 @@ class _RowNumbers(TorchFunctionMode):
     """Answers requests for normal and uniform numbers of a shape that has the rows at an axis.
 
     With `copies` above 1 that axis has so many copies of all rows, one after another: the numbers
-    are those of as many draws on the left.
+    are those of as many draws on the left, where `between` plates are on the left of the rows.
     """
 
-    def __init__(self, hashes: torch.Tensor, axis_from_right: int, copies: int = 1) -> None:
+    def __init__(
+        self, hashes: torch.Tensor, axis_from_right: int, copies: int = 1, between: int = 0
+    ) -> None:
         super().__init__()
-        self.hashes, self.axis_from_right, self.copies = hashes, axis_from_right, copies
+        self.hashes, self.axis_from_right = hashes, axis_from_right
+        self.copies, self.between = copies, between
 
     def _has_rows(self, shape: torch.Size) -> bool:
         n = self.axis_from_right
@@ -93,8 +96,10 @@ class _RowNumbers(TorchFunctionMode):
 
     def _shaped(self, numbers: torch.Tensor, shape: torch.Size) -> torch.Tensor:
         """Numbers ``(before, num_data, after)`` in the shape that was asked for."""
-        if self.copies > 1:
-            numbers = numbers.unflatten(0, (self.copies, -1)).transpose(0, 1)
+        if self.copies > 1 and self.between:
+            rows = len(shape) - self.axis_from_right
+            size = math.prod(shape[max(0, rows - self.between) : rows])
+            numbers = numbers.unflatten(0, (-1, self.copies, size)).transpose(1, 2)
         return numbers.reshape(shape)
 
     def normal(self, shape: torch.Size, like: torch.Tensor) -> torch.Tensor:
@@ -165,18 +170,20 @@ class RowStream:
 class RowNoise(Messenger):
     """Draws a guide's latents from noise that depends on the row's content and the seed alone.
 
-    `x` is what the rows hold, a tensor ``(num_data, ...)`` or several; the programs may see
-    `copies` of all rows, one after another, in place of draws on the left.
+    `x` is what the rows hold, a tensor ``(num_data, ...)`` or several; the programs, with plates of
+    this `depth`, may see `copies` of all rows, one after another, in place of draws on the left.
 
     Distributions that draw normal or uniform numbers, or Bernoulli ones, of the plate's shape are
     covered, with any transform on top. Others, such as Gamma, fall back on torch's stream, with a
     warning: they repeat under a seed, but not under another chunking of the rows.
     """
 
-    def __init__(self, x: Rows, seed: int, plate: str = "data", copies: int = 1) -> None:
+    def __init__(
+        self, x: Rows, seed: int, plate: str = "data", copies: int = 1, depth: int = 1
+    ) -> None:
         super().__init__()
         self.seeded = _seeded(x, seed)
-        self.plate, self.copies = plate, copies
+        self.plate, self.copies, self.depth = plate, copies, depth
         self.num_sites = 0
 
     def __enter__(self) -> "RowNoise":
@@ -192,7 +199,8 @@ class RowNoise(Messenger):
         self.num_sites += 1  # sites of one program must not share their noise
         hashes = _mix(self.seeded ^ self.num_sites)
         before = stream(hashes.device)
-        with _RowNumbers(hashes, msg["fn"].event_dim - frame.dim, self.copies):
+        axis, between = msg["fn"].event_dim - frame.dim, self.depth + frame.dim
+        with _RowNumbers(hashes, axis, self.copies, between):
             msg["value"] = msg["fn"](*msg["args"], **msg["kwargs"])
         if stream(hashes.device) != before:
             warnings.warn(

@@ -1,4 +1,4 @@
-"""Optimizers as Pyro's and torch's users pass them, and their learning rate as a schedule."""
+"""Losses and optimizers as users of Pyro and torch pass them, and a learning rate's schedule."""
 
 from collections.abc import Callable
 from functools import partial
@@ -6,12 +6,53 @@ from inspect import isclass
 from typing import Any
 
 import torch
+from pyro.infer import (
+    ELBO,
+    Trace_ELBO,
+    TraceEnum_ELBO,
+    TraceTailAdaptive_ELBO,
+    TraceTMC_ELBO,
+)
 from pyro.optim import PyroOptim
 from pyro.optim.lr_scheduler import PyroLRScheduler
 
 from pyro_vaeflow.inference.annealing import Schedule, constant
+from pyro_vaeflow.inference.pairs import Way
 
 Maker = Callable[..., torch.optim.Optimizer]
+
+
+def make_loss(loss: ELBO | None, way: Way) -> ELBO:
+    """The loss that suits the programs, if it is not given.
+
+    Raises:
+        TypeError: it is no loss of traces.
+        ValueError: it is compiled, or knows nothing of the enumerated sites.
+    """
+    if loss is None:
+        return TraceEnum_ELBO(max_plate_nesting=way.depth) if way.enumerated else Trace_ELBO()
+    name = type(loss).__name__
+    if not isinstance(loss, ELBO):
+        raise TypeError(
+            f"loss must be an object of a subclass of pyro.infer.ELBO, such as Trace_ELBO(), got "
+            f"{loss!r:.60}; train with others in a loop of your own, inside param_scope"
+        )
+    if isinstance(loss, TraceTailAdaptive_ELBO):
+        raise ValueError(
+            f"{name} has gradients but no value, which training watches; take its steps in a loop "
+            "of your own, inside param_scope"
+        )
+    if any(parent.__name__.startswith("Jit") for parent in type(loss).__mro__):
+        raise ValueError(
+            f"{name} keeps what its first step computed with, the schedule's beta too; pass "
+            f"loss={name.removeprefix('Jit')}(...)"
+        )
+    if way.alone and not isinstance(loss, TraceEnum_ELBO | TraceTMC_ELBO):
+        raise ValueError(
+            f"{name} does not sum over {sorted(way.alone)}, which the model enumerates and the "
+            f"guide has no site for; pass loss=TraceEnum_ELBO(max_plate_nesting={way.depth})"
+        )
+    return loss
 
 
 def optimizer_and_rate(

@@ -1,25 +1,27 @@
 """Draws of a pair of programs: a draw is a row, unless something faster gives the same numbers."""
 
 from collections.abc import Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import pyro
 import torch
 from pyro import poutine
+from pyro.nn import PyroModule
 from pyro.poutine.enum_messenger import EnumMessenger
+from pyro.poutine.messenger import Messenger
 from pyro.poutine.replay_messenger import ReplayMessenger
+from pyro.poutine.runtime import Message
 from pyro.poutine.trace_struct import Trace
 from pyro.poutine.util import prune_subsample_sites
 
-from pyro_vaeflow.inference.called import UnseenParams, without_names
-from pyro_vaeflow.inference.enumeration import enumerated_terms, has_enumerated
 from pyro_vaeflow.inference.noise import RowNoise
 from pyro_vaeflow.inference.parameters import Program
 from pyro_vaeflow.inference.traces import (
     Args,
     RowTerms,
+    has_enumerated,
     latent_sites,
     of_rows,
     plate_frame,
@@ -79,7 +81,7 @@ class Draws:
     def _terms(self, model_trace: Trace, guide_trace: Trace) -> RowTerms:
         model, guide = self.way.model, self.way.guide
         if has_enumerated(model_trace, guide_trace):
-            terms = enumerated_terms(model_trace, guide_trace, self.plate)
+            terms = terms_of_traces(model_trace, guide_trace, self.plate)
             found = list(vars(terms).values())
         else:
             found = list(terms_of_sites(model_trace, guide_trace, self.plate))
@@ -136,6 +138,35 @@ def join_draws(draws: torch.Tensor, axes: tuple[int, int], layout: str) -> torch
     """What `split_draws` undoes."""
     value = draws.movedim((0, 1), axes)
     return value.flatten(*axes) if layout == "rows" else value
+
+
+class UnseenParams(Messenger):
+    """Shows ``pyro.param`` statements to no handler outside: they then cost next to nothing.
+
+    Two modules make a dozen a run, and each would go through eight handlers and back.
+    """
+
+    def _process_message(self, msg: Message) -> None:
+        msg["stop"] = msg["stop"] or msg["type"] == "param"
+
+    def _postprocess_message(self, msg: Message) -> None:
+        pass
+
+
+def without_names(program: Program) -> Program:
+    """The program without Pyro's context of a module, where that would only name its parameters.
+
+    In that context each part that a ``PyroModule`` reaches for makes a param statement for each of
+    its parameters: a sixth of what a step takes beside its arithmetic. A module that has a
+    ``PyroParam`` or ``PyroSample`` needs it and is left alone.
+    """
+    if not isinstance(program, PyroModule) or type(program).__call__ is not PyroModule.__call__:
+        return program
+    parts = [part for part in program.modules() if isinstance(part, PyroModule)]
+    # Pyro has no public way to ask for them without making their values.
+    if any(part._pyro_params or part._pyro_samples for part in parts):
+        return program
+    return partial(torch.nn.Module.__call__, program)
 
 
 class SeenRows:
@@ -210,7 +241,7 @@ def paired_traces(
         }
         handlers: list[Any] = [] if given is None else [ReplayMessenger(trace=given[run])]
         if seed is not None:
-            handlers.append(RowNoise(columns, seed + run * APART, plate, copies))
+            handlers.append(RowNoise(columns, seed + run * APART, plate, copies, way.depth))
         guide_trace = seen[way.guide].trace(guide, *handlers, first_dim=first_dim)
         values = guide_trace if way.guide == way.model else _as_rows(guide_trace, way, plate)
         model_trace = seen[way.model].trace(model, ReplayMessenger(trace=values))
@@ -222,8 +253,11 @@ def paired_traces(
 
 def terms_of_traces(model_trace: Trace, guide_trace: Trace, plate: str) -> RowTerms:
     """The terms of a loss's traces, with enumerated values weighted by their chances."""
-    by_values = has_enumerated(model_trace, guide_trace)
-    return (enumerated_terms if by_values else row_terms)(model_trace, guide_trace, plate)
+    if not has_enumerated(model_trace, guide_trace):
+        return row_terms(model_trace, guide_trace, plate)
+    from pyro_vaeflow.inference.enumeration import enumerated_terms  # most programs need it not
+
+    return enumerated_terms(model_trace, guide_trace, plate)
 
 
 def _as_rows(guide_trace: Trace, way: Way, plate: str) -> Trace:

@@ -131,14 +131,12 @@ def show(model: Program, guide: Program) -> None:
     with ONE_THREAD:
         if _ENTERED:
             return
-        pair, state = (
-            [ref(_owner(p)) for p in (model, guide)],
-            _STORES[_owner(guide)][_owner(model)],
-        )
+        state = _STORES[_owner(guide)][_owner(model)]
+        pair = [ref(_owner(program)) for program in (model, guide)]
         for name, value in state["params"].items():
             held, (of_other, other) = store._params.get(name), _SHOWN.get(name, (None, pair))
             if isinstance(value, torch.nn.Parameter) or held is value:
-                continue  # ``pyro.module`` shows the first by itself
+                continue  # pyro.module shows the first
             alive = all(program() is not None for program in other)
             if held is not None and (held is not of_other or (alive and other != pair)):
                 hidden.append(name)
@@ -186,12 +184,21 @@ def named_parameters(model: Program, guide: Program) -> dict[str, torch.Tensor]:
 
 def own_parameters(known: set[str]) -> dict[str, torch.Tensor]:
     """What ``pyro.param`` has made in the store since it held `known`; not modules' parameters."""
-    found = pyro.get_param_store().named_parameters()
-    return {
-        name: value
-        for name, value in found
-        if name not in known and not isinstance(value, torch.nn.Parameter)
-    }
+    made = {n: v for n, v in pyro.get_param_store().named_parameters() if n not in known}
+    return {n: v for n, v in made.items() if not isinstance(v, torch.nn.Parameter)}
+
+
+@contextmanager
+def called_modules() -> Iterator[dict[torch.nn.Module, None]]:
+    """The modules that are called inside, each once, in order."""
+    called: dict[torch.nn.Module, None] = {}
+
+    def note(part: torch.nn.Module, *_: Any) -> None:
+        if not torch.compiler.is_compiling():  # no hook is called inside what was compiled
+            called.update(dict.fromkeys(part.modules() if "_orig_mod" in part._modules else [part]))
+
+    with register_module_forward_pre_hook(note):
+        yield called
 
 
 @contextmanager

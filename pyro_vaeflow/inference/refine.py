@@ -10,6 +10,7 @@ has done. No log q(z | x) of the guide is needed: guides that score only their o
 
 import math
 from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
 from pyro.poutine.condition_messenger import ConditionMessenger
@@ -212,9 +213,14 @@ class Latents:
     def first_draws(self, num_samples: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Draws of the prior and of the guide."""
         copies = num_samples if self.way.model == "rows" else 1
-        noise = RowNoise(self.args[0], seed, self.plate, copies)
+        noise = RowNoise(self.args[0], seed, self.plate, copies, self.way.depth)
         prior = self._seen(num_samples).trace(self.model, noise)
-        options = {"num_samples": num_samples, "way": self.way, "seed": seed, "plate": self.plate}
+        options: Any = {
+            "num_samples": num_samples,
+            "way": self.way,
+            "seed": seed,
+            "plate": self.plate,
+        }
         ((model_trace, _),) = paired_traces(self.model, self.guide, self.args, **options).traces
         return self._vectors(prior, num_samples), self._vectors(model_trace, num_samples)
 
@@ -239,7 +245,8 @@ class Latents:
             real = join_draws(real, axes, self.way.model)
             values[name] = transform(real.to(self.dtype))
             volume = transform.log_abs_det_jacobian(real, values[name])
-            places = tuple(axis + transform.domain.event_dim for axis in axes)
+            event = transform.domain.event_dim
+            places = axes[0] + event, axes[1] + event
             volume = split_draws(volume, places, self.way.model, u.shape[1])
             log_volume += volume.transpose(0, 1).unsqueeze(-1).flatten(2).sum(-1)
         trace = self._seen(u.shape[1]).trace(self.model, ConditionMessenger(values))

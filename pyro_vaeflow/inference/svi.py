@@ -1,64 +1,22 @@
 """What `train` puts around ``pyro.infer.SVI``: batches, one optimizer, means over rows, traces."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from copy import copy
 from typing import Any
 
 import pyro
 import torch
-from pyro.infer import (
-    ELBO,
-    SVI,
-    Trace_ELBO,
-    TraceEnum_ELBO,
-    TraceGraph_ELBO,
-    TraceTailAdaptive_ELBO,
-    TraceTMC_ELBO,
-)
+from pyro.infer import ELBO, SVI, Trace_ELBO, TraceEnum_ELBO, TraceGraph_ELBO
 from pyro.optim import PyroOptim
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.runtime import Message
 from pyro.poutine.trace_struct import Trace
 
-from pyro_vaeflow.inference.called import UnseenParams, without_names
-from pyro_vaeflow.inference.pairs import Way
-from pyro_vaeflow.inference.parameters import Program
-from pyro_vaeflow.inference.traces import plate_frame
+from pyro_vaeflow.inference.pairs import UnseenParams, without_names
+from pyro_vaeflow.inference.parameters import Program, called_modules, module_mode, seeded
+from pyro_vaeflow.inference.traces import Args, plate_frame, run_once
 from pyro_vaeflow.validation import check_number
-
-
-def make_loss(loss: ELBO | None, way: Way) -> ELBO:
-    """The loss that suits the programs, if it is not given.
-
-    Raises:
-        TypeError: it is no loss of traces.
-        ValueError: it is compiled, or knows nothing of the enumerated sites.
-    """
-    if loss is None:
-        return TraceEnum_ELBO(max_plate_nesting=way.depth) if way.enumerated else Trace_ELBO()
-    name = type(loss).__name__
-    if not isinstance(loss, ELBO):
-        raise TypeError(
-            f"loss must be an object of a subclass of pyro.infer.ELBO, such as Trace_ELBO(), got "
-            f"{loss!r:.60}; train with others in a loop of your own, inside param_scope"
-        )
-    if isinstance(loss, TraceTailAdaptive_ELBO):
-        raise ValueError(
-            f"{name} has gradients but no value, which training watches; take its steps in a loop "
-            "of your own, inside param_scope"
-        )
-    if any(parent.__name__.startswith("Jit") for parent in type(loss).__mro__):
-        raise ValueError(
-            f"{name} keeps what its first step computed with, the schedule's beta too; pass "
-            f"loss={name.removeprefix('Jit')}(...)"
-        )
-    if way.alone and not isinstance(loss, TraceEnum_ELBO | TraceTMC_ELBO):
-        raise ValueError(
-            f"{name} does not sum over {sorted(way.alone)}, which the model enumerates and the "
-            f"guide has no site for; pass loss=TraceEnum_ELBO(max_plate_nesting={way.depth})"
-        )
-    return loss
 
 
 class Batches:
@@ -232,6 +190,41 @@ class PerRow(Messenger):
             msg["scale"] = msg["scale"] * scale
             if msg["name"] in self.unasked:
                 msg["mask"] = False
+
+
+def make_parameters(
+    model: Program, guide: Program, batch: Args, seed: int
+) -> list[torch.nn.Module]:
+    """Runs the programs on a whole batch, for start values taken from it; the modules called."""
+    with module_mode(model, guide, training=False), seeded(seed), torch.no_grad():
+        with called_modules() as called:
+            run_once(model, guide, batch)
+    return list(called)
+
+
+def check_announced(called: Iterable[torch.nn.Module], parameters: dict[str, torch.Tensor]) -> None:
+    """Refuses programs that compute with parameters which nothing has shown to Pyro.
+
+    Args:
+        called: the modules that the programs call.
+        parameters: those that will be trained.
+
+    Raises:
+        ValueError: a module has others; Pyro would silently leave them as they are.
+    """
+    known = {id(value) for value in parameters.values()}
+    hidden = [
+        f"{type(part).__name__}.{name}"
+        for part in called
+        for name, value in part.named_parameters(recurse=False)
+        if value.requires_grad and id(value) not in known
+    ]
+    if hidden:
+        raise ValueError(
+            f"the programs compute with parameters that nothing shows to Pyro, which would stay as "
+            f"they are: {', '.join(hidden[:3])}{', ...' if len(hidden) > 3 else ''}; say "
+            "pyro.module('net', net) in the program, or net.requires_grad_(False) to keep them"
+        )
 
 
 class LastTraces:

@@ -117,6 +117,17 @@ def latent_sites(trace: Trace) -> list[Any]:
     return [site for site in sample_sites(trace) if not site["is_observed"]]
 
 
+def is_enumerated(site: Any) -> bool:
+    """Whether a loss such as ``TraceEnum_ELBO`` would sum over the values of an unobserved site."""
+    parallel = site["infer"].get("enumerate") == "parallel" and not site["is_observed"]
+    return parallel and getattr(site["fn"], "has_enumerate_support", False)
+
+
+def has_enumerated(*traces: Trace) -> bool:
+    """Whether the traces were taken with values enumerated along dimensions of their own."""
+    return any("_enumerate_dim" in s["infer"] for t in traces for s in sample_sites(t))
+
+
 def guide_sites(trace: Trace, plate: str = "data") -> list[Any]:
     """The sites of a guide inside the plate whose densities make up log q.
 

@@ -29,10 +29,9 @@ from pyro_vaeflow.inference.callbacks import (
     Record,
     Run,
 )
-from pyro_vaeflow.inference.called import check_announced, make_parameters
 from pyro_vaeflow.inference.contract import check_contract
 from pyro_vaeflow.inference.draws import hold_memory
-from pyro_vaeflow.inference.optimizers import optimizer_and_rate
+from pyro_vaeflow.inference.optimizers import make_loss, optimizer_and_rate
 from pyro_vaeflow.inference.pairs import terms_of_traces
 from pyro_vaeflow.inference.parameters import (
     Program,
@@ -47,7 +46,8 @@ from pyro_vaeflow.inference.svi import (
     LastTraces,
     OneOptimizer,
     PerRow,
-    make_loss,
+    check_announced,
+    make_parameters,
     make_svi,
 )
 from pyro_vaeflow.inference.traces import Args, as_args, take_rows

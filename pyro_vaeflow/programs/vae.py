@@ -104,13 +104,13 @@ class Model(PyroModule):
 
         Of a number in place of x, it samples so many rows.
         """
-        drawn = isinstance(x, int)
-        rows = self.decoder[0].weight.new_empty(x, 0) if drawn else x
+        given = None if isinstance(x, int) else x
+        rows = next(self.parameters()).new_empty(x, 0) if given is None else given
         standard = dist.Normal(rows.new_zeros(self.latent_dim), 1.0).to_event(1)
         prior = standard if self.prior is None else self.prior(rows)
         with pyro.plate("data", len(rows)):
             z = pyro.sample("z", prior)
-            return pyro.sample("x", self.decode(z), obs=None if drawn else x)
+            return pyro.sample("x", self.decode(z), obs=given)
 
 
 class Guide(PyroModule):
