@@ -229,8 +229,11 @@ def _check_density(model_trace: Trace, guide_trace: Trace, plate: str) -> None:
         fns = [innermost(t.nodes[name]["fn"]) for t in (model_trace, guide_trace)]
         discrete = [_is_discrete(fn) for fn in fns]
         if is_delta or discrete[0] != discrete[1]:
+            shown = site["fn"]
+            while isinstance(shown, dist.Independent | dist.MaskedDistribution):
+                shown = shown.base_dist
             raise ValueError(
-                f"site {name!r} of the guide is a {type(fn).__name__}, which has no density of the "
+                f"site {name!r} of the guide is a {type(shown).__name__}, which has no density of the "
                 "kind that the model's prior has: such a guide can be trained, but gives no "
                 "evidence; score with one that draws from "
                 + ("a discrete distribution" if discrete[0] else "a density, such as a Normal")

@@ -117,6 +117,8 @@ class _InPlaceOf(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> torch.Tensor:
+        if func == torch.Tensor.requires_grad.__get__:  # pyro.module asks the parameter itself
+            return func(*args)
         kwargs = {name: self._shown(value) for name, value in (kwargs or {}).items()}
         out = func(*map(self._shown, args), **kwargs)
         # distributions fill new memory with random numbers in place: under vmap a row needs its own
