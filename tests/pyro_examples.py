@@ -629,7 +629,7 @@ def several_guides() -> Made:
         with pyro.plate("data"):  # the list has made one of this name
             pyro.sample("z", normal(encoder(x)))
 
-    guide = AutoGuideList(model)
+    guide = AutoGuideList(model, create_plates=lambda x: pyro.plate("data", len(x), dim=-1))
     guide.append(AutoDiagonalNormal(poutine.block(model, expose=["w"])))
     guide.append(own)
     return model, guide, (numbers(D),)

@@ -1,6 +1,7 @@
 """Pyro's examples, trained, scored and diagnosed; the page's table says what holds for each."""
 
 import os
+import re
 from pathlib import Path
 
 import pyro
@@ -26,7 +27,7 @@ def attempt(work) -> str:
     try:
         work()
     except ValueError as error:
-        return str(error).partition(";")[0].partition(" (The ")[0]
+        return re.split(r"; |: if |: such | \(The ", str(error))[0]
     return ""
 
 

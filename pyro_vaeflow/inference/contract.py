@@ -76,8 +76,8 @@ def check_contract(
             known = set(store.keys())
             with pyro.validation_enabled(True):
                 guide_trace = _first_run("guide", guide, few)
+                _check_plate("guide", guide_trace, plate)
                 model_trace = _first_run("model", poutine.replay(model, guide_trace), few)
-            _check_plate("guide", guide_trace, plate)
             _check_names(model_trace, guide_trace, plate)
             _check_plate("model", model_trace, plate)
             _check_enumeration(model_trace, plate)
@@ -233,8 +233,8 @@ def _check_density(model_trace: Trace, guide_trace: Trace, plate: str) -> None:
             while isinstance(shown, dist.Independent | dist.MaskedDistribution):
                 shown = shown.base_dist
             raise ValueError(
-                f"site {name!r} of the guide is a {type(shown).__name__}, which has no density of the "
-                "kind that the model's prior has: such a guide can be trained, but gives no "
+                f"site {name!r} of the guide is a {type(shown).__name__}, which has no density of "
+                "the kind that the model's prior has: such a guide can be trained, but gives no "
                 "evidence; score with one that draws from "
                 + ("a discrete distribution" if discrete[0] else "a density, such as a Normal")
             )
