@@ -53,6 +53,8 @@ def trace_chunks(
     way = check_contract(model, guide, args, plate=plate)
     way = replace(way, enumerated=way.enumerated and summed)
     draw = partial(paired_traces, model, guide, args, way=way, seed=seed, plate=plate)
+    if len(args[0]) == 1:  # it cannot be split
+        chunk_size = 1
     if chunk_size is None:
         in_a_run = 1 if way.guide == "runs" else num_samples
         with evaluating(model, guide, seed), warnings.catch_warnings():

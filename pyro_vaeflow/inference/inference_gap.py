@@ -11,7 +11,8 @@ from tqdm.auto import tqdm
 from pyro_vaeflow.inference import importance
 from pyro_vaeflow.inference.contract import check_contract
 from pyro_vaeflow.inference.noise import rows_hash
-from pyro_vaeflow.inference.parameters import Program, called_modules, evaluating
+from pyro_vaeflow.inference.pairs import called_modules
+from pyro_vaeflow.inference.parameters import Program, evaluating
 from pyro_vaeflow.inference.row_guides import RowGuides, optimise
 from pyro_vaeflow.inference.traces import Args, as_args, of_rows, run_once, take_rows
 from pyro_vaeflow.validation import check_number, check_size

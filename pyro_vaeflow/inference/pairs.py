@@ -1,6 +1,7 @@
 """Draws of a pair of programs: a draw is a row, unless something faster gives the same numbers."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -15,6 +16,7 @@ from pyro.poutine.replay_messenger import ReplayMessenger
 from pyro.poutine.runtime import Message
 from pyro.poutine.trace_struct import Trace
 from pyro.poutine.util import prune_subsample_sites
+from torch.nn.modules.module import register_module_forward_pre_hook
 
 from pyro_vaeflow.inference.noise import RowNoise
 from pyro_vaeflow.inference.parameters import Program
@@ -169,6 +171,19 @@ def without_names(program: Program) -> Program:
     return partial(torch.nn.Module.__call__, program)
 
 
+@contextmanager
+def called_modules() -> Iterator[dict[torch.nn.Module, None]]:
+    """The modules that are called inside, each once, in order."""
+    called: dict[torch.nn.Module, None] = {}
+
+    def note(part: torch.nn.Module, *_: Any) -> None:
+        if not torch.compiler.is_compiling():  # no hook is called inside what was compiled
+            called.update(dict.fromkeys(part.modules() if "_orig_mod" in part._modules else [part]))
+
+    with register_module_forward_pre_hook(note):
+        yield called
+
+
 class SeenRows:
     """Rows of the arguments as a program sees them with draws in a layout: ``runs`` shows one draw.
 
@@ -229,8 +244,6 @@ def paired_traces(
         seed: of noise that belongs to a row; without one it is torch's stream.
         given: traces with values of latents in place of draws, one a run.
     """
-    once = take_rows(args, rows)
-    columns = [c for c, own in zip(once, of_rows(args), strict=True) if own]
     copies = num_samples if way.guide == "rows" else 1
     first_dim = -way.depth - 1 - (way.guide == "left")
     traces = []
@@ -239,8 +252,11 @@ def paired_traces(
             layout: SeenRows(args, rows, num_samples, way, layout)
             for layout in {way.guide, way.model}
         }
+        num_data = len(seen[way.guide].args[0]) // copies
         handlers: list[Any] = [] if given is None else [ReplayMessenger(trace=given[run])]
         if seed is not None:
+            pairs = zip(seen[way.guide].args, of_rows(args), strict=True)
+            columns = [column[:num_data] for column, own in pairs if own]
             handlers.append(RowNoise(columns, seed + run * APART, plate, copies, way.depth))
         guide_trace = seen[way.guide].trace(guide, *handlers, first_dim=first_dim)
         values = guide_trace if way.guide == way.model else _as_rows(guide_trace, way, plate)
@@ -248,7 +264,7 @@ def paired_traces(
         model_trace.compute_log_prob()
         guide_trace.compute_score_parts()
         traces.append((model_trace, guide_trace))
-    return Draws(traces, num_samples, len(once[0]), way, plate)
+    return Draws(traces, num_samples, num_data, way, plate)
 
 
 def terms_of_traces(model_trace: Trace, guide_trace: Trace, plate: str) -> RowTerms:

@@ -189,19 +189,6 @@ def own_parameters(known: set[str]) -> dict[str, torch.Tensor]:
 
 
 @contextmanager
-def called_modules() -> Iterator[dict[torch.nn.Module, None]]:
-    """The modules that are called inside, each once, in order."""
-    called: dict[torch.nn.Module, None] = {}
-
-    def note(part: torch.nn.Module, *_: Any) -> None:
-        if not torch.compiler.is_compiling():  # no hook is called inside what was compiled
-            called.update(dict.fromkeys(part.modules() if "_orig_mod" in part._modules else [part]))
-
-    with register_module_forward_pre_hook(note):
-        yield called
-
-
-@contextmanager
 @_alone
 def module_mode(*programs: Program, training: bool) -> Iterator[None]:
     """Puts modules in training or evaluation mode, and each part back in its own after.
@@ -257,14 +244,24 @@ def seeded(seed: int) -> Iterator[None]:
     """
     if not isinstance(seed, int | np.integer) or not 0 <= seed < 2**32:
         raise ValueError(f"seed must be an integer from 0 to 2**32 - 1, got {seed!r}")
-    state = get_rng_state()
-    on_gpus = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
+    state = random_state()
     pyro.set_rng_seed(int(seed))
     try:
         yield
     finally:
-        set_rng_state(state)
-        torch.cuda.set_rng_state_all(on_gpus)
+        set_random_state(state)
+
+
+def random_state() -> tuple[dict[str, Any], list[torch.Tensor]]:
+    """Every random state that Pyro knows, and those of GPUs."""
+    on_gpus = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
+    return get_rng_state(), on_gpus
+
+
+def set_random_state(state: tuple[dict[str, Any], list[torch.Tensor]]) -> None:
+    """Puts states of `random_state` back."""
+    set_rng_state(state[0])
+    torch.cuda.set_rng_state_all(state[1])
 
 
 def check_device(device: Device) -> torch.device:

@@ -12,7 +12,13 @@ from pyro.infer.autoguide import AutoGuide
 from pyro.poutine.trace_struct import Trace
 
 from pyro_vaeflow.inference.pairs import Draws, Way, draw_axes, paired_traces
-from pyro_vaeflow.inference.parameters import Program, modules, own_parameters, seeded
+from pyro_vaeflow.inference.parameters import (
+    Program,
+    modules,
+    own_parameters,
+    random_state,
+    set_random_state,
+)
 from pyro_vaeflow.inference.traces import Args, RowTerms, latent_sites, plate_frame
 
 NUM_DRAWS = 5, 20  # from, to; unlike the number of rows
@@ -86,14 +92,15 @@ class _Probe:
         self, model: Program, guide: Program, args: Args, rows: torch.Tensor, plate: str
     ) -> None:
         self.model, self.guide, self.args, self.rows = model, guide, args, rows
-        self.plate, self.unsure = plate, False
+        self.plate, self.unsure, self.state = plate, False, random_state()
         least, most = NUM_DRAWS  # if they make more rows than x has, that is seen too
         self.num_draws = min(max(least, len(args[0]) // len(rows) + 1), most)
 
     def draws(self, way: Way, *, rows: torch.Tensor | None = None, given: Any = None) -> Draws:
         rows = self.rows if rows is None else rows
         options: dict[str, Any] = {"seed": 0, "plate": self.plate, "given": given}
-        with seeded(0), warnings.catch_warnings(record=True) as caught:
+        set_random_state(self.state)
+        with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             programs = self.model, self.guide, self.args
             draws = paired_traces(*programs, rows, num_samples=self.num_draws, way=way, **options)

@@ -18,6 +18,7 @@ from pyro_vaeflow.inference.pairs import Draws, Way, paired_traces
 from pyro_vaeflow.inference.parameters import Program, named_parameters
 from pyro_vaeflow.inference.traces import Args, guide_sites, plate_frame, sample_sites, take_rows
 
+_REQUIRES_GRAD: Any = vars(torch._C.TensorBase)["requires_grad"].__get__
 Values = list[torch.Tensor]  # of the guide's parameters, in their order, each (rows, ...)
 
 
@@ -117,7 +118,7 @@ class _InPlaceOf(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> torch.Tensor:
-        if func == torch.Tensor.requires_grad.__get__:  # pyro.module asks the parameter itself
+        if func == _REQUIRES_GRAD:  # pyro.module asks the parameter itself
             return func(*args)
         kwargs = {name: self._shown(value) for name, value in (kwargs or {}).items()}
         out = func(*map(self._shown, args), **kwargs)

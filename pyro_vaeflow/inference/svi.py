@@ -13,8 +13,8 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.runtime import Message
 from pyro.poutine.trace_struct import Trace
 
-from pyro_vaeflow.inference.pairs import UnseenParams, without_names
-from pyro_vaeflow.inference.parameters import Program, called_modules, module_mode, seeded
+from pyro_vaeflow.inference.pairs import UnseenParams, called_modules, without_names
+from pyro_vaeflow.inference.parameters import Program, module_mode, seeded
 from pyro_vaeflow.inference.traces import Args, plate_frame, run_once
 from pyro_vaeflow.validation import check_number
 
