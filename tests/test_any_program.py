@@ -152,6 +152,8 @@ def test_what_obs_mask_leaves_out_needs_no_guide() -> None:
             pyro.sample("z", dist.Normal((x * seen).mean(-1, keepdim=True), scale))
 
     by_mask, by_obs = partial(model, masked=True), model
+    few, whole = (log_weights(by_obs, guide, (x[:n], seen[:n]), num_samples=5) for n in (4, 30))
+    torch.testing.assert_close(few, whole[:, :4])
     options = {"num_steps": 20, "learning_rate": 0.05, "progress": False}
     torch.testing.assert_close(
         score(by_obs, guide, (x, seen)).log_evidence, score(by_mask, guide, (x, seen)).log_evidence

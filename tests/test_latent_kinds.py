@@ -359,3 +359,30 @@ def test_every_verb_takes_a_bayesian_decoder() -> None:
     ranks = simulation_based_calibration(decoder, guide, x)
     assert (ranks.p_values["z"] > 0.01).all() and set(ranks.ranks) == {"z"}
     train(decoder, guide, x, num_steps=2, held_out=x, progress=False)
+
+
+def test_evidence_is_refined_with_draws_as_rows_and_with_classes_summed_out() -> None:
+    x, mixing = 4.0 * torch.randn(2, 3), torch.randn(2, 3)
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(z.cumsum(1) @ mixing, 1.0).to_event(1), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+
+    assert check_contract(model, guide, (x,)).model == "rows"
+    gain = torch.ones(2, 2).triu() @ mixing
+    exact = dist.MultivariateNormal(torch.zeros(3), gain.T @ gain + torch.eye(3)).log_prob(x)
+    scores = score(model, guide, x, refine="all")
+    assert ((scores.log_evidence - exact).abs() < 5.0 * scores.stderr).all()
+
+    y = torch.tensor([-6.0, 1.0])
+    parts = dist.Normal(2.0 * CENTRES, 2.0**0.5).log_prob(y[:, None])
+    exact = (parts + CHANCES.log()).logsumexp(1)
+    scores = score(clusters, near, y, refine="all")
+    assert ((scores.log_evidence - exact).abs() < 5.0 * scores.stderr).all()
+    with pytest.raises(ValueError, match="latents that all rows share.*refine=False"):
+        score(Regression().model, Regression().guide, (x[:, :2], x[:, 0]), refine="all")

@@ -189,7 +189,8 @@ def _check_names(model_trace: Trace, guide_trace: Trace, plate: str) -> None:
 
 def _is_masked_out(name: str, trace: Trace) -> bool:
     """Whether a site is what ``obs_mask`` leaves unobserved: nobody asks for its posterior."""
-    return f"{name.removesuffix('_unobserved')}_observed" in trace.nodes
+    first, found, _ = name.rpartition("_unobserved")
+    return bool(found) and f"{first}_observed" in trace.nodes
 
 
 def _check_enumeration(model_trace: Trace, plate: str) -> None:

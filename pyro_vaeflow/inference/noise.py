@@ -148,9 +148,9 @@ class RowStream:
         (torch.Size([2, 3]), torch.Size([2, 3, 5]))
     """
 
-    def __init__(self, x: torch.Tensor, seed: int) -> None:
+    def __init__(self, x: Rows, seed: int) -> None:
         self.hashes = _seeded(x, seed) ^ _GOLDEN  # not the numbers of any site
-        self.like = torch.empty((), dtype=torch.float64, device=x.device)
+        self.like = torch.empty((), dtype=torch.float64, device=self.hashes.device)
 
     def _numbers(self) -> _RowNumbers:
         self.hashes = _mix(self.hashes)

@@ -244,23 +244,27 @@ def paired_traces(
         seed: of noise that belongs to a row; without one it is torch's stream.
         given: traces with values of latents in place of draws, one a run.
     """
-    copies = num_samples if way.guide == "rows" else 1
     first_dim = -way.depth - 1 - (way.guide == "left")
+    copies = {"rows": num_samples, "left": 1, "runs": 1}
     traces = []
     for run in range(num_samples if way.guide == "runs" else 1):
         seen = {  # anew for each run: programs may work in place
             layout: SeenRows(args, rows, num_samples, way, layout)
             for layout in {way.guide, way.model}
         }
-        num_data = len(seen[way.guide].args[0]) // copies
-        handlers: list[Any] = [] if given is None else [ReplayMessenger(trace=given[run])]
+        num_data = len(seen[way.guide].args[0]) // copies[way.guide]
+        guided: list[Any] = [] if given is None else [ReplayMessenger(trace=given[run])]
+        priors: list[Any] = []
         if seed is not None:
-            pairs = zip(seen[way.guide].args, of_rows(args), strict=True)
-            columns = [column[:num_data] for column, own in pairs if own]
-            handlers.append(RowNoise(columns, seed + run * APART, plate, copies, way.depth))
-        guide_trace = seen[way.guide].trace(guide, *handlers, first_dim=first_dim)
+            every = zip(seen[way.guide].args, of_rows(args), strict=True)
+            columns = [column[:num_data] for column, own in every if own]
+            noise = partial(RowNoise, columns, plate=plate, depth=way.depth)
+            guided.append(noise(seed + run * APART, copies=copies[way.guide]))
+            if way.unasked:  # drawn by the model, from noise of its own
+                priors.append(noise(~seed - run * APART, copies=copies[way.model]))
+        guide_trace = seen[way.guide].trace(guide, *guided, first_dim=first_dim)
         values = guide_trace if way.guide == way.model else _as_rows(guide_trace, way, plate)
-        model_trace = seen[way.model].trace(model, ReplayMessenger(trace=values))
+        model_trace = seen[way.model].trace(model, ReplayMessenger(trace=values), *priors)
         model_trace.compute_log_prob()
         guide_trace.compute_score_parts()
         traces.append((model_trace, guide_trace))

@@ -40,7 +40,7 @@ from pyro_vaeflow.inference.student_mixtures import (
     moments,
     taken,
 )
-from pyro_vaeflow.inference.traces import Args, latent_sites, take_rows
+from pyro_vaeflow.inference.traces import Args, latent_sites, of_rows, take_rows
 
 MEMORY = 2  # rounds whose draws a fit reads
 COOLING = 0.25  # least effective size of tempered weights, in shares of a round's draws
@@ -119,7 +119,7 @@ def refine(
         for some in tqdm(chunks, desc="refine", unit="chunk", disable=not progress):
             with evaluating(model, guide, seed):
                 latents = Latents(model, guide, take_rows(args, some), way, plate)
-                stream = RowStream(latents.args[0], seed)
+                stream = RowStream(latents.columns, seed)
                 proposal, cooled = adapted(latents, effort, stream, seed)
                 trial, log_weight = (
                     _log_weights(latents, proposal, count, stream)
@@ -208,12 +208,13 @@ class Latents:
             )
         self.model, self.guide, self.args = model, guide, args
         self.way, self.plate = way, plate
+        self.columns = [arg for arg, own in zip(args, of_rows(args), strict=True) if own]
         self.sites: dict[str, tuple[Transform, tuple[int, int], torch.Size]] = {}
 
     def first_draws(self, num_samples: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Draws of the prior and of the guide."""
         copies = num_samples if self.way.model == "rows" else 1
-        noise = RowNoise(self.args[0], seed, self.plate, copies, self.way.depth)
+        noise = RowNoise(self.columns, seed, self.plate, copies, self.way.depth)
         prior = self._seen(num_samples).trace(self.model, noise)
         options: Any = {
             "num_samples": num_samples,
