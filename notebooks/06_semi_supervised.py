@@ -157,8 +157,8 @@ scores.to_frame()[["log_evidence", "stderr", "khat"]].agg(["mean", "min", "max"]
 # posterior of z is as wide as it says is a question that simulated rows answer.
 
 # %%
-few = tuple(column[:50] for column in test)
-gaps = inference_gap(model, guide, few, num_steps=min(100, NUM_STEPS), num_samples=200)
+few = tuple(column[:10] for column in test)
+gaps = inference_gap(model, guide, few, num_steps=min(50, NUM_STEPS), num_samples=200)
 gaps.summary().round(3)
 
 # %%
