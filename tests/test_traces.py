@@ -157,6 +157,16 @@ def test_rows_are_taken_of_every_argument_that_has_them() -> None:
     assert cut[2] is table and cut[3] == "option"
 
 
+def test_rows_in_another_form_are_told_which_to_pass() -> None:
+    table = torch.utils.data.TensorDataset(rows())
+    with pytest.raises(TypeError, match="loader.dataset.tensors"):
+        as_args(torch.utils.data.DataLoader(table))
+    with pytest.raises(TypeError, match="in the order of the programs' arguments"):
+        as_args({"x": rows()})
+    with pytest.raises(ValueError, match=r"parameters are torch.float32: try x.to\(that\)"):
+        ZOO["diagonal"]().score(rows().double())
+
+
 @pytest.mark.parametrize("x", [[[1.0, 2.0]], (), torch.tensor(1.0), rows().numpy()])
 @pytest.mark.parametrize("run", [as_args, ZOO["diagonal"]().score])
 def test_rows_that_are_no_tensor_are_refused(x, run) -> None:

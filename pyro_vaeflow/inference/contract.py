@@ -26,6 +26,7 @@ from pyro_vaeflow.inference.pairs import Way
 from pyro_vaeflow.inference.parameters import (
     Program,
     module_mode,
+    modules,
     param_scope,
     seeded,
 )
@@ -121,11 +122,12 @@ def _first_run(role: str, program: Program, args: Args) -> Trace:
         return poutine.trace(program).get_trace(*args)
     except (IndexError, RuntimeError, TypeError, ValueError, NotImplementedError) as error:
         x = args[0]
-        finite = (
-            "" if x.is_complex() or x.isfinite().all() else ", with entries that are not finite"
-        )
+        state = "" if x.isfinite().all() else ", with entries that are not finite"
+        types = {p.dtype for part in modules(program) for p in part.parameters()} - {x.dtype}
+        if x.is_floating_point() and types:
+            state += f", where parameters are {types.pop()}: try x.to(that)"
         raise ValueError(
-            f"the {role} fails on rows of x of shape {tuple(x.shape)}, {x.dtype}{finite}: "
+            f"the {role} fails on rows of x of shape {tuple(x.shape)}, {x.dtype}{state}: "
             f"{str(error).partition(chr(10))[0]:.300}; pass rows, with the further arguments if "
             "there are any, as it was made for; programs must take any number of rows"
         ) from error

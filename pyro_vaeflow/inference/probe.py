@@ -8,7 +8,6 @@ from typing import Any
 
 import pyro
 import torch
-from pyro.infer.autoguide import AutoGuide
 from pyro.poutine.trace_struct import Trace
 
 from pyro_vaeflow.inference.pairs import Draws, Way, draw_axes, paired_traces
@@ -148,9 +147,8 @@ def _of_one_number(
 ) -> str:
     """What to say of programs that run on one number of rows alone."""
     made = own_parameters(known)
-    for program in (model, guide):
-        if isinstance(program, AutoGuide):  # it makes its parameters itself
-            made |= dict(program.named_parameters())
+    for part in modules(model, guide):  # an autoguide makes its parameters itself
+        made |= dict(part.named_parameters())
     for name, value in made.items():
         if num_rows in value.shape:
             return (
