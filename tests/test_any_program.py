@@ -284,6 +284,36 @@ def test_what_has_no_right_number_is_refused_by_name(name: str) -> None:
             train(model, guide, rows(), num_steps=1, progress=False)
 
 
+@pytest.mark.filterwarnings("ignore:site 'z'")
+@pytest.mark.parametrize("family", [dist.Categorical, dist.Gamma])
+def test_draws_from_torchs_stream_are_no_reason_to_refuse(family) -> None:
+    """Neither are they taken for draws that depend on a row's place, nor for another way's."""
+    continuous = family is dist.Gamma
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", family(*(2.0, 1.0) if continuous else (torch.ones(4) / 4.0,)))
+            loc = torch.stack([z, 2.0 * z], 1).cumsum(1)
+            pyro.sample("x", dist.Normal(loc, 1.0).to_event(1), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            concentration = x[..., 0].abs() + 1.0
+            four = x[..., :1] * torch.arange(4.0)
+            pyro.sample("z", family(concentration, 1.0) if continuous else family(logits=four))
+
+    x = rows()[:, :2]
+    assert check_contract(model, guide, (x,)).model == "rows"
+    scores = score(model, guide, x, num_samples=4000)
+    z = torch.linspace(1e-3, 30.0, 20_000) if continuous else torch.arange(4.0)
+    prior = (
+        dist.Gamma(2.0, 1.0).log_prob(z) + math.log(30.0 / 20_000) if continuous else -math.log(4)
+    )
+    loc = torch.stack([z, 3.0 * z], -1)
+    parts = dist.Normal(loc, 1.0).log_prob(x[:, None]).sum(-1) + prior
+    assert ((scores.log_evidence - parts.logsumexp(1)).abs() < 5.0 * scores.stderr + 1e-3).all()
+
+
 def test_a_relaxed_guide_is_refused_and_trained() -> None:
     def model(x):
         with pyro.plate("data", len(x)):

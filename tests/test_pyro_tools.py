@@ -73,7 +73,7 @@ def test_nuts_finds_the_posterior_that_the_weights_give() -> None:
     row = rows()[:1]
     model.requires_grad_(False)
     torch.manual_seed(0)
-    chain = MCMC(NUTS(model), num_samples=300, warmup_steps=50, disable_progbar=True)
+    chain = MCMC(NUTS(model), num_samples=200, warmup_steps=30, disable_progbar=True)
     chain.run(row)
     z = chain.get_samples()["z"].reshape(-1, 2)
     trace = poutine.trace(guide).get_trace(row.expand(4000, 3))
@@ -81,7 +81,7 @@ def test_nuts_finds_the_posterior_that_the_weights_give() -> None:
     log_p = dist.Normal(0.0, 1.0).log_prob(drawn).sum(-1) + model.decode(drawn).log_prob(row)
     weights = (log_p - log_q(drawn)).softmax(0)
     mean = (weights.unsqueeze(-1) * drawn).sum(0)
-    torch.testing.assert_close(z.mean(0), mean.detach(), rtol=0, atol=0.2)
+    torch.testing.assert_close(z.mean(0), mean.detach(), rtol=0, atol=0.25)
 
 
 def test_an_elbo_module_is_trained_by_an_optimizer_of_ones_own() -> None:
