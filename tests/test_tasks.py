@@ -13,11 +13,11 @@ from pyro_vaeflow.experiments.experiment import run
 from pyro_vaeflow.experiments.fanout import run_all
 from pyro_vaeflow.experiments.measurements import detection
 from pyro_vaeflow.experiments.results import by_class, finished_runs
-from pyro_vaeflow.experiments.study import parse_study
 from pyro_vaeflow.experiments.tables import write_tables
 from pyro_vaeflow.experiments.tasks import TASKS, Task, load_task
 from pyro_vaeflow.metrics import auroc, average_precision
 from pyro_vaeflow.validation import ConfigError
+from tests.test_config import study_of
 
 pytestmark = pytest.mark.filterwarnings("ignore::pyro_vaeflow.KhatWarning")
 CONFIG = ExperimentConfig(dataset="breast_cancer", preprocessing="standard", num_steps=1)
@@ -32,7 +32,7 @@ def test_without_a_seed_of_its_own_the_split_follows_the_seed() -> None:
 
 
 def test_a_study_runs_each_variant_on_each_data_set() -> None:
-    study = parse_study(
+    study = study_of(
         """
         datasets: [ring, breast_cancer]
         num_steps: 1
@@ -63,7 +63,7 @@ def test_a_study_runs_each_variant_on_each_data_set() -> None:
 )
 def test_data_sets_are_named_in_one_place(text: str) -> None:
     with pytest.raises(ConfigError, match="datasets names them already"):
-        parse_study(text)
+        study_of(text)
 
 
 def test_the_first_of_rows_alike_in_columns_and_kind_is_kept(

@@ -70,16 +70,16 @@ def measure(task: Task, scores: Scores) -> dict[str, Any]:
         **{name: mean(value[inlier]) for name, value in nats.items()},
         "log_evidence_stderr": _stderr(scores.log_evidence[inlier]),
         "median_ess": scores.ess.median().item(),
-        "share_khat_above_0.7": mean(scores.khat > KHAT_LIMIT),
+        "share_khat_above_0.7": _share_above(scores.khat),
     }
 
 
-def measure_held_out(scores: Scores) -> dict[str, float]:
+def measure_held_out(scores: Scores) -> dict[str, float | None]:
     """Nats per row of training inliers that were kept out, and how many weights are untrusted."""
     return {
         "held_out_elbo": scores.elbo.mean().item(),
         "held_out_log_evidence": scores.log_evidence.mean().item(),
-        "held_out_khat_above_0.7": mean(scores.khat > KHAT_LIMIT),
+        "held_out_khat_above_0.7": _share_above(scores.khat),
     }
 
 
@@ -107,7 +107,7 @@ def measure_gaps(
     measured: dict[str, Any] = {name: mean(getattr(gaps, name)) for name in PARTS}
     measured |= {f"{name}_stderr": _stderr(getattr(gaps, name)) for name in PARTS[:3]}
     measured["active_units"] = active_units(model, guide, x, seed=seed).count
-    measured["khat_above_0.7"] = mean(gaps.khat > KHAT_LIMIT)
+    measured["khat_above_0.7"] = _share_above(gaps.khat)
     return gaps, measured
 
 
@@ -145,6 +145,11 @@ def density_map(
 def mean(values: torch.Tensor) -> float:
     """The mean in double precision."""
     return values.double().mean().item()
+
+
+def _share_above(khat: torch.Tensor) -> float | None:
+    """The share of rows whose k-hat is above the limit; None where too few draws have one."""
+    return None if khat.isnan().all() else mean(khat > KHAT_LIMIT)
 
 
 def _stderr(values: torch.Tensor) -> float:
