@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from pyro_vaeflow.inference.draws import log_weights as log_weights
     from pyro_vaeflow.inference.inference_gap import inference_gap as inference_gap
     from pyro_vaeflow.inference.parameters import param_scope as param_scope
+    from pyro_vaeflow.inference.posteriors import plot_posteriors as plot_posteriors
     from pyro_vaeflow.inference.saved_folder import CheckpointError as CheckpointError
     from pyro_vaeflow.inference.scoring import KhatWarning as KhatWarning
     from pyro_vaeflow.inference.scoring import NoScoreWarning as NoScoreWarning
@@ -69,6 +70,7 @@ _HOME = {
         "inference.draws": "log_weights",
         "programs.flows": "FLOWS",
         "inference.parameters": "param_scope",
+        "inference.posteriors": "plot_posteriors",
         "inference.active_units": "active_units",
         "programs.likelihoods": "LIKELIHOODS",
         "tables.mixed_encoder": "MixedEncoder",

@@ -37,13 +37,13 @@ def threshold(
 
 
 def doubt(flagged: np.ndarray, contamination: float | str) -> np.ndarray:
-    """The decisions as they are, with a warning where ``"auto"`` flags all rows, or none of many."""
-    if contamination == "auto" and len(flagged) >= ENOUGH and (flagged.all() or not flagged.any()):
+    """The decisions as they are; warns where ``"auto"`` flags all of many rows, or none."""
+    if contamination == "auto" and len(flagged) >= ENOUGH and flagged.all() == flagged.any():
         which = "all" if flagged.all() else "none"
         warnings.warn(
-            f"contamination='auto' flags {which} of {len(flagged)} rows, where 1 in 20 of rows like "
-            "the training rows would be: these are others, or scored with other columns; look at "
-            "score_samples, or say the share by contamination or predict(X, ratio=)",
+            f"contamination='auto' flags {which} of {len(flagged)} rows, and would flag 1 in 20 of "
+            "rows like the training rows: these are unlike them; look at score_samples, or give "
+            "the share to flag as contamination= or predict(X, ratio=)",
             stacklevel=3,
         )
     return flagged

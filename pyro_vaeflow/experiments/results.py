@@ -170,27 +170,6 @@ def settings_apart(table: pd.DataFrame) -> list[str]:
     return [str(name) for name in table if name not in [*COLUMNS, *OPTIONAL]]
 
 
-def by_class(runs: Sequence[FinishedRun]) -> pd.DataFrame:
-    """The share of each class's test rows that is flagged at the true ratio, means over seeds.
-
-    Recall for classes that are anomalies, false flags for the others. Of runs on data sets with
-    more than two classes alone; empty if there is none.
-    """
-    rows = []
-    for run, apart in zip(runs, _settings_apart(runs), strict=True):
-        anomalous = run.metrics.get("anomalous_classes", [])
-        for score, shares in run.metrics.get("flagged_by_class", {}).items():
-            known = _identity(run) | apart | {"score": score}
-            for name, share in shares.items():
-                of_class = {"class": name, "is_anomaly": int(name in anomalous)}
-                counts = {"rows": run.metrics["classes"][name], "flagged": share}
-                rows.append(known | of_class | counts)
-    if not rows:
-        return pd.DataFrame()
-    keys = [name for name in rows[0] if name not in ("rows", "flagged")]
-    return pd.DataFrame(rows).groupby(keys, sort=False, dropna=False).mean().reset_index()
-
-
 def read_summary(out: str | Path) -> pd.DataFrame:
     """The `summary` of finished runs; without run folders, the summary.csv that they left.
 

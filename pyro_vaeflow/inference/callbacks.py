@@ -25,6 +25,7 @@ from dataclasses import dataclass, field
 from types import FrameType
 from typing import Any
 
+import pandas as pd
 import pyro
 import torch
 from tqdm.auto import tqdm
@@ -82,6 +83,37 @@ class Run:
     def stop(self) -> None:
         """Ends the training after the step at hand."""
         self.stopped = True
+
+
+@dataclass(frozen=True)
+class History:
+    """What `train` saw.
+
+    Attributes:
+        frame: one row a step: ``loss`` (annealed, nats per row), ``elbo`` (the true bound, nats
+            per row; it leaves out the KL of a latent that all rows share) and its parts
+            ``log_likelihood`` and ``kl``, ``anneal`` (beta or capacity),
+            ``learning_rate``, ``grad_norm`` (before clipping), ``seconds`` since the start, and
+            ``held_out_elbo`` where it was evaluated, else NaN.
+        best_step: the step whose parameters the programs hold, if held-out rows chose it.
+        resumed_at: the step that this call began with: above 0 if it resumed from a checkpoint.
+        interrupted: whether Ctrl-C was pressed.
+    """
+
+    frame: pd.DataFrame
+    best_step: int | None = None
+    resumed_at: int = 0
+    interrupted: bool = False
+
+    def __repr__(self) -> str:
+        elbo = self.frame["elbo"].tail(20).mean()
+        return f"History of {len(self.frame)} steps: ELBO {elbo:.3f} nats per row in the last"
+
+    def plot(self) -> Any:
+        """A matplotlib ``Figure``: the curves of loss, ELBO, its parts, beta and gradient norm."""
+        from pyro_vaeflow.plots.charts import plot_history
+
+        return plot_history(self.frame)
 
 
 class Callback:

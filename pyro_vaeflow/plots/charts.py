@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
+from scipy.stats import binom
 
 LINES = ("-", "--", "-.", ":")  # curves differ by more than colour
 # Panels of plot_history: y label, column, whether the axis is logarithmic.
@@ -119,6 +120,30 @@ def plot_scores(anomaly_score: ArrayLike, threshold: float | None = None) -> Fig
     if threshold is not None:
         axes.axvline(threshold, color="black", linestyle="--", linewidth=1.0)
         axes.set_title(f"{(scores > cut).sum()} of {len(scores)} rows flagged")
+    return figure
+
+
+def plot_ranks(counts: Mapping[str, np.ndarray]) -> Figure:
+    """Draws a histogram of ranks for each coordinate of each site; all bars alike: calibrated.
+
+    Dashed lines hold 99% of the bars of a calibrated guide.
+
+    Args:
+        counts: site -> simulations in each bin of ranks, ``(num_bins, dim)``.
+
+    Example:
+        >>> [axes.get_title() for axes in plot_ranks({"z": np.full((20, 2), 10)}).axes]
+        ['z[0]', 'z[1]']
+    """
+    columns = {f"{n}[{j}]": bars for n, part in counts.items() for j, bars in enumerate(part.T)}
+    figure = Figure(figsize=(2.4 * min(4, len(columns)), 2.2 * -(-len(columns) // 4)))
+    figure.set_layout_engine("constrained")
+    for number, (name, bars) in enumerate(columns.items(), start=1):
+        axes = figure.add_subplot(-(-len(columns) // 4), min(4, len(columns)), number, title=name)
+        axes.bar(range(len(bars)), bars, width=1.0, color="0.7")
+        for bound in binom.ppf([0.005, 0.995], bars.sum(), 1 / len(bars)):
+            axes.axhline(bound, color="black", linestyle="--", linewidth=0.8)
+        axes.set(xlabel="bin of ranks", ylabel="simulations")
     return figure
 
 

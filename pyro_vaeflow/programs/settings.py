@@ -8,10 +8,9 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+from pyro_vaeflow.programs.depths import depth
 from pyro_vaeflow.validation import Checked, ConfigError, check_used, setting
 
-# Posterior -> transforms where none are asked for; of one's own five.
-DEPTHS = {"diagonal": 0, "planar": 10, "iaf": 5, "spline": 2}
 # Choice -> its value -> settings that would then do nothing: they are refused.
 IGNORED: dict[str, dict[str, tuple[str, ...]]] = {
     "kind": {
@@ -47,16 +46,6 @@ class AnnealingConfig(Checked):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_used(self, "kind", IGNORED["kind"])
-
-
-def depth(flow: str, num_flows: int | None) -> int:
-    """The transforms of a posterior: as many as are asked for, or what suits it.
-
-    Example:
-        >>> depth("iaf", None), depth("iaf", 20)
-        (5, 20)
-    """
-    return DEPTHS.get(flow, 5) if num_flows is None else num_flows
 
 
 @dataclass(frozen=True)

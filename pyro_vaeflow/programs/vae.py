@@ -12,11 +12,11 @@ from pyro.distributions import TorchDistribution
 from pyro.nn import PyroModule
 from torch import nn
 
+from pyro_vaeflow.programs.depths import depth
 from pyro_vaeflow.programs.flows import FLOWS
 from pyro_vaeflow.programs.fused import fused
 from pyro_vaeflow.programs.likelihoods import LIKELIHOODS
 from pyro_vaeflow.programs.mixed import MixedHead, MixedInput
-from pyro_vaeflow.programs.settings import depth
 from pyro_vaeflow.validation import check_names, check_number, check_size
 
 if TYPE_CHECKING:
