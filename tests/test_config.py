@@ -18,7 +18,7 @@ OTHER = {
     "likelihood": "normal", "likelihood_options": {"min_scale": 0.1}, "flow": "iaf",
     "num_flows": 3, "conditioned": False, "flow_options": {"stable": True}, "latent_dim": 2,
     "encoder_dims": (8,), "decoder_dims": (8,), "dropout": 0.2, "num_steps": 11,
-    "num_epochs": 2.5, "batch_size": 7, "learning_rate": 0.1, "learning_rate_schedule": "cosine",
+    "num_epochs": 2.5, "batch_size": 7, "learning_rate": 0.1, "learning_rate_schedule": "linear",
     "learning_rate_stop": 0.01, "annealing": AnnealingConfig(kind="capacity", gamma=3.0),
     "clip_norm": 1.0, "num_samples": 9, "map_size": 4, "seed": 1,
     "activation": "silu", "held_out_rows": 3, "input_dropout": 0.1, "count_power": 0.5,

@@ -91,6 +91,8 @@ class ExperimentConfig(Settings, DataSettings):
     likelihood: str = "auto"
     dropout: float = setting(0.0, low=0.0, below=1.0)
     activation: str = "tanh"
+    learning_rate: float = setting(5e-3, above=0.0)
+    learning_rate_schedule: str = setting("cosine", choices=("constant", "linear", "cosine"))
     annealing: AnnealingConfig = setting(factory=lambda: AnnealingConfig("linear", ratio=0.25))
     held_out_rows: int = setting(0, low=0)
     map_size: int = setting(0, low=0)
