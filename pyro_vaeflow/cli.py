@@ -94,7 +94,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _parser(with_detector: bool) -> _Parser:
     about = "VAEs with flow posteriors for anomaly detection."
-    parser = _Parser(prog="vaeflow", description=about, version=f"vaeflow {__version__}")
+    parser = _Parser(prog="vaeflow", description=about, version=__version__)
     commands = parser.add_subcommands(metavar="{quickstart,run,table,presets,fit,score}")
     quickstart = _Parser(description="Three posteriors on two small tables, and what they show.")
     quickstart.add_argument("--out", help="results folder; results/quickstart by default")
