@@ -1,4 +1,4 @@
-"""A pair of one's own for a table of numbers: a linear decoder, and a guide with a flow of Pyro's."""
+"""A pair of one's own for numbers: a linear decoder, and a guide with or without a Pyro flow."""
 
 import pyro
 import pyro.distributions as dist

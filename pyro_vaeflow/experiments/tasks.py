@@ -84,22 +84,21 @@ TASKS: dict[str, Callable[[int], Split]] = {
 
 def check_task(config: ExperimentConfig) -> None:
     """Refuses a data set or preprocessing that is not known, naming those that are."""
-    if is_file(config.dataset, "dataset"):
-        if config.label is None:
-            raise ConfigError(
-                f"label: name the column of {config.dataset.rpartition('@')[0]} that is 1 where "
-                "the row is an anomaly and 0 elsewhere"
-            )
-    elif config.label is not None:
-        raise ConfigError(f"label: is for a file; dataset={config.dataset!r} has its labels")
     known = [*TASKS, "adbench:NAME", "FILE.csv", "FILE.parquet", "FILE.npz"]
     if config.dataset.startswith("adbench:"):
         try:
             known = [f"adbench:{name}" for name in adbench_names()]
         except FileNotFoundError as error:
             raise ConfigError(f"dataset {config.dataset}: {error}") from error
-    if not is_file(config.dataset, "dataset"):
-        check_names([config.dataset], known, "dataset")
+    of_file = is_file(config.dataset, "dataset")
+    check_names([] if of_file else [config.dataset], known, "dataset")
+    if of_file and config.label is None:
+        raise ConfigError(
+            f"label: name the column of {config.dataset.rpartition('@')[0]} that is 1 where the "
+            "row is an anomaly and 0 elsewhere"
+        )
+    if config.label is not None and not of_file:
+        raise ConfigError(f"label: is for a file; dataset={config.dataset!r} has its labels")
     check_names([config.preprocessing], ["none", "mixed", *SCALERS, "codes"], "preprocessing")
 
 
