@@ -179,14 +179,15 @@ def _run_study(configs: list[ExperimentConfig], out: Path, **options: Any) -> in
         shown = aggregate(table)
         names = [n for n in shown if n not in HEADINGS.values() or n in ON_TERMINAL]
         say(as_text(shown[names], "md"))
-    for run in finished_runs(out):
-        if run.metrics["kl"] < COLLAPSED:
-            say(
-                f"collapsed: {run.folder.name}: a KL of {run.metrics['kl']:.3f} nats a row, no "
-                "active unit, so that its scores do not depend on the latents; let beta rise, "
-                "annealing: {kind: linear, ratio: 0.3}, train longer, or raise the learning rate",
-                error=True,
-            )
+    collapsed = [r.folder.name for r in finished_runs(out) if r.metrics["kl"] < COLLAPSED]
+    if collapsed:
+        shown = ", ".join(collapsed[:3]) + ", ..." * (len(collapsed) > 3)
+        say(
+            f"collapsed: {len(collapsed)} runs have a KL below {COLLAPSED} nats a row and no "
+            f"active unit: their scores do not depend on the latents ({shown}); let beta rise, as "
+            "by annealing: {kind: linear, ratio: 0.3}, train longer, or raise the learning rate",
+            error=True,
+        )
     counts = f"{len(outcome.finished)} run, {len(outcome.skipped)} already finished"
     say(f"{counts}, {len(outcome.failed)} failed")
     for name, message in outcome.failed.items():
