@@ -12,12 +12,11 @@ from pyro_vaeflow.experiments.config import ExperimentConfig
 from pyro_vaeflow.experiments.experiment import run
 from pyro_vaeflow.experiments.fanout import run_all
 from pyro_vaeflow.experiments.measurements import detection
-from pyro_vaeflow.experiments.results import finished_runs
 from pyro_vaeflow.experiments.tables import write_tables
 from pyro_vaeflow.experiments.tasks import TASKS, Task, load_task
 from pyro_vaeflow.metrics import auroc, average_precision
 from pyro_vaeflow.validation import ConfigError
-from results.shared.classes import write_by_class
+from results.shared.classes import classes_of, flagged_by_class, write_by_class
 from tests.test_config import study_of
 
 pytestmark = pytest.mark.filterwarnings("ignore::pyro_vaeflow.KhatWarning")
@@ -98,7 +97,7 @@ def test_distinct_rows_count_once_whatever_their_number() -> None:
     ap = average_precision(truth, score)
     assert of_score["average_precision_distinct"] == pytest.approx(ap)
     assert of_score["auroc"] != pytest.approx(auroc(truth, score))
-    assert "classes" not in measured  # of two classes recall says all
+    assert classes_of(task, {"s": score[copies]}) == {}  # of two classes recall says all
 
 
 def test_the_share_flagged_of_each_class_is_its_mean_over_seeds(tmp_path, monkeypatch) -> None:
@@ -119,10 +118,8 @@ def test_the_share_flagged_of_each_class_is_its_mean_over_seeds(tmp_path, monkey
     ours = table[table["score"] == "importance"].set_index("class")
     assert ours["rows"].to_dict() == {"dos": 20, "mail": 40, "web": 90}
     assert ours["is_anomaly"].to_dict() == {"dos": 1, "mail": 0, "web": 0}
-    runs = [r.metrics for r in finished_runs(tmp_path)]
-    means = np.mean([[*m["flagged_by_class"]["importance"].values()] for m in runs], axis=0)
-    assert ours["flagged"].tolist() == pytest.approx(means, rel=1e-5)
-    for metrics in runs:  # as many are flagged as are anomalies
-        shares = metrics["flagged_by_class"]["importance"]
-        flagged = sum(metrics["classes"][c] * share for c, share in shares.items())
-        assert flagged == pytest.approx(20)
+    for _, shares in table.groupby("score"):  # as many are flagged as are anomalies
+        assert (shares["rows"] * shares["flagged"]).sum() == pytest.approx(20)
+    classes, found = ["dos", "web", "dos", "mail"], [0.9, 0.8, 0.3, 0.1]
+    shares = flagged_by_class([1, 0, 1, 0], classes, found)
+    assert shares == {"dos": 0.5, "mail": 0.0, "web": 1.0}

@@ -16,7 +16,7 @@ from pyro_vaeflow.inference.active_units import active_units
 from pyro_vaeflow.inference.inference_gap import Gaps, inference_gap
 from pyro_vaeflow.inference.parameters import Program
 from pyro_vaeflow.inference.scoring import KHAT_LIMIT, Scores
-from pyro_vaeflow.metrics import auroc, average_precision, detection_metrics, flagged_by_class
+from pyro_vaeflow.metrics import auroc, average_precision, detection_metrics
 from pyro_vaeflow.programs.fitting import score_rows
 from pyro_vaeflow.programs.vae import Guide
 
@@ -25,13 +25,13 @@ PARTS = ["log_evidence", "approximation_gap", "amortization_gap", "elbo"]
 
 
 def detection(task: Task, scores: Mapping[str, ArrayLike]) -> dict[str, Any]:
-    """What each score finds among the test rows, among distinct ones, and in each of many classes.
+    """What each score finds among the test rows, and among distinct ones.
 
     Args:
         scores: name -> anomaly scores of the test rows, high = anomalous, ``(num_test,)``; a NaN
             is a ValueError.
     """
-    first, classes = task.is_first, np.unique(task.labels, return_counts=True)
+    first = task.is_first
     measured: dict[str, Any] = {
         "num_test": len(task.x_test),
         "num_anomalies": int(task.is_anomaly.sum()),
@@ -45,13 +45,6 @@ def detection(task: Task, scores: Mapping[str, ArrayLike]) -> dict[str, Any]:
             **detection_metrics(task.is_anomaly, values),
             "auroc_distinct": auroc(task.is_anomaly[first], values[first]),
             "average_precision_distinct": average_precision(task.is_anomaly[first], values[first]),
-        }
-    if len(classes[0]) > 2:  # else recall and false flags say the same
-        measured["classes"] = {str(c): int(count) for c, count in zip(*classes, strict=True)}
-        measured["anomalous_classes"] = np.unique(task.labels[task.is_anomaly == 1]).tolist()
-        measured["flagged_by_class"] = {
-            name: flagged_by_class(task.is_anomaly, task.labels, values)
-            for name, values in scores.items()
         }
     return measured
 
