@@ -1,6 +1,6 @@
-"""Charts of a training and of a detector: history, schedules, scores, and a row's reasons."""
+"""Charts of a training and of a detector: history, scores, ranks, and a row's reasons."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import numpy as np
 import pandas as pd
@@ -8,7 +8,6 @@ from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 from scipy.stats import binom
 
-LINES = ("-", "--", "-.", ":")  # curves differ by more than colour
 # Panels of plot_history: y label, column, whether the axis is logarithmic.
 HISTORY = (
     ("annealed loss (nats per row)", "loss", False),
@@ -59,34 +58,6 @@ def plot_history(frame: pd.DataFrame, *, title: str = "") -> Figure:
             panel.legend()
         panel.set(xlabel="step", ylabel=label)
     figure.suptitle(title)
-    return figure
-
-
-def plot_schedules(
-    schedules: Mapping[str, Callable[[int], float]], num_steps: int, *, label: str = "beta"
-) -> Figure:
-    """Draws schedules, name -> pure function of the step, over ``num_steps`` steps.
-
-    Raises:
-        ValueError: there is no schedule, or `num_steps` is below 1.
-
-    Example:
-        >>> from pyro_vaeflow import cyclical, linear
-        >>> figure = plot_schedules({"linear": linear(100), "cyclical": cyclical(100)}, 100)
-        >>> len(figure.axes[0].lines)
-        2
-    """
-    if not schedules or num_steps < 1:
-        raise ValueError(
-            f"there must be a schedule and a step, got {len(schedules)} and num_steps={num_steps!r}"
-        )
-    figure = Figure(figsize=(5.2, 2.9), layout="constrained")
-    axes = figure.subplots()
-    for number, (name, schedule) in enumerate(schedules.items()):
-        values = [schedule(step) for step in range(num_steps)]
-        axes.plot(values, LINES[number % len(LINES)], label=name)
-    axes.set(xlabel="step", ylabel=label)
-    axes.legend()
     return figure
 
 
