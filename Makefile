@@ -2,14 +2,14 @@
 # constraints.txt. Data files are looked for in $VAEFLOW_DATA, when that is set.
 PYTHON ?= python3
 BIN := .venv/bin
+PACKAGE := .venv/.package
 INSTALLED := .venv/.installed
 
-.PHONY: quickstart test lint docs notebooks kdd kdd-paper table1 ring adbench flow-study potentials bench
+.PHONY: quickstart test lint docs notebooks kdd kdd-paper table1 ring adbench flow-study potentials bench release
 
-# One thread: for networks this small a second one only waits for the first.
-quickstart: $(INSTALLED)
-	OMP_NUM_THREADS=1 $(BIN)/vaeflow run quickstart --out results/quickstart
-	$(BIN)/python -m results.ring.make results/quickstart
+# Installs the package alone. One thread: for networks this small a second one only waits for the first.
+quickstart: $(PACKAGE)
+	OMP_NUM_THREADS=1 $(BIN)/vaeflow quickstart --out results/quickstart
 
 # One thread a process: the two pytest workers already fill two cores, and torch's own threads on top
 # of them would only wait for each other. The package itself never sets a number of threads. A file's
@@ -65,8 +65,18 @@ bench: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks
 	OMP_NUM_THREADS=2 $(BIN)/python -m benchmarks --items score
 
+# A wheel and a source archive in dist/, each installed into an environment of its own, outside the
+# checkout, where a part of the suite runs. CONSTRAINTS=.ci/oldest.txt takes the oldest versions.
+CONSTRAINTS ?= constraints.txt
+release: $(INSTALLED)
+	PYTHON=$(PYTHON) CONSTRAINTS=$(CONSTRAINTS) .ci/release
+
 # Not the folder but a stamp: an installation that was cut short is resumed.
-$(INSTALLED): setup.py setup.cfg constraints.txt
+$(PACKAGE): setup.py setup.cfg constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install -c constraints.txt -e .
+	touch $@
+
+$(INSTALLED): $(PACKAGE)
 	$(BIN)/python -m pip install -c constraints.txt -e ".[test]"
 	touch $@

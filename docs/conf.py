@@ -3,6 +3,9 @@
 import re
 from typing import Any
 
+from docutils import nodes
+from docutils.utils.math import latex2mathml
+
 import pyro_vaeflow
 
 project = "pyro_vaeflow"
@@ -12,7 +15,6 @@ version = release = pyro_vaeflow.__version__
 
 extensions = [
     "sphinx.ext.autodoc",
-    "sphinx.ext.mathjax",
     "sphinx.ext.napoleon",
     "myst_nb",
 ]
@@ -26,8 +28,11 @@ nb_execution_mode = "off"  # outputs are those that are committed; `make noteboo
 default_role = "py:obj"
 add_module_names = False
 autodoc_default_options = {"members": True, "member-order": "bysource"}
-autodoc_typehints = "none"  # the signatures show them
+autodoc_typehints = "signature"
+autodoc_typehints_format = "short"
 autodoc_preserve_defaults = True
+python_maximum_signature_line_length = 90
+python_display_short_literal_types = True
 napoleon_google_docstring = True
 napoleon_numpy_docstring = False
 napoleon_use_rtype = False
@@ -36,12 +41,37 @@ napoleon_use_ivar = True
 html_theme = "furo"
 html_title = f"pyro_vaeflow {release}"
 html_show_sourcelink = False
+html_math_renderer = "mathml"  # which browsers draw by themselves: no script, nothing to fetch
 
 
 def setup(app: Any) -> None:
-    """Leaves out what scikit-learn adds to every estimator, whose links lead into its own site."""
+    """Math as MathML; leaves out methods of scikit-learn's whose links lead into its own site."""
     app.connect("autodoc-skip-member", _is_metadata_routing)
+    app.connect("autodoc-process-docstring", _keep_underscores, priority=600)  # after napoleon
+    app.add_html_math_renderer("mathml", (_inline_math, None), (_block_math, None))
 
 
 def _is_metadata_routing(app: Any, what: str, name: str, obj: Any, skip: bool, options: Any) -> Any:
     return True if re.fullmatch(r"set_\w+_request", name) else None
+
+
+def _keep_underscores(app: Any, what: str, name: str, obj: Any, opts: Any, lines: Any) -> None:
+    """Attributes are called as they are: ``offset_`` would be read as a link to `offset`."""
+    lines[:] = [
+        re.sub(r"^:ivar (.+?):", lambda m: m[0].replace("_", r"\_").replace(", ", ","), line)
+        for line in lines
+    ]
+
+
+def _inline_math(translator: Any, node: Any) -> None:
+    _write_math(translator, node.astext(), as_block=False)
+
+
+def _block_math(translator: Any, node: Any) -> None:
+    _write_math(translator, node.astext(), as_block=True)
+
+
+def _write_math(translator: Any, text: str, as_block: bool) -> None:
+    tree = latex2mathml.tex2mathml(text.replace(r"\dots", r"\ldots"), as_block=as_block)
+    translator.body.append(f'<div class="math">{tree}</div>' if as_block else tree)
+    raise nodes.SkipNode

@@ -41,7 +41,6 @@ from pyro_vaeflow import (
     score,
     train,
 )
-from pyro_vaeflow.plots.charts import plot_schedules
 
 # %% [markdown]
 # The budget: `VAEFLOW_QUICK` makes every cell run in seconds, to test that it runs.
@@ -54,13 +53,24 @@ NUM_STEPS, NUM_ROWS = (20, 200) if os.environ.get("VAEFLOW_QUICK") else (2000, 6
 #
 # A schedule is a function of the step and nothing else, so drawing it is its documentation.
 
+
 # %%
+def plot_schedules(schedules: dict, label: str = "beta") -> Figure:
+    figure = Figure(figsize=(5.2, 2.9), layout="constrained")
+    axes = figure.subplots()
+    for (name, schedule), line in zip(schedules.items(), ["-", "--", "-."], strict=True):
+        axes.plot([schedule(step) for step in range(NUM_STEPS)], line, label=name)
+    axes.set(xlabel="step", ylabel=label)
+    axes.legend()
+    return figure
+
+
 schedules = {
     "constant": constant(1.0),
     "linear": linear(NUM_STEPS // 2),
     "cyclical": cyclical(NUM_STEPS, num_cycles=4, ratio=0.5),
 }
-plot_schedules(schedules, NUM_STEPS)
+plot_schedules(schedules)
 
 # %% [markdown]
 # ## A table on which the KL collapses
@@ -161,7 +171,7 @@ pd.DataFrame(patient).T.round(2)
 # %%
 TARGETS = (2.0, 5.0, 8.0)
 capacities = {f"C = {c:g}": linear(NUM_STEPS // 2, stop=c) for c in TARGETS}
-plot_schedules(capacities, NUM_STEPS, label="capacity (nats a row)")
+plot_schedules(capacities, label="capacity (nats a row)")
 
 # %%
 held = {

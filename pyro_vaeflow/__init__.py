@@ -10,6 +10,10 @@ if TYPE_CHECKING:
     from pyro_vaeflow.datasets.kddcup99 import load_kddcup99 as load_kddcup99
     from pyro_vaeflow.datasets.ring import make_ring as make_ring
     from pyro_vaeflow.detector.estimator import VAEFlowDetector as VAEFlowDetector
+    from pyro_vaeflow.experiments.fanout import run_all as run_all
+    from pyro_vaeflow.experiments.results import read_summary as read_summary
+    from pyro_vaeflow.experiments.study import Study as Study
+    from pyro_vaeflow.experiments.study import load_study as load_study
     from pyro_vaeflow.inference.active_units import active_units as active_units
     from pyro_vaeflow.inference.annealing import CapacityELBO as CapacityELBO
     from pyro_vaeflow.inference.annealing import anneal as anneal
@@ -24,12 +28,12 @@ if TYPE_CHECKING:
     from pyro_vaeflow.inference.callbacks import BestOnHeldOut as BestOnHeldOut
     from pyro_vaeflow.inference.callbacks import Callback as Callback
     from pyro_vaeflow.inference.callbacks import InterruptedWarning as InterruptedWarning
-    from pyro_vaeflow.inference.callbacks import TensorBoard as TensorBoard
     from pyro_vaeflow.inference.checkpoint import Checkpoint as Checkpoint
     from pyro_vaeflow.inference.contributions import contributions as contributions
     from pyro_vaeflow.inference.draws import log_weights as log_weights
     from pyro_vaeflow.inference.inference_gap import inference_gap as inference_gap
     from pyro_vaeflow.inference.parameters import param_scope as param_scope
+    from pyro_vaeflow.inference.posteriors import plot_posteriors as plot_posteriors
     from pyro_vaeflow.inference.saved_folder import CheckpointError as CheckpointError
     from pyro_vaeflow.inference.scoring import KhatWarning as KhatWarning
     from pyro_vaeflow.inference.scoring import NoScoreWarning as NoScoreWarning
@@ -52,17 +56,21 @@ _HOME = {
     name: module
     for module, names in {
         "inference.annealing": "CapacityELBO anneal constant cosine cyclical linear warmup",
-        "inference.callbacks": "BestOnHeldOut Callback InterruptedWarning TensorBoard",
+        "inference.callbacks": "BestOnHeldOut Callback InterruptedWarning",
         "inference.contributions": "contributions",
         "inference.calibration": "simulation_based_calibration",
         "tables.columns": "Column",
         "datasets.kddcup99": "load_kddcup99",
         "datasets.ring": "make_ring",
         "detector.estimator": "VAEFlowDetector",
+        "experiments.fanout": "run_all",
+        "experiments.results": "read_summary",
+        "experiments.study": "Study load_study",
         "inference.inference_gap": "inference_gap",
         "inference.draws": "log_weights",
         "programs.flows": "FLOWS",
         "inference.parameters": "param_scope",
+        "inference.posteriors": "plot_posteriors",
         "inference.active_units": "active_units",
         "programs.likelihoods": "LIKELIHOODS",
         "tables.mixed_encoder": "MixedEncoder",

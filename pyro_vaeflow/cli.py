@@ -3,22 +3,37 @@
 Modules that need torch are imported where they are used, so that ``--help`` answers at once.
 """
 
+import os
 import re
 import shlex
 import sys
+import warnings
 from collections.abc import Sequence
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, NoReturn
 
 from jsonargparse import ArgumentParser
 
+from pyro_vaeflow import __version__
 from pyro_vaeflow.escaping import say, visible
 from pyro_vaeflow.experiments.config import ExperimentConfig
-from pyro_vaeflow.experiments.study import load_study, preset_names
+from pyro_vaeflow.experiments.study import Study, load_study, preset_names
 from pyro_vaeflow.files.commands import DEVICE, FILE_COMMANDS, add_file_commands
-from pyro_vaeflow.validation import ConfigError
+from pyro_vaeflow.validation import ConfigError, check_names
 
+COLLAPSED = 0.05  # nats: a KL below it says that no latent tells rows apart
 ON_TERMINAL = "F1, top 20%|F1, true ratio|AUROC|AP|log evidence|train s".split("|")
+
+QUICKSTART = """
+What this was: autoencoders learned the inliers of two tables, with three posteriors q(z | x) each,
+and scored test rows. Scores are nats, high = anomalous: reconstruction is the paper's A(x),
+importance an estimate of -log p(x). AUROC and AP are near 1 where anomalies come first.
+The ring has a density that is known: figures/ shows the training rows, then for each posterior its
+two scores beside the true -log p(x), on one colour scale. Posteriors there are bent, which flows
+follow: see the log evidence. For breast_cancer a normal one is as good, and log evidences differ by
+noise. Next: vaeflow run quickstart --only dataset=ring --seeds 0 1 2 --out results/seeds, a study
+of your own csv file, or VAEFlowDetector in Python: see README.md."""
 
 
 class _Parser(ArgumentParser):
@@ -29,8 +44,11 @@ class _Parser(ArgumentParser):
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         if "unrecognized arguments" in message:
-            options = dict.fromkeys(re.findall(r"--[\w.]+", self.format_usage()))
-            message += f"; allowed: {' '.join(['--help', *options])}"
+            options = ["--help", *dict.fromkeys(re.findall(r"--[\w.]+", self.format_usage()))]
+            mistyped = next(word for word in message.split() if word.startswith("-"))
+            near = get_close_matches(mistyped.partition("=")[0], options, n=1)
+            message += f"; did you mean {near[0]}?" if near else ";"
+            message += f" allowed: {' '.join(options)}"
         self.exit(2, f"vaeflow: {visible(' '.join(message.split()))}\n")
         raise AssertionError  # exit does not return
 
@@ -38,15 +56,21 @@ class _Parser(ArgumentParser):
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; 0 if all went well, 1 if a run failed, 2 if refused, 3 if rows were."""
     argv = sys.argv[1:] if argv is None else list(argv)
+    if not sys.stderr.isatty():  # a bar in a file is a few lines, not one a step
+        os.environ.setdefault("TQDM_MININTERVAL", "20")
     parser = _parser(with_detector=argv[:1] == ["fit"])
     # Only what was given: a study's own settings are the defaults.
     given = parser.parse_args(argv, defaults=False).as_dict()
     values = given.get(given["subcommand"]) or {}
+    command, formats = shlex.join(["vaeflow", *argv]), warnings.formatwarning
+    warnings.formatwarning = lambda message, *_: f"vaeflow: {message}\n"  # and no source line
     try:
+        if given["subcommand"] == "quickstart":
+            status = _run({"presets": ["quickstart"], **values}, command)
+            say(QUICKSTART)
+            return status
         if given["subcommand"] == "run":
-            return _run(values, command=shlex.join(["vaeflow", *argv]))
-        if given["subcommand"] == "report":
-            return _report(Path(values["dir"]), values.get("out"))
+            return _run(values, command)
         if given["subcommand"] == "table":
             return _table(Path(values["dir"]), values.get("format", "md"))
         if given["subcommand"] in FILE_COMMANDS:
@@ -54,9 +78,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _presets()
     except (ConfigError, ImportError) as error:
         parser.error(str(error))
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         said = "stopped; what is finished is kept, and the same command resumes what was stopped"
-        say(f"\n{said}", error=True)
+        say(f"\n{stop or said}", error=True)
         return 130
     except BrokenPipeError:  # `vaeflow table DIR | head`
         sys.stderr.close()
@@ -64,11 +88,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:  # a full disk, say, once runs are done
         say(f"vaeflow: {error}; what is finished is kept, the same command resumes", error=True)
         return 1
+    finally:
+        warnings.formatwarning = formats
 
 
 def _parser(with_detector: bool) -> _Parser:
-    parser = _Parser(prog="vaeflow", description="VAEs with flow posteriors for anomaly detection.")
-    commands = parser.add_subcommands(metavar="{run,table,report,presets,fit,score}")
+    about = "VAEs with flow posteriors for anomaly detection."
+    parser = _Parser(prog="vaeflow", description=about, version=__version__)
+    commands = parser.add_subcommands(metavar="{quickstart,run,table,presets,fit,score}")
+    quickstart = _Parser(description="Three posteriors on two small tables, and what they show.")
+    quickstart.add_argument("--out", help="results folder; results/quickstart by default")
+    commands.add_subcommand("quickstart", quickstart, help="three posteriors on two tables")
     run = _Parser(description="Runs studies; finished runs are skipped.")
     known = ", ".join(preset_names())
     run.add_argument("presets", nargs="+", help=f"a file.yaml, or one of: {known}")
@@ -80,9 +110,7 @@ def _parser(with_detector: bool) -> _Parser:
     run.add_argument("--device", default="cpu", help=DEVICE)
     run.add_argument("--out", help="results folder; results/STUDY by default")
     run.add_argument("--quick", action="store_true", help="the study's small budget, in seconds")
-    run.add_argument(
-        "--tensorboard", action="store_true", help="event files of each run in OUT/tensorboard"
-    )
+    run.add_argument("--only", nargs="+", help="variants with these settings, as flow=iaf")
     run.add_class_arguments(ExperimentConfig, None, skip={"seed"})
     commands.add_subcommand("run", run, help="run presets or study files")
     table = _Parser(description="Prints the table of a results folder from its finished runs.")
@@ -94,10 +122,6 @@ def _parser(with_detector: bool) -> _Parser:
         help="md and latex: mean and standard deviation over seeds; csv: one row a run and score",
     )
     commands.add_subcommand("table", table, help="print a table of results")
-    report = _Parser(description="Writes one HTML page of a saved detector.")
-    report.add_argument("dir", help="the folder of a saved detector")
-    report.add_argument("--out", help="the file; DIR/report.html by default")
-    commands.add_subcommand("report", report, help="write a page of a saved detector")
     listing = _Parser(description="Lists the studies that ship.")
     commands.add_subcommand("presets", listing, help="list the studies that ship")
     add_file_commands(commands, _Parser, with_detector)
@@ -106,15 +130,15 @@ def _parser(with_detector: bool) -> _Parser:
 
 def _run(values: dict[str, Any], command: str) -> int:
     names, seeds = values.pop("presets"), values.pop("seeds", None)
-    out, quick = values.pop("out", None), values.pop("quick", False)
-    known = ("jobs", "dask", "tensorboard", "device")
+    out, quick, only = values.pop("out", None), values.pop("quick", False), values.pop("only", [])
+    known = ("jobs", "dask", "device")
     options: dict[str, Any] = {name: values.pop(name) for name in known if name in values}
     if (jobs := options.get("jobs", 1)) < 1:
         raise ConfigError(f"--jobs: expected at least 1, got {jobs}")
     if "dask" in options and jobs > 1:
         raise ConfigError(f"--jobs {jobs}: the workers are those of --dask; leave one of them out")
     studies = [load_study(name) for name in names]
-    groups = [(study, study.expand(values, seeds, quick)) for study in studies]
+    groups = [(study, _only(study, study.expand(values, seeds, quick), only)) for study in studies]
     num_failed = 0
     for study, configs in groups:
         if out is None:
@@ -125,10 +149,25 @@ def _run(values: dict[str, Any], command: str) -> int:
     return 1 if num_failed else 0
 
 
+def _only(
+    study: Study, configs: list[ExperimentConfig], only: Sequence[str]
+) -> list[ExperimentConfig]:
+    """The configurations whose settings are those of ``--only``, as flow=iaf."""
+    for name, _, value in (chosen.partition("=") for chosen in only):
+        settings = [config.to_dict() for config in configs]
+        if configs and name not in settings[0]:
+            check_names([name], settings[0], "setting of --only")
+        known = sorted({str(setting[name]) for setting in settings})
+        check_names([value], known, f"{name} of --only in {study.name}")
+        configs = [c for c, s in zip(configs, settings, strict=True) if str(s[name]) == value]
+    return configs
+
+
 def _run_study(configs: list[ExperimentConfig], out: Path, **options: Any) -> int:
     """Runs, writes tables and figures, prints what came out; the number of runs that failed."""
     from pyro_vaeflow.experiments.fanout import run_all
     from pyro_vaeflow.experiments.figures import draw_figures
+    from pyro_vaeflow.experiments.results import finished_runs
     from pyro_vaeflow.experiments.tables import HEADINGS, aggregate, as_text, write_tables
     from pyro_vaeflow.locks import hold_lock
 
@@ -140,6 +179,15 @@ def _run_study(configs: list[ExperimentConfig], out: Path, **options: Any) -> in
         shown = aggregate(table)
         names = [n for n in shown if n not in HEADINGS.values() or n in ON_TERMINAL]
         say(as_text(shown[names], "md"))
+    collapsed = [r.folder.name for r in finished_runs(out) if r.metrics["kl"] < COLLAPSED]
+    if collapsed:
+        shown = ", ".join(collapsed[:3]) + ", ..." * (len(collapsed) > 3)
+        say(
+            f"collapsed: {len(collapsed)} runs have a KL below {COLLAPSED} nats a row and no "
+            f"active unit: their scores do not depend on the latents ({shown}); let beta rise, as "
+            "by annealing: {kind: linear, ratio: 0.3}, train longer, or raise the learning rate",
+            error=True,
+        )
     counts = f"{len(outcome.finished)} run, {len(outcome.skipped)} already finished"
     say(f"{counts}, {len(outcome.failed)} failed")
     for name, message in outcome.failed.items():
@@ -155,13 +203,6 @@ def _table(out: Path, style: str) -> int:
 
     table = read_summary(out)
     say(as_text(table if style == "csv" else aggregate(table), style))
-    return 0
-
-
-def _report(folder: Path, out: str | None) -> int:
-    from pyro_vaeflow.plots.report import write_report
-
-    say(write_report(folder, None if out is None else Path(out)))
     return 0
 
 

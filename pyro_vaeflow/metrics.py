@@ -100,32 +100,6 @@ def detection_metrics(is_anomaly: ArrayLike, anomaly_score: ArrayLike) -> dict[s
     }
 
 
-def flagged_by_class(
-    is_anomaly: ArrayLike, labels: ArrayLike, anomaly_score: ArrayLike
-) -> dict[str, float]:
-    """The share of each class's rows that is flagged at the true ratio, classes in name order.
-
-    Recall for a class of anomalies, the rate of false flags for one of inliers. Ties at the cut
-    count as in `flag_top`.
-
-    Args:
-        labels: class names, ``(num_data,)``.
-
-    Raises:
-        ValueError: as in `flag_top`, or labels of another length.
-
-    Example:
-        >>> flagged_by_class([1, 0, 1, 0], ["dos", "web", "dos", "mail"], [0.9, 0.8, 0.3, 0.1])
-        {'dos': 0.5, 'mail': 0.0, 'web': 1.0}
-    """
-    truth, rank = _ranked(is_anomaly, anomaly_score)
-    if (names := np.asarray(labels)).shape != truth.shape:
-        raise ValueError(f"labels must have shape {truth.shape}, got {names.shape}")
-    above, tied, chance = _flagged(rank, int(truth.sum()))
-    shares = above + chance * tied
-    return {str(name): float(shares[names == name].mean()) for name in np.unique(names)}
-
-
 def _flagged(rank: np.ndarray, num_flagged: int) -> tuple[np.ndarray, np.ndarray, float]:
     """Rows above the cut, rows that tie at it, and the chance that one of these is flagged."""
     if not 1 <= num_flagged <= len(rank):

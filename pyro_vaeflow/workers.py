@@ -151,9 +151,10 @@ class Processes(Executor):
         return future
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
-        """Ends the processes, whatever they are at."""
+        """Ends the processes, whatever they are at; idle ones by themselves, and so cleanly."""
+        idle = [self.idle.get() for _ in range(self.idle.qsize())]
         for pool in self.pools:
-            pool.shutdown(kill_workers=True)
+            pool.shutdown(kill_workers=pool not in idle)
 
 
 def _end_with(parent: int) -> None:

@@ -20,8 +20,8 @@ from pyro_vaeflow.experiments.results import (
 )
 from pyro_vaeflow.experiments.tables import aggregate
 from pyro_vaeflow.plain_files import inside, write_whole
-from pyro_vaeflow.plots.report import Page
 from pyro_vaeflow.validation import ConfigError
+from results.shared.page import Page
 
 MAX_RUNS = 12  # that have a figure of their own
 KHAT_LIMIT = 0.7

@@ -14,7 +14,7 @@ from pyro_vaeflow import Callback
 PACKAGE = Path(pyro_vaeflow.__file__).parent
 SOURCES = sorted(PACKAGE.rglob("*.py"))
 # Each folder imports from itself, the folders before it and the modules of the top level.
-FOLDERS = "inference tables programs datasets plots detector files experiments".split()
+FOLDERS = "plots inference tables programs datasets detector files experiments".split()
 
 
 def modules_imported(path: Path) -> set[str]:

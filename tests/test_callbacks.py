@@ -1,15 +1,13 @@
 """Callbacks: their order, what they may do to a training, and that a program runs at every step."""
 
 import math
-import sys
 from pathlib import Path
 
 import pandas as pd
 import pytest
 import torch
 
-from pyro_vaeflow import Callback, Checkpoint, CheckpointError, Guide, TensorBoard
-from pyro_vaeflow.inference.callbacks import TAGS
+from pyro_vaeflow import Callback, Checkpoint, CheckpointError, Guide
 from tests.programs import ZOO, Pair, rows
 
 
@@ -173,25 +171,3 @@ def test_a_callbacks_state_is_resumed_bit_for_bit(tmp_path: Path) -> None:
 
 class Stopped(Exception):
     """Stands in for the end of the process."""
-
-
-def test_event_files_hold_the_history(tmp_path: Path) -> None:
-    reason = "tensorboard.backend.event_processing.event_accumulator"
-    reader = pytest.importorskip(reason, reason="no TensorBoard")
-    options = {"held_out": rows(5), "eval_every": 3}
-    frame = (
-        ZOO["diagonal"]().fit(num_steps=7, callbacks=[TensorBoard(tmp_path, 2)], **options).frame
-    )
-    events = reader.EventAccumulator(str(tmp_path))
-    events.Reload()
-    assert set(events.Tags()["scalars"]) == set(TAGS.values())
-    for column, steps in {"elbo": [0, 2, 4, 5, 6], "held_out_elbo": [2, 5, 6]}.items():
-        scalars = events.Scalars(TAGS[column])  # step 5 is there for its held-out rows
-        assert [scalar.step for scalar in scalars] == steps
-        assert [scalar.value for scalar in scalars] == pytest.approx(frame[column][steps].tolist())
-
-
-def test_without_tensorboard_it_says_how_to_get_it(monkeypatch, tmp_path: Path) -> None:
-    monkeypatch.setitem(sys.modules, "tensorboard", None)
-    with pytest.raises(ImportError, match=r"pip install \"pyro_vaeflow\[tensorboard\]\""):
-        TensorBoard(tmp_path)

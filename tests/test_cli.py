@@ -47,7 +47,13 @@ def refusal(capsys, *argv: str) -> str:
 @pytest.mark.parametrize(
     ("argv", "said"),
     [
-        ("run ring --latent 3", "unrecognized arguments: --latent 3; allowed: --help --seeds"),
+        ("run ring --latent 3", "--latent 3; did you mean --latent_dim? allowed: --help --seeds"),
+        ("run ring --xyz", "unrecognized arguments: --xyz; allowed: --help --seeds"),
+        (
+            "run ring --only flow=spline",
+            "unknown flow of --only in ring 'spline'; allowed: diagonal",
+        ),
+        ("run ring --only flw=iaf", "unknown setting of --only 'flw', did you mean 'flow'?"),
         ("run ring --latent_dim many", "latent_dim"),
         ("run ring --jobs 2 --dask tcp://host:1", "--jobs 2: the workers are those of --dask"),
         ("run ring --device meta", "device must be one that this machine has, got 'meta'"),
@@ -66,7 +72,7 @@ def refusal(capsys, *argv: str) -> str:
         ("table none", "none holds no finished run"),
         ("table none --format html", "md"),
         ("rn", "run"),
-        ("", "{run,table,report,presets,fit, ...}"),
+        ("", "{quickstart,run,table,presets,fit, ...}"),
     ],
 )
 def test_a_wrong_call_is_refused_in_one_line_with_what_is_allowed(

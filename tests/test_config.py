@@ -7,8 +7,8 @@ from itertools import product
 
 import pytest
 
-from pyro_vaeflow.experiments.config import ExperimentConfig, GapSettings
-from pyro_vaeflow.experiments.study import load_study, merge, parse_study, preset_names
+from pyro_vaeflow.experiments.config import ExperimentConfig, GapSettings, read_mapping
+from pyro_vaeflow.experiments.study import Study, load_study, merge, preset_names
 from pyro_vaeflow.programs.settings import AnnealingConfig
 from pyro_vaeflow.validation import ConfigError
 
@@ -17,13 +17,13 @@ OTHER = {
     "study": "b", "dataset": "kddcup99", "split_seed": 1, "max_rows": 5, "preprocessing": "none",
     "likelihood": "normal", "likelihood_options": {"min_scale": 0.1}, "flow": "iaf",
     "num_flows": 3, "conditioned": False, "flow_options": {"stable": True}, "latent_dim": 2,
-    "encoder_dims": (8,), "decoder_dims": (8,), "dropout": 0.0, "num_steps": 11,
-    "num_epochs": 2.5, "batch_size": 7, "learning_rate": 0.1, "learning_rate_schedule": "cosine",
+    "encoder_dims": (8,), "decoder_dims": (8,), "dropout": 0.2, "num_steps": 11,
+    "num_epochs": 2.5, "batch_size": 7, "learning_rate": 0.1, "learning_rate_schedule": "linear",
     "learning_rate_stop": 0.01, "annealing": AnnealingConfig(kind="capacity", gamma=3.0),
     "clip_norm": 1.0, "num_samples": 9, "map_size": 4, "seed": 1,
     "activation": "silu", "held_out_rows": 3, "input_dropout": 0.1, "count_power": 0.5,
     "learning_rate_warmup": 0.2, "validation_share": 0.1, "prior": "exemplar",
-    "start_scale": 0.1, "gaps": GapSettings(rows=4),
+    "start_scale": 0.1, "label": "fraud", "gaps": GapSettings(rows=4),
     "detector": "knn1", "detector_options": {"epoch_num": 2},
 }  # fmt: skip
 # What a setting needs beside it to mean anything.
@@ -32,6 +32,10 @@ NEEDS: Mapping[str, dict] = {
     "detector_options": {"detector": "pyod_vae"},
     "learning_rate_stop": {"learning_rate_schedule": "linear"},
 }
+
+
+def study_of(text: str) -> Study:
+    return Study.from_dict(read_mapping(text, "study 'study'"))
 
 
 def changed(name: str) -> ExperimentConfig:
@@ -94,7 +98,7 @@ def test_what_a_file_says_is_what_counts() -> None:
     text, options = "{num_steps: 10, learning_rate: 5e-4}", {"hidden_dim": 8}
     assert ExperimentConfig.from_yaml(text).learning_rate == 5e-4
     assert "seed: 0\n" in CONFIG.to_yaml()
-    assert parse_study("{num_steps: 1, seed: 0, seeds: [0, 3]}").expand()[0].seed == 0
+    assert study_of("{num_steps: 1, seed: 0, seeds: [0, 3]}").expand()[0].seed == 0
     config = changed("learning_rate_stop")
     assert replace(config, learning_rate_stop=0.02).digest != config.digest
     config = replace(CONFIG, flow_options=options)
@@ -135,7 +139,7 @@ def test_kdd_width_is_kdd_paper_but_for_the_layers_and_the_rows_that_choose_them
 
 
 def test_later_settings_win_from_shared_to_variant_to_quick_to_override() -> None:
-    study = parse_study(
+    study = study_of(
         """
         num_steps: 1
         batch_size: 1
@@ -173,13 +177,13 @@ def test_an_override_of_a_schedule_drops_what_the_new_one_ignores(name) -> None:
 
 
 def test_variants_that_an_override_makes_alike_run_once() -> None:
-    study = parse_study("{num_steps: 1, variants: [{flow: diagonal}, {flow: iaf, num_flows: 2}]}")
+    study = study_of("{num_steps: 1, variants: [{flow: diagonal}, {flow: iaf, num_flows: 2}]}")
     assert len(study.expand({"flow": "planar", "num_flows": 3})) == 1
 
 
 def test_a_runs_config_is_a_study() -> None:
     config = replace(changed("annealing"), seed=3)
-    assert parse_study(config.to_yaml()).expand() == [config]
+    assert study_of(config.to_yaml()).expand() == [config]
 
 
 @pytest.mark.parametrize(
@@ -202,7 +206,7 @@ def test_a_runs_config_is_a_study() -> None:
 )
 def test_a_wrong_study_file_is_refused_with_what_is_allowed(text: str, said: str) -> None:
     with pytest.raises(ConfigError, match=re.escape(said)):
-        parse_study(text)
+        study_of(text)
 
 
 def test_files_of_version_0_1_are_read() -> None:
@@ -222,5 +226,5 @@ def test_files_of_version_0_1_are_read() -> None:
         text = text.replace(
             "{model: planar, num_flows: 2}", "{model: planar, num_flows: 2, num_steps: 1}"
         )
-        (config,) = parse_study(text).expand(quick="quick" in text)
+        (config,) = study_of(text).expand(quick="quick" in text)
         assert (config.flow, config.num_flows) == ("planar", 2)

@@ -1,6 +1,7 @@
 """The documentation builds without a warning, its code runs, and it leaves nothing out."""
 
 import contextlib
+import html
 import io
 import re
 import sys
@@ -65,3 +66,27 @@ def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
     assert code == 0, errors.getvalue()
     pages = {path.stem for path in (tmp_path / "html" / "notebooks").glob("*.html")}
     assert pages == {path.stem for path in (ROOT / "notebooks").glob("*.ipynb")} != set()
+    assert_the_reference_is_whole(tmp_path / "html")
+
+
+def assert_the_reference_is_whole(site: Path) -> None:
+    """Types, defaults and names as a reader of the pages finds them; math without a network."""
+    pages = {path.stem: path.read_text() for path in site.glob("api/*.html")}
+    signatures = re.findall(
+        r'<dt class="sig sig-object py" id="pyro_vaeflow\.([\w.]+)">(.*?)</dt>',
+        "".join(pages.values()),
+        re.DOTALL,
+    )
+    texts = {name: html.unescape(re.sub("<[^>]+>", "", sig)) for name, sig in signatures}
+    taking = {name: text for name, text in texts.items() if re.search(r"\(\s*\w", text)}
+    untyped = [name for name, text in taking.items() if not re.search(r"\w: [\w(]", text)]
+    assert len(taking) > 100 and len(untyped) < 5, untyped
+    assert "num_samples: int = 100" in texts["score"] and "→ Scores" in texts["score"]
+    assert "flow: str = 'diagonal'" in texts["VAEFlowDetector"]
+    for name in ("FLOWS", "LIKELIHOODS", "Callback.after_step", "Study.expand", "plot_posteriors"):
+        assert name in texts, name
+    detector = re.sub("<[^>]+>", "", pages["detector"])
+    assert all(f"{name}_" in detector for name in ("offset", "history", "encoder", "seed"))
+    assert "<math" in pages["inference"] and "$" not in re.sub("<[^>]+>", "", pages["inference"])
+    fetched = re.compile(r'<(?:script|img|iframe)[^>]+src="https?:|<link[^>]+href="https?:')
+    assert not [path for path in site.rglob("*.html") if fetched.search(path.read_text())]

@@ -41,7 +41,7 @@ def test_presets_are_installed_with_the_package():
 
 def test_constraints_pin_every_requirement():
     def key(name: str) -> str:
-        return re.sub("[-_.]+", "-", name.partition("[")[0]).lower()
+        return re.sub("[-_.]+", "-", re.split(r"[\[ <>=]", name)[0]).lower()
 
     text = (ROOT / "constraints.txt").read_text()
     lines = [line.partition("#")[0].strip() for line in text.splitlines()]
@@ -51,7 +51,13 @@ def test_constraints_pin_every_requirement():
     assert all(re.fullmatch(r"[\w.]+", number) for number in pins.values())
     setup = configparser.ConfigParser()
     setup.read(ROOT / "setup.cfg")
-    required = setup["options"]["install_requires"].split()
+    required = setup["options"]["install_requires"].strip().splitlines()
+    oldest = (ROOT / ".ci" / "oldest.txt").read_text().splitlines()[1:]
+    bounds = [re.sub(r"\[.*\]", "", line).replace(" >= ", "==") for line in required]
+    assert [line.lower() for line in oldest] == [  # those that setup.cfg allows, to the last digit
+        next(pin for pin in (line.lower() for line in oldest) if pin.startswith(bound))
+        for bound in bounds
+    ]
     for extra in setup["options.extras_require"].values():
         required += extra.split()
     assert [name for name in required if key(name) not in pinned] == []

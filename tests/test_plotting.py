@@ -9,7 +9,7 @@ import pytest
 from matplotlib.collections import QuadMesh
 
 from pyro_vaeflow.plots import maps as plotting
-from pyro_vaeflow.plots.charts import plot_history, plot_schedules
+from pyro_vaeflow.plots.charts import plot_history
 from pyro_vaeflow.plots.maps import plot_points, plot_score_maps
 
 AXIS = np.linspace(-1, 1, 21)
@@ -153,14 +153,3 @@ def test_short_and_broken_histories(history):
         plot_history(history.drop(columns="kl"))
     with pytest.raises(ValueError, match="0 rows"):
         plot_history(history.head(0))
-
-
-def test_schedules_are_drawn_over_their_steps():
-    figure = plot_schedules({"up": lambda step: step / 10, "flat": lambda step: 1.0}, 11)
-    up, flat = figure.axes[0].lines
-    assert up.get_ydata() == pytest.approx(np.linspace(0, 1, 11))
-    assert up.get_linestyle() != flat.get_linestyle()
-    assert [t.get_text() for t in figure.axes[0].get_legend().get_texts()] == ["up", "flat"]
-    for schedules, num_steps in (({}, 5), ({"a": lambda step: 1.0}, 0)):
-        with pytest.raises(ValueError, match="num_steps"):
-            plot_schedules(schedules, num_steps)

@@ -12,12 +12,12 @@ from pyro_vaeflow.experiments.config import ExperimentConfig
 from pyro_vaeflow.experiments.experiment import run
 from pyro_vaeflow.experiments.fanout import run_all
 from pyro_vaeflow.experiments.measurements import detection
-from pyro_vaeflow.experiments.results import by_class, finished_runs
-from pyro_vaeflow.experiments.study import parse_study
 from pyro_vaeflow.experiments.tables import write_tables
 from pyro_vaeflow.experiments.tasks import TASKS, Task, load_task
 from pyro_vaeflow.metrics import auroc, average_precision
 from pyro_vaeflow.validation import ConfigError
+from results.shared.classes import classes_of, flagged_by_class, write_by_class
+from tests.test_config import study_of
 
 pytestmark = pytest.mark.filterwarnings("ignore::pyro_vaeflow.KhatWarning")
 CONFIG = ExperimentConfig(dataset="breast_cancer", preprocessing="standard", num_steps=1)
@@ -32,7 +32,7 @@ def test_without_a_seed_of_its_own_the_split_follows_the_seed() -> None:
 
 
 def test_a_study_runs_each_variant_on_each_data_set() -> None:
-    study = parse_study(
+    study = study_of(
         """
         datasets: [ring, breast_cancer]
         num_steps: 1
@@ -63,7 +63,7 @@ def test_a_study_runs_each_variant_on_each_data_set() -> None:
 )
 def test_data_sets_are_named_in_one_place(text: str) -> None:
     with pytest.raises(ConfigError, match="datasets names them already"):
-        parse_study(text)
+        study_of(text)
 
 
 def test_the_first_of_rows_alike_in_columns_and_kind_is_kept(
@@ -97,7 +97,7 @@ def test_distinct_rows_count_once_whatever_their_number() -> None:
     ap = average_precision(truth, score)
     assert of_score["average_precision_distinct"] == pytest.approx(ap)
     assert of_score["auroc"] != pytest.approx(auroc(truth, score))
-    assert "classes" not in measured  # of two classes recall says all
+    assert classes_of(task, {"s": score[copies]}) == {}  # of two classes recall says all
 
 
 def test_the_share_flagged_of_each_class_is_its_mean_over_seeds(tmp_path, monkeypatch) -> None:
@@ -112,15 +112,14 @@ def test_the_share_flagged_of_each_class_is_its_mean_over_seeds(tmp_path, monkey
     run_all([config, replace(config, seed=1)], tmp_path, progress=False)
     write_tables(tmp_path)
     assert "AUROC, distinct rows" in (tmp_path / "table.md").read_text()
-    table = pd.read_csv(tmp_path / "by_class.csv")
+    assert write_by_class(tmp_path / "none").empty
+    table = write_by_class(tmp_path)
+    assert len(pd.read_csv(tmp_path / "by_class.csv")) == len(table)
     ours = table[table["score"] == "importance"].set_index("class")
     assert ours["rows"].to_dict() == {"dos": 20, "mail": 40, "web": 90}
     assert ours["is_anomaly"].to_dict() == {"dos": 1, "mail": 0, "web": 0}
-    runs = [r.metrics for r in finished_runs(tmp_path)]
-    means = np.mean([[*m["flagged_by_class"]["importance"].values()] for m in runs], axis=0)
-    assert ours["flagged"].tolist() == pytest.approx(means, rel=1e-5)
-    for metrics in runs:  # as many are flagged as are anomalies
-        shares = metrics["flagged_by_class"]["importance"]
-        flagged = sum(metrics["classes"][c] * share for c, share in shares.items())
-        assert flagged == pytest.approx(20)
-    assert by_class([]).empty
+    for _, shares in table.groupby("score"):  # as many are flagged as are anomalies
+        assert (shares["rows"] * shares["flagged"]).sum() == pytest.approx(20)
+    classes, found = ["dos", "web", "dos", "mail"], [0.9, 0.8, 0.3, 0.1]
+    shares = flagged_by_class([1, 0, 1, 0], classes, found)
+    assert shares == {"dos": 0.5, "mail": 0.0, "web": 1.0}

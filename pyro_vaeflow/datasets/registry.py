@@ -88,6 +88,34 @@ def load_adbench(name: str, data_home: Folder = None) -> Dataset:
         raise bad_file(path, f"holds no table ({error!r:.300})", ADBENCH) from error
 
 
+def read_table(path: Path, label: str) -> Dataset:
+    """Returns the table in a csv, Parquet or npz file, ``y`` its column `label`.
+
+    An npz file has a matrix ``X``, and ``y`` under the name of `label`.
+
+    Raises:
+        ValueError: the file cannot be read, has no such column, or this is not all 0 and 1.
+    """
+    try:
+        if path.suffix == ".npz":
+            _check_declared(path)
+            with np.load(path, allow_pickle=False) as content:
+                return _dataset(path.stem, content["X"], content[label])
+        frame = pd.read_csv(path) if path.suffix == ".csv" else pd.read_parquet(path)
+    except Exception as error:  # as above
+        raise ValueError(f"{path} holds no labelled table: {error!r:.300}") from error
+    if label not in frame:
+        raise ValueError(f"{path} has no column {label!r}; it has {', '.join(map(str, frame))}")
+    flags = frame.pop(label)
+    if not flags.isin([0, 1]).all():
+        raise ValueError(
+            f"column {label!r} of {path} must be 1 for anomalies and 0 for other rows, got "
+            f"{flags.drop_duplicates().tolist()[:5]}: write one, as by (frame.kind != 'normal')"
+        )
+    y = flags.to_numpy().astype(np.int64)
+    return Dataset(path.stem, frame, y, np.where(y == 1, "anomaly", "normal").astype(object))
+
+
 def _adbench_name(path: Path) -> str:
     return path.stem.split("_", 1)[-1].lower()
 

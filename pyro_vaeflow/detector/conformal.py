@@ -1,5 +1,7 @@
 """Which rows to flag: the threshold, conformal p-values, the false-discovery rate they control."""
 
+import warnings
+
 import numpy as np
 from numpy.typing import ArrayLike
 from scipy.stats import false_discovery_control
@@ -7,6 +9,7 @@ from scipy.stats import false_discovery_control
 from pyro_vaeflow.validation import check_number
 
 AUTO = 0.05  # of fresh rows like the training rows are flagged where contamination is "auto"
+ENOUGH = 100  # fresh rows like these, of which none is flagged one time in 170
 
 
 def threshold(
@@ -31,6 +34,19 @@ def threshold(
     if weights is not None:
         return float(np.quantile(scores, share, weights=weights, method="inverted_cdf"))
     return float(np.quantile(scores, share))
+
+
+def doubt(flagged: np.ndarray, contamination: float | str) -> np.ndarray:
+    """The decisions as they are; warns where ``"auto"`` flags all of many rows, or none."""
+    if contamination == "auto" and len(flagged) >= ENOUGH and flagged.all() == flagged.any():
+        which = "all" if flagged.all() else "none"
+        warnings.warn(
+            f"contamination='auto' flags {which} of {len(flagged)} rows, and would flag 1 in 20 of "
+            "rows like the training rows: these are unlike them; look at score_samples, or give "
+            "the share to flag as contamination= or predict(X, ratio=)",
+            stacklevel=3,
+        )
+    return flagged
 
 
 def p_values(score_samples: ArrayLike, calibration: ArrayLike) -> np.ndarray:

@@ -25,7 +25,7 @@ class DetectorSettings:
     """What `VAEFlowDetector` says of its arguments; the constructor only stores them."""
 
     flow: str = "diagonal"
-    num_flows: int = setting(0, low=0, high=100)
+    num_flows: int | None = setting(None, low=0, high=100)
     latent_dim: int | None = setting(None, low=1)
     hidden_dims: tuple[int, ...] = setting((64, 64), low=1)
     num_steps: int = setting(1500, low=1)

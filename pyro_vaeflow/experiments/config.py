@@ -11,19 +11,16 @@ from typing import Any
 
 import yaml
 
-from pyro_vaeflow.experiments.programs_file import (
-    DEFAULT,
-    content_name,
-    is_file,
-    locate,
-    short_name,
-)
-from pyro_vaeflow.programs.settings import Settings
+from pyro_vaeflow.experiments.own_files import DEFAULT, FILES, content_name, locate, short_name
+from pyro_vaeflow.programs.settings import AnnealingConfig, Settings
 from pyro_vaeflow.validation import Checked, ConfigError, check_used, setting
 
 MAX_BYTES = 2**18  # of a configuration file
 MAX_VALUES = 100_000  # in it, with its aliases written out
 MAX_DIGITS = 400  # of a number; 1e308 written out has 309
+# What auto stands for, by the other one of the two; else standard and normal.
+PREPROCESSING = {"mixed": "mixed", "bernoulli": "minmax"}
+LIKELIHOOD = {"mixed": "mixed", "minmax": "bernoulli"}
 
 
 @dataclass(frozen=True)
@@ -34,19 +31,24 @@ class DataSettings(Checked):
         study: the name under which its results are kept.
         programs: vae, another name of `pyro_vaeflow.programs.fitting.PROGRAMS`, or a file of one's
             own and a function in it that makes the pair: my_pair.py:make.
-        dataset: kddcup99, ring, breast_cancer or another name of `pyro_vaeflow.experiments.tasks`.
+        dataset: a csv, Parquet or npz file of one's own, or kddcup99, ring, breast_cancer or
+            another name of `pyro_vaeflow.experiments.tasks.TASKS`.
+        label: the column of the file that is 1 where the row is an anomaly and 0 elsewhere.
         split_seed: draws the training and the test rows, and the rows of generated data; null
             draws them with the seed, so that each seed has a split of its own.
         max_rows: at most so many rows of each part, drawn with split_seed; all by default.
-        preprocessing: how columns become numbers, learned on the training inliers.
+        preprocessing: how columns become numbers, learned on the training inliers; auto is what
+            suits the likelihood: mixed, each column by its kind, if that is auto too, or standard
+            for programs of one's own.
     """
 
     study: str = "study"
     programs: str = DEFAULT
     dataset: str = "ring"
+    label: str | None = None
     split_seed: int | None = setting(42, low=0)
     max_rows: int | None = setting(None, low=2)
-    preprocessing: str = "minmax"
+    preprocessing: str = "auto"
 
 
 @dataclass(frozen=True)
@@ -83,8 +85,15 @@ class ExperimentConfig(Settings, DataSettings):
             be chosen without labels; distinct ones, with all their copies, if count_power is not 1.
         map_size: points per side of the square grid on which A(x) of two-column data is kept.
         gaps: whether and how the run measures what keeps its posterior from the exact one.
+        likelihood: auto is the one that suits the preprocessing.
     """
 
+    likelihood: str = "auto"
+    dropout: float = setting(0.0, low=0.0, below=1.0)
+    activation: str = "tanh"
+    learning_rate: float = setting(5e-3, above=0.0)
+    learning_rate_schedule: str = setting("cosine", choices=("constant", "linear", "cosine"))
+    annealing: AnnealingConfig = setting(factory=lambda: AnnealingConfig("linear", ratio=0.25))
     held_out_rows: int = setting(0, low=0)
     map_size: int = setting(0, low=0)
     gaps: GapSettings = setting(factory=GapSettings)
@@ -93,8 +102,15 @@ class ExperimentConfig(Settings, DataSettings):
         super().__post_init__()
         if self.study in ("", ".", "..") or set(self.study) & set("/\\\0"):
             raise ConfigError(f"study: expected the name of a folder, got {self.study!r}")
-        if is_file(self.programs) and "@" not in self.programs:
-            object.__setattr__(self, "programs", locate(self.programs, Path.cwd()))
+        for key in FILES:
+            if "@" not in (name := getattr(self, key)):
+                object.__setattr__(self, key, locate(name, Path.cwd(), key))
+        if self.preprocessing == "auto":
+            auto = "mixed" if self.programs == DEFAULT else "standard"
+            chosen = {"auto": auto, **PREPROCESSING}.get(self.likelihood, "standard")
+            object.__setattr__(self, "preprocessing", chosen)
+        if self.likelihood == "auto":
+            object.__setattr__(self, "likelihood", LIKELIHOOD.get(self.preprocessing, "normal"))
 
     @property
     def rows_seed(self) -> int:
@@ -112,8 +128,9 @@ class ExperimentConfig(Settings, DataSettings):
         # The names of runs that leave them at their defaults are older than these settings.
         if not self.gaps.rows:
             del values["gaps"]
-        if self.programs == DEFAULT:
-            del values["programs"]
+        for name, default in (("programs", DEFAULT), ("label", None)):
+            if values[name] == default:
+                del values[name]
         return values
 
     def to_yaml(self) -> str:
@@ -150,8 +167,8 @@ class ExperimentConfig(Settings, DataSettings):
         settings |= {"detector": "vaeflow", "detector_options": {}, "model": settings.pop("flow")}
         if self.flow == "iaf":  # its layers had no gate unless asked for
             settings["flow_options"] = {"stable": True, **self.flow_options}
-        if "programs" in settings:
-            settings["programs"] = content_name(self.programs)
+        for key in FILES.keys() & settings.keys():
+            settings[key] = content_name(settings[key], key)
         return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
 
     @property
@@ -162,7 +179,7 @@ class ExperimentConfig(Settings, DataSettings):
             >>> ExperimentConfig(num_steps=10, flow="iaf", num_flows=5, seed=3).run_name[:15]
             'ring-iaf5-seed3'
         """
-        dataset = self.dataset.replace(":", "_").replace("/", "_")
+        dataset = short_name(self.dataset, "dataset").replace(":", "_").replace("/", "_")
         pair = "" if self.programs == DEFAULT else f"{short_name(self.programs)}-"
         return f"{dataset}-{pair}{self.flow}{self.num_flows}-seed{self.seed}-{self.digest}"
 

@@ -2,7 +2,7 @@
 
 import time
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from pyro_vaeflow.experiments import programs_file
+from pyro_vaeflow.experiments import own_files
 from pyro_vaeflow.experiments.config import ExperimentConfig
 from pyro_vaeflow.experiments.measurements import (
     density_map,
@@ -20,7 +20,7 @@ from pyro_vaeflow.experiments.measurements import (
     measure_held_out,
 )
 from pyro_vaeflow.experiments.tasks import check_task, load_task
-from pyro_vaeflow.inference.callbacks import Callback, InterruptedWarning
+from pyro_vaeflow.inference.callbacks import InterruptedWarning
 from pyro_vaeflow.inference.parameters import (
     Device,
     check_device,
@@ -29,7 +29,6 @@ from pyro_vaeflow.inference.parameters import (
     param_scope,
 )
 from pyro_vaeflow.inference.saved_folder import state_of
-from pyro_vaeflow.inference.training import History
 from pyro_vaeflow.programs.fitting import PROGRAMS, Make, build, check_pair, fit, score_rows, vae
 from pyro_vaeflow.tables.columns import Column
 from pyro_vaeflow.tables.distinct_rows import training_rows
@@ -50,8 +49,8 @@ class Result:
 
 def maker(config: ExperimentConfig) -> Make:
     """The function that makes the configuration's pair; runs the file that ``programs`` names."""
-    if programs_file.is_file(config.programs):
-        return programs_file.load(config.programs)
+    if own_files.is_file(config.programs):
+        return own_files.load(config.programs)
     check_names([config.programs], [*PROGRAMS, "FILE.py:FUNCTION"], "programs")
     return PROGRAMS[config.programs]
 
@@ -62,13 +61,14 @@ def check_registered(config: ExperimentConfig) -> None:
     Raises:
         ConfigError: with the names allowed, or with what the posterior's builder said.
     """
+    make = maker(config)  # first: a file with programs may register a data set
     check_task(config)
     if (config.preprocessing == "mixed") != (config.likelihood == "mixed"):
         raise ConfigError(
             "preprocessing and likelihood must both be mixed or neither; got "
             f"preprocessing={config.preprocessing} and likelihood={config.likelihood}"
         )
-    if maker(config) is vae:
+    if make is vae:
         check_pair(config)
 
 
@@ -77,7 +77,6 @@ def run(
     progress: bool = False,
     checkpoint: Path | None = None,
     device: Device = "cpu",
-    callbacks: Iterable[Callback] = (),
 ) -> Result:
     """Trains on the inliers of the training rows and scores the test rows, two scores in one pass.
 
@@ -85,7 +84,6 @@ def run(
         progress: whether training and scoring show bars.
         checkpoint: a folder from which training resumes, if a killed process has left it there.
         device: where torch trains and scores, ``cuda`` say.
-        callbacks: of the training.
 
     Raises:
         ConfigError: a name that is not registered; the message names those that are. Or the
@@ -108,18 +106,17 @@ def run(
     move(model, guide, device)
     x_train, held_out = x_train.to(device), held_out.to(device)
     task = replace(task, x_test=task.x_test.to(device))
-    started = time.perf_counter()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", InterruptedWarning)  # the command line says it
-        history = fit(config, model, guide, x_train, weights, progress, checkpoint, callbacks)
+        history = fit(config, model, guide, x_train, weights, progress, checkpoint)
     if history.interrupted:
         raise KeyboardInterrupt
-    trained = time.perf_counter()
+    started = time.perf_counter()
     scores = score_rows(config, model, guide, task.x_test, progress)
     scored = time.perf_counter()
     metrics = {"num_train": len(x_train), **measure(task, scores)}
-    metrics["train_seconds"] = trained - started + _seconds_before(history)
-    metrics["score_seconds"] = scored - trained
+    metrics["train_seconds"] = float(history.frame["seconds"].iloc[-1])  # of steps alone
+    metrics["score_seconds"] = scored - started
     if config.held_out_rows:
         metrics |= measure_held_out(score_rows(config, model, guide, held_out, progress))
     if config.gaps.rows:
@@ -136,9 +133,3 @@ def run(
         parameters={name: value.cpu() for name, value in state_of(model, guide).items()},
         columns=task.columns,
     )
-
-
-def _seconds_before(history: History) -> float:
-    """What training had taken before this process resumed it."""
-    seconds = history.frame["seconds"]
-    return float(seconds.iloc[history.resumed_at - 1]) if history.resumed_at else 0.0

@@ -17,7 +17,6 @@ from tqdm.auto import tqdm
 from pyro_vaeflow.experiments.config import ExperimentConfig
 from pyro_vaeflow.experiments.experiment import check_registered, run
 from pyro_vaeflow.experiments.run_folder import is_finished, lock_of, sweep, write
-from pyro_vaeflow.inference.callbacks import TensorBoard
 from pyro_vaeflow.inference.parameters import Device, check_device
 from pyro_vaeflow.inference.training import NonFiniteError
 from pyro_vaeflow.locks import ONE_THREAD, hold_lock
@@ -51,18 +50,16 @@ class Call:
     lock: Path
     command: str = ""
     progress: bool = False
-    tensorboard: bool = False
     device: Device = "cpu"
 
 
 def run_all(
     configs: Sequence[ExperimentConfig],
-    out: Path,
+    out: str | Path,
     jobs: int = 1,
     command: str = "",
     progress: bool = True,
     dask: str | None = None,
-    tensorboard: bool = False,
     device: Device = "cpu",
 ) -> Outcome:
     """Runs what is not yet finished in ``out/runs``, one folder per configuration and seed.
@@ -78,21 +75,17 @@ def run_all(
             this process and show their own progress bars.
         command: kept with each run, to say what made it.
         dask: in place of worker processes, a Dask cluster; see `workers`.
-        tensorboard: whether each run leaves event files in a folder of ``out/tensorboard``.
         device: where torch trains and scores; on Dask, of the workers. It is no setting of a run.
 
     Raises:
-        ImportError: TensorBoard is asked for and not installed.
         ConfigError: before the first run, if any configuration is refused.
     """
     for config in {config.digest: config for config in configs}.values():
         check_registered(config)
-    if tensorboard:
-        TensorBoard(out)  # refuses where it is not installed
     if dask is None:
         check_device(device)
-    out = out.resolve()
-    for name in ("runs", "unfinished", "failed", "tensorboard"):
+    out = Path(out).resolve()
+    for name in ("runs", "unfinished", "failed"):
         inside(out / name, out)
     runs = out / "runs"
     done = [config.run_name for config in configs if is_finished(runs / config.run_name, config)]
@@ -103,7 +96,7 @@ def run_all(
     except OSError as error:
         raise ConfigError(f"--out: {out} cannot be written ({error}); choose a folder") from error
     sweep(runs)
-    call = Call(out, runs / f".{uuid4().hex}.lock", command, progress, tensorboard, device)
+    call = Call(out, runs / f".{uuid4().hex}.lock", command, progress, device)
     bar = tqdm(total=len(configs), initial=len(done), desc="runs", unit="run", disable=not progress)
     with bar, hold_lock(call.lock), workers(jobs, dask) as executor:
         for name, state, message in _results(executor, todo, call):
@@ -156,8 +149,7 @@ def attempt(config: ExperimentConfig, call: Call) -> tuple[State, str]:
             if call.progress:
                 tqdm.write(name)
             shutil.rmtree(out / "failed" / name, ignore_errors=True)
-            boards = [TensorBoard(out / "tensorboard" / name)] if call.tensorboard else []
-            result = run(config, call.progress, checkpoint, call.device, boards)
+            result = run(config, call.progress, checkpoint, call.device)
             write(result, config, folder, call.command)
             _forget(checkpoint)
         except Exception as error:  # one run that fails must not stop the others

@@ -32,7 +32,7 @@ def draw_figures(out: Path) -> list[Path]:
     _write(plot_points(points, title="training rows"), path)
     paths = [path]
     for number, run in enumerate(first.values(), start=2):
-        flow, num_flows = run.config.flow, run.config.num_flows
+        flow, num_flows = run.config.flow, run.config.num_flows or 0
         path = out / "figures" / f"figure{number}_{flow}{num_flows}.png"
         maps, name = read_arrays(run.folder / "map.npz"), method_name(flow, num_flows)
         xx, yy = np.meshgrid(maps["axis"], maps["axis"])

@@ -16,7 +16,7 @@ from pyro_vaeflow.inference.active_units import active_units
 from pyro_vaeflow.inference.inference_gap import Gaps, inference_gap
 from pyro_vaeflow.inference.parameters import Program
 from pyro_vaeflow.inference.scoring import KHAT_LIMIT, Scores
-from pyro_vaeflow.metrics import auroc, average_precision, detection_metrics, flagged_by_class
+from pyro_vaeflow.metrics import auroc, average_precision, detection_metrics
 from pyro_vaeflow.programs.fitting import score_rows
 from pyro_vaeflow.programs.vae import Guide
 
@@ -25,13 +25,13 @@ PARTS = ["log_evidence", "approximation_gap", "amortization_gap", "elbo"]
 
 
 def detection(task: Task, scores: Mapping[str, ArrayLike]) -> dict[str, Any]:
-    """What each score finds among the test rows, among distinct ones, and in each of many classes.
+    """What each score finds among the test rows, and among distinct ones.
 
     Args:
         scores: name -> anomaly scores of the test rows, high = anomalous, ``(num_test,)``; a NaN
             is a ValueError.
     """
-    first, classes = task.is_first, np.unique(task.labels, return_counts=True)
+    first = task.is_first
     measured: dict[str, Any] = {
         "num_test": len(task.x_test),
         "num_anomalies": int(task.is_anomaly.sum()),
@@ -45,13 +45,6 @@ def detection(task: Task, scores: Mapping[str, ArrayLike]) -> dict[str, Any]:
             **detection_metrics(task.is_anomaly, values),
             "auroc_distinct": auroc(task.is_anomaly[first], values[first]),
             "average_precision_distinct": average_precision(task.is_anomaly[first], values[first]),
-        }
-    if len(classes[0]) > 2:  # else recall and false flags say the same
-        measured["classes"] = {str(c): int(count) for c, count in zip(*classes, strict=True)}
-        measured["anomalous_classes"] = np.unique(task.labels[task.is_anomaly == 1]).tolist()
-        measured["flagged_by_class"] = {
-            name: flagged_by_class(task.is_anomaly, task.labels, values)
-            for name, values in scores.items()
         }
     return measured
 
@@ -70,16 +63,16 @@ def measure(task: Task, scores: Scores) -> dict[str, Any]:
         **{name: mean(value[inlier]) for name, value in nats.items()},
         "log_evidence_stderr": _stderr(scores.log_evidence[inlier]),
         "median_ess": scores.ess.median().item(),
-        "share_khat_above_0.7": mean(scores.khat > KHAT_LIMIT),
+        "share_khat_above_0.7": _share_above(scores.khat),
     }
 
 
-def measure_held_out(scores: Scores) -> dict[str, float]:
+def measure_held_out(scores: Scores) -> dict[str, float | None]:
     """Nats per row of training inliers that were kept out, and how many weights are untrusted."""
     return {
         "held_out_elbo": scores.elbo.mean().item(),
         "held_out_log_evidence": scores.log_evidence.mean().item(),
-        "held_out_khat_above_0.7": mean(scores.khat > KHAT_LIMIT),
+        "held_out_khat_above_0.7": _share_above(scores.khat),
     }
 
 
@@ -107,7 +100,7 @@ def measure_gaps(
     measured: dict[str, Any] = {name: mean(getattr(gaps, name)) for name in PARTS}
     measured |= {f"{name}_stderr": _stderr(getattr(gaps, name)) for name in PARTS[:3]}
     measured["active_units"] = active_units(model, guide, x, seed=seed).count
-    measured["khat_above_0.7"] = mean(gaps.khat > KHAT_LIMIT)
+    measured["khat_above_0.7"] = _share_above(gaps.khat)
     return gaps, measured
 
 
@@ -145,6 +138,11 @@ def density_map(
 def mean(values: torch.Tensor) -> float:
     """The mean in double precision."""
     return values.double().mean().item()
+
+
+def _share_above(khat: torch.Tensor) -> float | None:
+    """The share of rows whose k-hat is above the limit; None where too few draws have one."""
+    return None if khat.isnan().all() else mean(khat > KHAT_LIMIT)
 
 
 def _stderr(values: torch.Tensor) -> float:

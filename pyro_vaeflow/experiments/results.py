@@ -11,7 +11,7 @@ import pandas as pd
 
 from pyro_vaeflow import plain_files
 from pyro_vaeflow.experiments.config import ExperimentConfig
-from pyro_vaeflow.experiments.programs_file import content_name
+from pyro_vaeflow.experiments.own_files import FILES, content_name
 from pyro_vaeflow.validation import ConfigError
 
 FLOWS_IN_ORDER = ["diagonal", "planar", "iaf", "spline"]  # of tables; others follow
@@ -136,8 +136,8 @@ def flat_settings(config: ExperimentConfig) -> dict[str, Any]:
     for name, value in config.to_dict().items():
         nested = value.items() if isinstance(value, dict) else ()
         flat |= {f"{name}.{key}": item for key, item in nested} or {name: value}
-    if "programs" in flat:
-        flat["programs"] = content_name(config.programs)
+    for key in FILES.keys() & flat.keys():
+        flat[key] = content_name(flat[key], key)
     return {name: value for name, value in flat.items() if value != {}}
 
 
@@ -170,35 +170,15 @@ def settings_apart(table: pd.DataFrame) -> list[str]:
     return [str(name) for name in table if name not in [*COLUMNS, *OPTIONAL]]
 
 
-def by_class(runs: Sequence[FinishedRun]) -> pd.DataFrame:
-    """The share of each class's test rows that is flagged at the true ratio, means over seeds.
-
-    Recall for classes that are anomalies, false flags for the others. Of runs on data sets with
-    more than two classes alone; empty if there is none.
-    """
-    rows = []
-    for run, apart in zip(runs, _settings_apart(runs), strict=True):
-        anomalous = run.metrics.get("anomalous_classes", [])
-        for score, shares in run.metrics.get("flagged_by_class", {}).items():
-            known = _identity(run) | apart | {"score": score}
-            for name, share in shares.items():
-                of_class = {"class": name, "is_anomaly": int(name in anomalous)}
-                counts = {"rows": run.metrics["classes"][name], "flagged": share}
-                rows.append(known | of_class | counts)
-    if not rows:
-        return pd.DataFrame()
-    keys = [name for name in rows[0] if name not in ("rows", "flagged")]
-    return pd.DataFrame(rows).groupby(keys, sort=False, dropna=False).mean().reset_index()
-
-
-def read_summary(out: Path) -> pd.DataFrame:
-    """The summary of finished runs; without run folders, the summary.csv that they left.
+def read_summary(out: str | Path) -> pd.DataFrame:
+    """The `summary` of finished runs; without run folders, the summary.csv that they left.
 
     Either way one row per run and score, also where summary.csv has a row per run (`by_run`).
 
     Raises:
         ConfigError: the folder has neither.
     """
+    out = Path(out)
     if runs := finished_runs(out):
         return summary(runs)
     if (out / "summary.csv").is_file():
@@ -237,7 +217,7 @@ def by_score(wide: pd.DataFrame) -> pd.DataFrame:
 
 
 def _identity(run: FinishedRun) -> dict[str, Any]:
-    return {name: getattr(run.config, name) for name in IDENTITY}
+    return {name: flat_settings(run.config)[name] for name in IDENTITY}
 
 
 def _settings_apart(runs: Sequence[FinishedRun]) -> list[dict[str, Any]]:

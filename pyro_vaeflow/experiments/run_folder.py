@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from pyro_vaeflow.experiments.config import ExperimentConfig
 from pyro_vaeflow.experiments.experiment import Result, maker
-from pyro_vaeflow.experiments.programs_file import is_file
+from pyro_vaeflow.experiments.own_files import is_file
 from pyro_vaeflow.experiments.results import read_json
 from pyro_vaeflow.inference.parameters import Program
 from pyro_vaeflow.inference.saved_folder import (

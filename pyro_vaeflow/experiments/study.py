@@ -4,8 +4,8 @@ A file's top level holds the keys of `ExperimentConfig`, and ``description``, ``
 ``variants`` (a list of mappings over the shared settings), ``crossed`` (blocks of a design: each a
 list of axes, each axis a list of such mappings, and every combination of a block is a variant),
 ``datasets`` (each variant runs on each), ``seeds_first`` (all variants of a seed before the next)
-and ``quick`` (a mapping over each variant, for ``--quick``). Paths in it, as of ``programs``, begin
-at its folder. A finished run's config.yaml is such a file too.
+and ``quick`` (a mapping over each variant, for ``--quick``). Paths in it, as of ``programs`` and
+``dataset``, begin at its folder. A finished run's config.yaml is such a file too.
 """
 
 import reprlib
@@ -22,7 +22,7 @@ from pyro_vaeflow.experiments.config import (
     read_mapping,
     read_text,
 )
-from pyro_vaeflow.experiments.programs_file import locate
+from pyro_vaeflow.experiments.own_files import FILES, locate
 from pyro_vaeflow.programs.settings import IGNORED
 from pyro_vaeflow.validation import ConfigError, check_names, convert
 
@@ -30,11 +30,19 @@ CONFIG_KEYS = [entry.name for entry in fields(ExperimentConfig)]
 STUDY_KEYS = "description seeds seeds_first variants crossed datasets quick".split()
 OPTIONS_OF = {"flow": ("flow_options",), "likelihood": ("likelihood_options",)}
 PRESETS = files("pyro_vaeflow") / "presets"
+QUICK = {"num_steps": 20, "max_rows": 200, "num_samples": 30}  # of a study that has no quick block
 
 
 @dataclass(frozen=True)
 class Study:
-    """A study file as it was read; `expand` makes its runs."""
+    """A study, as `load_study` and `from_dict` read it; `expand` makes the configurations of runs.
+
+    Example:
+        >>> variants = [{"flow": "diagonal"}, {"flow": "iaf"}]
+        >>> study = Study.from_dict({"num_steps": 9, "seeds": [0, 1], "variants": variants})
+        >>> [(config.flow, config.num_flows, config.seed) for config in study.expand()]
+        [('diagonal', 0, 0), ('diagonal', 0, 1), ('iaf', 5, 0), ('iaf', 5, 1)]
+    """
 
     name: str
     description: str
@@ -44,6 +52,55 @@ class Study:
     seeds: tuple[int, ...]
     datasets: tuple[str, ...] = ()
     seeds_first: bool = False
+
+    @classmethod
+    def from_dict(
+        cls, values: Mapping[str, Any], name: str = "study", folder: Path | None = None
+    ) -> "Study":
+        """What a study file holds, as a mapping; each variant is checked, with its quick block.
+
+        Args:
+            name: of the study, unless it says so itself.
+            folder: where paths in it begin; the present one by default.
+
+        Raises:
+            ConfigError: as `expand`.
+        """
+        values = dict(values)
+        folder = Path.cwd() if folder is None else folder
+        crossed = combinations(values.pop("crossed", []))
+        variants = values.pop("variants", [] if crossed else [{}])
+        quick = values.pop("quick", QUICK)
+        if not isinstance(variants, list) or not (variants or crossed):
+            raise ConfigError(
+                f"variants: expected a list of mappings, at least one, got {reprlib.repr(variants)}"
+            )
+        values = _settings(values, folder)
+        check_names(values, [*STUDY_KEYS, *CONFIG_KEYS], "key")
+        quick = _settings(quick, folder, "quick")
+        variants = [_settings(part, folder, "variants") for part in [*variants, *crossed]]
+        seeds = convert(values.pop("seeds", [values.get("seed", 0)]), tuple[int, ...], "seeds")
+        seeds_first = convert(values.pop("seeds_first", False), bool, "seeds_first")
+        datasets: tuple[str, ...] = ()
+        if "datasets" in values:
+            datasets = convert(values.pop("datasets"), tuple[str, ...], "datasets")
+            datasets = tuple(locate(name, folder, "dataset") for name in datasets)
+            if any("dataset" in part for part in (values, *variants)):
+                raise ConfigError("dataset: datasets names them already; leave out one of the two")
+        study = cls(
+            name=values.pop("study", name),
+            description=values.pop("description", ""),
+            settings=values,
+            variants=tuple(variants),
+            quick=quick,
+            seeds=seeds,
+            datasets=datasets,
+            seeds_first=seeds_first,
+        )
+        one = replace(study, datasets=datasets[:1])  # of many: their names are checked later
+        for with_quick in (False, True):
+            one.expand(seeds=[min(seeds)], quick=with_quick)  # refuses what a run would refuse
+        return study
 
     def expand(
         self,
@@ -119,51 +176,10 @@ def load_study(name: str) -> Study:
     else:
         check_names([name], preset_names(), "preset (or path ending in .yaml)")
     try:
-        return parse_study(read_text(source), Path(name).stem, source.parent)
+        values = read_mapping(read_text(source), f"study {Path(name).stem!r}")
+        return Study.from_dict(values, Path(name).stem, source.parent)
     except ConfigError as error:
         raise ConfigError(f"{name}: {error}") from error
-
-
-def parse_study(text: str, default_name: str = "study", folder: Path | None = None) -> Study:
-    """Reads a study from YAML; each variant is checked, with and without its quick block.
-
-    Args:
-        folder: where paths in it begin; the present one by default.
-    """
-    folder = Path.cwd() if folder is None else folder
-    values = read_mapping(text, f"study {default_name!r}")
-    crossed = combinations(values.pop("crossed", []))
-    variants = values.pop("variants", [] if crossed else [{}])
-    quick = values.pop("quick", {})
-    if not isinstance(variants, list) or not (variants or crossed):
-        raise ConfigError(
-            f"variants: expected a list of mappings, at least one, got {reprlib.repr(variants)}"
-        )
-    values = _settings(values, folder)
-    check_names(values, [*STUDY_KEYS, *CONFIG_KEYS], "key")
-    quick = _settings(quick, folder, "quick")
-    variants = [_settings(part, folder, "variants") for part in [*variants, *crossed]]
-    seeds = convert(values.pop("seeds", [values.get("seed", 0)]), tuple[int, ...], "seeds")
-    seeds_first = convert(values.pop("seeds_first", False), bool, "seeds_first")
-    datasets: tuple[str, ...] = ()
-    if "datasets" in values:
-        datasets = convert(values.pop("datasets"), tuple[str, ...], "datasets")
-        if any("dataset" in part for part in (values, *variants)):
-            raise ConfigError("dataset: datasets names them already; leave out one of the two")
-    study = Study(
-        name=values.pop("study", default_name),
-        description=values.pop("description", ""),
-        settings=values,
-        variants=tuple(variants),
-        quick=quick,
-        seeds=seeds,
-        datasets=datasets,
-        seeds_first=seeds_first,
-    )
-    one = replace(study, datasets=datasets[:1])  # of many data sets: their names are checked later
-    for with_quick in (False, True):
-        one.expand(seeds=[min(seeds)], quick=with_quick)  # refuses what a run would refuse
-    return study
 
 
 def _settings(part: Any, folder: Path, name: str = "") -> dict[str, Any]:
@@ -173,9 +189,9 @@ def _settings(part: Any, folder: Path, name: str = "") -> dict[str, Any]:
     part = current_keys(part)
     if name:
         check_names(part, CONFIG_KEYS, f"key in {name}")
-    if isinstance(part.get("programs"), str):
-        part["programs"] = locate(part["programs"], folder)
-    return part
+    return part | {
+        key: locate(part[key], folder, key) for key in FILES if isinstance(part.get(key), str)
+    }
 
 
 def combinations(blocks: Any) -> list[dict[str, Any]]:

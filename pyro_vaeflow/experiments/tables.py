@@ -15,7 +15,6 @@ from pyro_vaeflow.experiments.results import (
     HELD_OUT,
     IDENTITY,
     FinishedRun,
-    by_class,
     by_run,
     finished_runs,
     flat_settings,
@@ -45,8 +44,7 @@ HEADINGS = {
 def write_tables(out: Path) -> pd.DataFrame | None:
     """Writes summary.csv and table.md of the finished runs; None if there is none.
 
-    summary.csv has a row per run and score, or per run where gaps were measured. Where data sets
-    have more than two classes, by_class.csv is written as well.
+    summary.csv has a row per run and score, or per run where gaps were measured.
     """
     runs = finished_runs(out)
     if not runs:
@@ -56,9 +54,6 @@ def write_tables(out: Path) -> pd.DataFrame | None:
     write_whole(out / "summary.csv", csv_text(rows, float_format="%.6g").encode())
     page = _page(out.resolve().name, runs, aggregate(table))
     write_whole(out / "table.md", page.encode())
-    classes = by_class(runs)
-    if len(classes):
-        write_whole(out / "by_class.csv", csv_text(classes, float_format="%.6g").encode())
     return table
 
 

@@ -1,11 +1,13 @@
-"""What a run trains on and is tested on, by name: inlier rows, labelled test rows, as tensors.
+"""What a run trains on and is tested on: inlier rows, labelled test rows, as tensors.
 
-To add a data set, register a function from its seed, `split_seed`, to a `Split` in `TASKS`.
+To add a data set, register a function from its seed, `split_seed`, to a `Split` in `TASKS`; in the
+file of one's own `programs`, it is there in worker processes too. A file needs no function.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -18,10 +20,12 @@ from pyro_vaeflow.datasets.registry import (
     load_adbench,
     load_arrhythmia,
     load_breast_cancer_table,
+    read_table,
 )
 from pyro_vaeflow.datasets.ring import make_ring
 from pyro_vaeflow.datasets.splits import Split, first_of_each, holdout_split, one_class_split
 from pyro_vaeflow.experiments.config import ExperimentConfig
+from pyro_vaeflow.experiments.own_files import is_file, locate
 from pyro_vaeflow.programs.vae import Row
 from pyro_vaeflow.tables.columns import Column
 from pyro_vaeflow.tables.mixed_encoder import MixedEncoder
@@ -80,13 +84,21 @@ TASKS: dict[str, Callable[[int], Split]] = {
 
 def check_task(config: ExperimentConfig) -> None:
     """Refuses a data set or preprocessing that is not known, naming those that are."""
-    known = [*TASKS, "adbench:NAME"]
+    known = [*TASKS, "adbench:NAME", "FILE.csv", "FILE.parquet", "FILE.npz"]
     if config.dataset.startswith("adbench:"):
         try:
             known = [f"adbench:{name}" for name in adbench_names()]
         except FileNotFoundError as error:
             raise ConfigError(f"dataset {config.dataset}: {error}") from error
-    check_names([config.dataset], known, "dataset")
+    of_file = is_file(config.dataset, "dataset")
+    check_names([] if of_file else [config.dataset], known, "dataset")
+    if of_file and config.label is None:
+        raise ConfigError(
+            f"label: name the column of {config.dataset.rpartition('@')[0]} that is 1 where the "
+            "row is an anomaly and 0 elsewhere"
+        )
+    if config.label is not None and not of_file:
+        raise ConfigError(f"label: is for a file; dataset={config.dataset!r} has its labels")
     check_names([config.preprocessing], ["none", "mixed", *SCALERS, "codes"], "preprocessing")
 
 
@@ -98,22 +110,28 @@ def load_task(config: ExperimentConfig) -> Task:
         FileNotFoundError: the data set's file is missing; the message says where to get it.
     """
     check_task(config)
-    return _load(config.dataset, config.rows_seed, config.max_rows, config.preprocessing)
+    dataset, label = config.dataset, config.label
+    return _load(dataset, label, config.rows_seed, config.max_rows, config.preprocessing)
 
 
 @lru_cache(maxsize=2)
-def _load(dataset: str, split_seed: int, max_rows: int | None, preprocessing: str) -> Task:
+def _load(
+    dataset: str, label: str | None, split_seed: int, max_rows: int | None, preprocessing: str
+) -> Task:
     # Only these settings decide the rows; the others must not make a second copy.
-    split = _rows(dataset, split_seed, max_rows)
+    split = _rows(dataset, label, split_seed, max_rows)
     x_train, x_test, columns = _encoded(split, preprocessing)
     return Task(x_train, x_test, split.y_test, split.labels_test, first_of_each(split), columns)
 
 
 @lru_cache(maxsize=1)
-def _rows(dataset: str, split_seed: int, max_rows: int | None) -> Split:
+def _rows(dataset: str, label: str | None, split_seed: int, max_rows: int | None) -> Split:
     # Apart from the encoding, so that methods that read the rows in other ways read them once.
     name = dataset.removeprefix("adbench:")
-    if name == dataset:
+    if label is not None:  # of a file, which has the content that it had when the study was read
+        path = Path(locate(dataset, Path.cwd(), "dataset").rpartition("@")[0])
+        split = one_class_split(read_table(path, label), seed=split_seed)
+    elif name == dataset:
         split = TASKS[dataset](split_seed)
     else:
         split = one_class_split(load_adbench(name), seed=split_seed)

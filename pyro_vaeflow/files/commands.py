@@ -26,6 +26,7 @@ def add_file_commands(commands: Any, parser: type[ArgumentParser], with_detector
     fit = parser(description="Fits a detector to the rows of csv or Parquet files and saves it.")
     fit.add_argument("data", help=DATA)
     fit.add_argument("--out", required=True, help="folder of the model")
+    fit.add_argument("--overwrite", action="store_true", help="replace a model that is there")
     fit.add_argument("--id", help="the column that names rows: no feature")
     fit.add_argument("--drop", nargs="+", default=[], help="further columns that are no features")
     rows_help = "train on so many rows, drawn from all with the seed; memory grows with it"
@@ -66,7 +67,7 @@ def run_fit(values: dict[str, Any]) -> int:
 
     row_id, seed = values.pop("id", None), values.pop("seed", 0)
     data, out = values.pop("data"), Path(values.pop("out"))
-    _check_writable(out)  # not only once it is trained
+    _check_writable(out, values.pop("overwrite", False))  # not only once it is trained
     rows = read_rows(
         data,
         drop=[*values.pop("drop", []), *([] if row_id is None else [row_id])],
@@ -114,7 +115,9 @@ def run_score(values: dict[str, Any]) -> int:
     return 0
 
 
-def _check_writable(out: Path) -> None:
+def _check_writable(out: Path, overwrite: bool) -> None:
+    if (out / "detector.json").exists() and not overwrite:
+        raise ConfigError(f"--out: {out} holds a model; choose another folder, or say --overwrite")
     there = next(path for path in (out, *out.absolute().parents) if path.exists())
     if not (there.is_dir() and os.access(there, os.W_OK)):
         raise ConfigError(f"--out: {there} is no folder that can be written to; choose another")

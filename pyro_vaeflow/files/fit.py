@@ -1,5 +1,6 @@
 """Fits of a detector to the rows of files: one function reads the rows, another trains."""
 
+import warnings
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from pyro_vaeflow.files.table_files import (
     read_chunk,
     read_schemas,
 )
+from pyro_vaeflow.inference.callbacks import InterruptedWarning
 from pyro_vaeflow.inference.training import NonFiniteError
 from pyro_vaeflow.validation import ConfigError, check_names
 
@@ -101,10 +103,16 @@ def train_and_save(
 
     Raises:
         ConfigError: a setting is out of range, or the rows cannot be learned from.
+        KeyboardInterrupt: Ctrl-C ended training; a half-trained detector is not saved.
     """
     detector = VAEFlowDetector(**settings, progress=progress)
     try:
-        detector.fit(rows.frame)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", InterruptedWarning)
+            detector.fit(rows.frame)
+    except InterruptedWarning as stop:
+        how = "the same command resumes" if detector.checkpoint_dir else "--checkpoint_dir keeps it"
+        raise KeyboardInterrupt(f"stopped in training: {out} is as it was; {how}") from stop
     except (NonFiniteError, TypeError, ValueError) as error:
         raise ConfigError(f"cannot fit: {error}") from error
     detector.set_params(progress=False)  # who loads it wants no bars

@@ -60,6 +60,16 @@ class Calibration:
             found[name] = torch.from_numpy(np.asarray(chi2.sf(statistic, self.num_bins - 1)))
         return found
 
+    def __repr__(self) -> str:
+        least = min(float(p.min()) for p in self.p_values.values())
+        return f"Calibration: the least p-value of uniform ranks is {least:.3g}"
+
+    def plot(self) -> Any:
+        """A matplotlib ``Figure``: the histogram of each coordinate's ranks."""
+        from pyro_vaeflow.plots.charts import plot_ranks
+
+        return plot_ranks({name: count.numpy() for name, count in self.counts.items()})
+
     def to_frame(self) -> pd.DataFrame:
         """One row a coordinate: ``site, coordinate, p_value``."""
         rows = [(n, j, float(p)) for n, ps in self.p_values.items() for j, p in enumerate(ps)]

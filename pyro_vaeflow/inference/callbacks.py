@@ -1,4 +1,4 @@
-"""What `train` calls after each step: held-out choice, Ctrl-C, the progress bar, TensorBoard.
+"""What `train` calls after each step: held-out choice, Ctrl-C, the progress bar.
 
 A callback of one's own is a function of the step's record, or a `Callback`:
 
@@ -22,10 +22,10 @@ import threading
 from collections.abc import Callable, Mapping
 from copy import deepcopy
 from dataclasses import dataclass, field
-from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import pandas as pd
 import pyro
 import torch
 from tqdm.auto import tqdm
@@ -83,6 +83,37 @@ class Run:
     def stop(self) -> None:
         """Ends the training after the step at hand."""
         self.stopped = True
+
+
+@dataclass(frozen=True)
+class History:
+    """What `train` saw.
+
+    Attributes:
+        frame: one row a step: ``loss`` (annealed, nats per row), ``elbo`` (the true bound, nats
+            per row; it leaves out the KL of a latent that all rows share) and its parts
+            ``log_likelihood`` and ``kl``, ``anneal`` (beta or capacity),
+            ``learning_rate``, ``grad_norm`` (before clipping), ``seconds`` since the start, and
+            ``held_out_elbo`` where it was evaluated, else NaN.
+        best_step: the step whose parameters the programs hold, if held-out rows chose it.
+        resumed_at: the step that this call began with: above 0 if it resumed from a checkpoint.
+        interrupted: whether Ctrl-C was pressed.
+    """
+
+    frame: pd.DataFrame
+    best_step: int | None = None
+    resumed_at: int = 0
+    interrupted: bool = False
+
+    def __repr__(self) -> str:
+        elbo = self.frame["elbo"].tail(20).mean()
+        return f"History of {len(self.frame)} steps: ELBO {elbo:.3f} nats per row in the last"
+
+    def plot(self) -> Any:
+        """A matplotlib ``Figure``: the curves of loss, ELBO, its parts, beta and gradient norm."""
+        from pyro_vaeflow.plots.charts import plot_history
+
+        return plot_history(self.frame)
 
 
 class Callback:
@@ -220,66 +251,3 @@ class ProgressBar(Callback):
 
     def close(self) -> None:
         self.bar.close()
-
-
-# Column of a history -> its tag; nats per row but for the last three.
-TAGS = {
-    "loss": "nats/annealed loss",
-    "elbo": "nats/ELBO",
-    "log_likelihood": "nats/log likelihood",
-    "kl": "nats/KL",
-    "held_out_elbo": "nats/ELBO, held out",
-    "anneal": "settings/beta or capacity",
-    "learning_rate": "settings/learning rate",
-    "grad_norm": "gradient norm",
-}
-
-
-class TensorBoard(Callback):
-    """Event files of a training: ``tensorboard --logdir FOLDER``; needs the extra ``tensorboard``.
-
-    A training that resumes from a checkpoint replaces what was written from that step on.
-
-    Args:
-        folder: of one training; TensorBoard takes each subfolder of its ``--logdir`` for a run.
-        every: steps from one record to the next; steps that evaluate held-out rows all count.
-
-    Raises:
-        ImportError: TensorBoard is not installed; names the extra.
-
-    Example:
-        >>> import tempfile, torch
-        >>> from pyro_vaeflow import Guide, Model, train
-        >>> folder = tempfile.mkdtemp()
-        >>> history = train(Model(3), Guide(3), torch.rand(9, 3), num_steps=4, progress=False,
-        ...                 callbacks=[TensorBoard(folder)])
-        >>> [path.name[:16] for path in Path(folder).iterdir()]
-        ['events.out.tfeve']
-    """
-
-    def __init__(self, folder: str | Path, every: int = 10) -> None:
-        try:
-            import tensorboard  # noqa: F401
-        except ImportError as error:
-            raise ImportError(
-                'TensorBoard is not installed; run pip install "pyro_vaeflow[tensorboard]"'
-            ) from error
-        self.folder, self.every = Path(folder), every
-        self.writer: Any = None
-
-    def after_step(self, run: Run) -> None:
-        record = run.records[-1]
-        step = int(record["step"])
-        if self.writer is None:
-            from torch.utils.tensorboard.writer import SummaryWriter
-
-            self.writer = SummaryWriter(str(self.folder), purge_step=step)
-        if step % self.every == 0 or math.isfinite(record["held_out_elbo"]):
-            for name, tag in TAGS.items():
-                if math.isfinite(record[name]):
-                    self.writer.add_scalar(tag, record[name], step)
-
-    def close(self) -> None:
-        if self.writer is not None:
-            self.writer.close()
-            self.writer = None

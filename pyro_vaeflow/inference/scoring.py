@@ -54,6 +54,22 @@ class Scores:
         """The paper's A(x) = -E_q[log p(x | z)] in nats, Algorithm 1: high = anomalous."""
         return -self.expected_log_likelihood
 
+    def __repr__(self) -> str:
+        evidence, unsure = self.log_evidence.double(), int((self.khat > KHAT_LIMIT).sum())
+        return (
+            f"Scores of {len(evidence)} rows: log evidence {evidence.mean():.3f} nats a row; k-hat "
+            f"above {KHAT_LIMIT} in {unsure}. Fields: {', '.join(f.name for f in fields(self))}"
+        )
+
+    def _repr_html_(self) -> str:
+        return f"<p>{self}</p>{self.to_frame().head().to_html()}"
+
+    def plot(self) -> Any:
+        """A matplotlib ``Figure``: the histogram of the importance scores."""
+        from pyro_vaeflow.plots.charts import plot_scores
+
+        return plot_scores(self.importance.cpu())
+
     def to_frame(self) -> pd.DataFrame:
         """One row a data row, one column a field."""
         return pd.DataFrame({f.name: getattr(self, f.name).cpu().numpy() for f in fields(self)})

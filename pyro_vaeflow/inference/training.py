@@ -5,7 +5,6 @@ import time
 import warnings
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from pyro_vaeflow.inference.callbacks import (
     BestOnHeldOut,
     Callback,
     CtrlC,
+    History,
     InterruptedWarning,
     OfRecords,
     ProgressBar,
@@ -54,27 +54,6 @@ from pyro_vaeflow.inference.traces import Args, as_args, take_rows
 from pyro_vaeflow.validation import check_size
 
 ADAM = partial(torch.optim.Adam, fused=True)  # one call for all parameters
-
-
-@dataclass(frozen=True)
-class History:
-    """What `train` saw.
-
-    Attributes:
-        frame: one row a step: ``loss`` (annealed, nats per row), ``elbo`` (the true bound, nats
-            per row; it leaves out the KL of a latent that all rows share) and its parts
-            ``log_likelihood`` and ``kl``, ``anneal`` (beta or capacity),
-            ``learning_rate``, ``grad_norm`` (before clipping), ``seconds`` since the start, and
-            ``held_out_elbo`` where it was evaluated, else NaN.
-        best_step: the step whose parameters the programs hold, if held-out rows chose it.
-        resumed_at: the step that this call began with: above 0 if it resumed from a checkpoint.
-        interrupted: whether Ctrl-C was pressed.
-    """
-
-    frame: pd.DataFrame
-    best_step: int | None = None
-    resumed_at: int = 0
-    interrupted: bool = False
 
 
 class NonFiniteError(ArithmeticError):

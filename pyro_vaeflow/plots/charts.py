@@ -1,13 +1,13 @@
-"""Charts of a training and of a detector: history, schedules, scores, and a row's reasons."""
+"""Charts of a training and of a detector: history, scores, ranks, and a row's reasons."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
+from scipy.stats import binom
 
-LINES = ("-", "--", "-.", ":")  # curves differ by more than colour
 # Panels of plot_history: y label, column, whether the axis is logarithmic.
 HISTORY = (
     ("annealed loss (nats per row)", "loss", False),
@@ -61,34 +61,6 @@ def plot_history(frame: pd.DataFrame, *, title: str = "") -> Figure:
     return figure
 
 
-def plot_schedules(
-    schedules: Mapping[str, Callable[[int], float]], num_steps: int, *, label: str = "beta"
-) -> Figure:
-    """Draws schedules, name -> pure function of the step, over ``num_steps`` steps.
-
-    Raises:
-        ValueError: there is no schedule, or `num_steps` is below 1.
-
-    Example:
-        >>> from pyro_vaeflow import cyclical, linear
-        >>> figure = plot_schedules({"linear": linear(100), "cyclical": cyclical(100)}, 100)
-        >>> len(figure.axes[0].lines)
-        2
-    """
-    if not schedules or num_steps < 1:
-        raise ValueError(
-            f"there must be a schedule and a step, got {len(schedules)} and num_steps={num_steps!r}"
-        )
-    figure = Figure(figsize=(5.2, 2.9), layout="constrained")
-    axes = figure.subplots()
-    for number, (name, schedule) in enumerate(schedules.items()):
-        values = [schedule(step) for step in range(num_steps)]
-        axes.plot(values, LINES[number % len(LINES)], label=name)
-    axes.set(xlabel="step", ylabel=label)
-    axes.legend()
-    return figure
-
-
 def plot_scores(anomaly_score: ArrayLike, threshold: float | None = None) -> Figure:
     """Draws a histogram of anomaly scores, nats, high = anomalous; flagged rows are dark.
 
@@ -119,6 +91,30 @@ def plot_scores(anomaly_score: ArrayLike, threshold: float | None = None) -> Fig
     if threshold is not None:
         axes.axvline(threshold, color="black", linestyle="--", linewidth=1.0)
         axes.set_title(f"{(scores > cut).sum()} of {len(scores)} rows flagged")
+    return figure
+
+
+def plot_ranks(counts: Mapping[str, np.ndarray]) -> Figure:
+    """Draws a histogram of ranks for each coordinate of each site; all bars alike: calibrated.
+
+    Dashed lines hold 99% of the bars of a calibrated guide.
+
+    Args:
+        counts: site -> simulations in each bin of ranks, ``(num_bins, dim)``.
+
+    Example:
+        >>> [axes.get_title() for axes in plot_ranks({"z": np.full((20, 2), 10)}).axes]
+        ['z[0]', 'z[1]']
+    """
+    columns = {f"{n}[{j}]": bars for n, part in counts.items() for j, bars in enumerate(part.T)}
+    figure = Figure(figsize=(2.4 * min(4, len(columns)), 2.2 * -(-len(columns) // 4)))
+    figure.set_layout_engine("constrained")
+    for number, (name, bars) in enumerate(columns.items(), start=1):
+        axes = figure.add_subplot(-(-len(columns) // 4), min(4, len(columns)), number, title=name)
+        axes.bar(range(len(bars)), bars, width=1.0, color="0.7")
+        for bound in binom.ppf([0.005, 0.995], bars.sum(), 1 / len(bars)):
+            axes.axhline(bound, color="black", linestyle="--", linewidth=0.8)
+        axes.set(xlabel="bin of ranks", ylabel="simulations")
     return figure
 
 

@@ -1,7 +1,7 @@
 """From settings to what they name: a pair of programs, its schedules, a training, scores."""
 
 import inspect
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import fields, replace
 from functools import partial
@@ -20,7 +20,6 @@ from pyro_vaeflow.inference.annealing import (
     linear,
     warmup,
 )
-from pyro_vaeflow.inference.callbacks import Callback
 from pyro_vaeflow.inference.parameters import Program, seeded
 from pyro_vaeflow.inference.saved_folder import CheckpointError, check_fits, state_of
 from pyro_vaeflow.inference.scoring import Scores, score
@@ -123,7 +122,7 @@ def check_build(
     plain = replace(settings, flow="diagonal", num_flows=0, flow_options={})
     with torch.device("meta"):
         model, guide = vae(plain, num_features, None if x is None else x.to("meta"))
-    size = model.latent_dim * max(1, settings.num_flows)  # at least
+    size = model.latent_dim * max(1, settings.num_flows or 0)  # at least
     if settings.flow in ("iaf", "spline"):
         options = (settings.flow_options.get(name) for name in ("hidden_dim", "count_bins"))
         size *= max(model.latent_dim, *(option or 1 for option in options))
@@ -178,7 +177,6 @@ def fit(
     weights: torch.Tensor | None = None,
     progress: bool = False,
     checkpoint: Path | None = None,
-    callbacks: Iterable[Callback] = (),
 ) -> History:
     """Trains `model` and `guide` in place as the settings say; see `train` for the rest.
 
@@ -214,7 +212,6 @@ def fit(
         seed=settings.seed,
         progress=progress,
         checkpoint=checkpoint,
-        callbacks=callbacks,
     )
     if isinstance(prior, ExemplarPrior):
         with seeded(settings.seed):

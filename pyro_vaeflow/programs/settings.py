@@ -8,6 +8,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+from pyro_vaeflow.programs.depths import depth
 from pyro_vaeflow.validation import Checked, ConfigError, check_used, setting
 
 # Choice -> its value -> settings that would then do nothing: they are refused.
@@ -55,7 +56,8 @@ class PairSettings(Checked):
         likelihood: a name in `pyro_vaeflow.programs.likelihoods.LIKELIHOODS`.
         likelihood_options: options of the likelihood head, such as min_scale of normal.
         flow: the posterior's family, a name in `pyro_vaeflow.programs.flows.FLOWS`.
-        num_flows: transforms in the posterior; 0 for diagonal.
+        num_flows: transforms in the posterior; null for what suits it: 0 for diagonal, 10 for
+            planar, 5 for iaf, 2 for spline.
         conditioned: whether the flow reads the encoder's context.
         flow_options: options of the posterior's builder, such as hidden_dim of iaf.
         latent_dim: dimensions of z; null for one per feature, up to 64.
@@ -72,7 +74,7 @@ class PairSettings(Checked):
     likelihood: str = "bernoulli"
     likelihood_options: dict[str, Any] = setting(factory=dict)
     flow: str = "diagonal"
-    num_flows: int = setting(0, low=0, high=100)
+    num_flows: int | None = setting(None, low=0, high=100)
     conditioned: bool = True
     flow_options: dict[str, Any] = setting(factory=dict)
     latent_dim: int | None = setting(12, low=1)
@@ -83,6 +85,10 @@ class PairSettings(Checked):
     dropout: float = setting(0.2, low=0.0, below=1.0)
     input_dropout: float = setting(0.0, low=0.0, below=1.0)
     start_scale: float = setting(math.log(2.0), above=0.0)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        object.__setattr__(self, "num_flows", depth(self.flow, self.num_flows))
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from pyro.distributions import TorchDistribution
 from pyro.nn import PyroModule
 from torch import nn
 
+from pyro_vaeflow.programs.depths import depth
 from pyro_vaeflow.programs.flows import FLOWS
 from pyro_vaeflow.programs.fused import fused
 from pyro_vaeflow.programs.likelihoods import LIKELIHOODS
@@ -122,7 +123,7 @@ class Guide(PyroModule):
         latent_dim: size of z.
         hidden_dims: the encoder's widths, from x to z.
         flow: a name in `pyro_vaeflow.programs.flows.FLOWS`; ``diagonal`` has no transform.
-        num_flows: K, from 1 to 100; 0 for ``diagonal``.
+        num_flows: K, from 1 to 100; by default 10 for ``planar``, 5 for ``iaf``, 2 for ``spline``.
         conditioned: whether the flow's parameters depend on the encoder's last hidden layer, its
             context, as in the paper, or are the same for all rows.
         dropout: in the hidden layers, while training.
@@ -152,7 +153,7 @@ class Guide(PyroModule):
         latent_dim: int = 12,
         hidden_dims: Sequence[int] = (128, 64),
         flow: str = "diagonal",
-        num_flows: int = 0,
+        num_flows: int | None = None,
         conditioned: bool = True,
         dropout: float = 0.2,
         input_dropout: float = 0.0,
@@ -176,7 +177,7 @@ class Guide(PyroModule):
             self.base.bias[latent_dim:] += math.log(math.expm1(start_scale))
         context_dim = hidden_dims[-1] if conditioned else None
         self.flow = nn.ModuleList(
-            builder(latent_dim, num_flows, context_dim, **(flow_options or {}))
+            builder(latent_dim, depth(flow, num_flows), context_dim, **(flow_options or {}))
         )
 
     def locate(self, x: torch.Tensor) -> torch.Tensor:

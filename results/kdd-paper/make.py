@@ -8,6 +8,7 @@ import pandas as pd
 from pyro_vaeflow.experiments.config import GapSettings
 from pyro_vaeflow.experiments.results import finished_runs, method_name, read_summary
 from pyro_vaeflow.experiments.tables import HEADINGS, mean_std
+from results.shared.classes import write_by_class
 from results.shared.gaps import QUICK, write_gaps, write_gaps_page
 from results.shared.pages import markdown, parse, parser, run_quick, write_page
 
@@ -66,6 +67,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         run_quick("kdd-paper", folder)
     write_paper(folder)
     if finished_runs(folder):
+        write_by_class(folder)
         write_gaps(folder, settings)
         for distinct in (False, True):
             write_draws(folder, distinct=distinct, **budget)

@@ -12,6 +12,7 @@ from pyro_vaeflow.experiments.results import method_name, read_summary
 from pyro_vaeflow.experiments.study import load_study
 from pyro_vaeflow.experiments.tables import HEADINGS, mean_std
 from results.shared import baselines
+from results.shared.classes import write_by_class
 from results.shared.detectors import usual
 from results.shared.pages import markdown, parse, parser, run_quick, write_page
 
@@ -67,6 +68,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         baselines.run_all(BASELINES, configs, values.folder)
     baselines.write_tables(BASELINES, values.folder)
     write_comparison(values.folder)
+    write_by_class(values.folder)
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from pyro_vaeflow.experiments.measurements import detection
 from pyro_vaeflow.experiments.tables import HEADINGS, mean_std
 from pyro_vaeflow.experiments.tasks import Task, load_task
 from pyro_vaeflow.inference.saved_folder import package_versions, write_whole
+from results.shared.classes import classes_of
 from results.shared.detectors import Baseline, anomaly_score, fit
 from results.shared.pages import markdown, write_page
 
@@ -35,7 +36,8 @@ def run(baseline: Baseline, task: Task, seed: int) -> dict[str, Any]:
     trained = time.perf_counter()
     scores = anomaly_score(baseline, detector, task.x_test.numpy(), seed)
     seconds = {"train_seconds": trained - started, "score_seconds": time.perf_counter() - trained}
-    return {**detection(task, {"own": scores}), **seconds}
+    found = {"own": scores}
+    return {**detection(task, found), **classes_of(task, found), **seconds}
 
 
 def run_all(

@@ -1,23 +1,16 @@
-"""``vaeflow report MODEL``: a saved detector as one HTML file that needs nothing else.
+"""A page in the making, one HTML file that needs nothing else: headings, text, tables, figures.
 
-A `Page` has headings, text, tables and figures; all text is escaped.
+All text is escaped, and there is nothing in it that a browser would fetch.
 """
 
 import base64
 import io
 from html import escape
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
-import yaml
 from matplotlib import rc_context
 from matplotlib.figure import Figure
-
-from pyro_vaeflow.inference.saved_folder import CheckpointError, read
-from pyro_vaeflow.plain_files import write_whole
-from pyro_vaeflow.plots.charts import plot_history, plot_scores
-from pyro_vaeflow.validation import ConfigError
 
 MAX_ROWS = 400  # of a table
 # No script, and no address from which a browser would fetch anything.
@@ -114,59 +107,3 @@ class Page:
         body = [f"<h1>{escape(self.title)}</h1>", f"<nav>{''.join(links)}</nav>", *self.parts]
         start = f'<!doctype html>\n<html lang="en"><head>{head}</head><body>'
         return "\n".join([start, *body, "</body></html>"]) + "\n"
-
-
-def write_report(folder: Path, path: Path | None = None) -> Path:
-    """Writes the page of a saved detector; returns its path.
-
-    Args:
-        folder: as `VAEFlowDetector.save` left it.
-        path: of the page, ``folder/report.html`` by default.
-
-    Raises:
-        ConfigError: the folder holds no detector, or a damaged one.
-    """
-    if not folder.is_dir():
-        raise ConfigError(f"DIR: no folder {str(folder)!r}")
-    if not (folder / "detector.json").is_file():
-        raise ConfigError(
-            f"DIR: {folder} holds no saved detector; for the page of a study run "
-            f"`python -m results.report {folder}` in the project's repository"
-        )
-    try:
-        content, tensors = read(folder)
-        page = detector_page(folder.resolve().name, content, tensors)
-    except (CheckpointError, FileNotFoundError) as error:
-        raise ConfigError(f"no detector to report on: {error}") from error
-    except (ArithmeticError, LookupError, TypeError, ValueError) as error:
-        raise ConfigError(f"{folder} does not hold a detector: {error!r:.300}") from error
-    path = folder / "report.html" if path is None else path
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, page.html().encode())
-    return path
-
-
-def detector_page(name: str, content: Any, tensors: dict[str, Any]) -> Page:
-    """A saved detector's scores of rows kept from training, its training, columns and settings."""
-    page = Page(f"Detector {name}")
-    columns = pd.DataFrame(content["columns"])
-    calibration = tensors["calibration_scores"].numpy()
-    count = "1 column" if len(columns) == 1 else f"{len(columns):,} columns"
-    offset = content["offset"]
-    page.text(f"{count}; a row is flagged where its log evidence is below {offset:.5g} nats.")
-    if len(calibration):
-        page.heading("Scores")
-        page.figure(
-            plot_scores(-calibration, -offset),
-            f"Anomaly scores, -log p(x), of the {len(calibration)} rows kept from training; dark "
-            "and beyond the dashed line: flagged.",
-        )
-    history = pd.DataFrame(tensors["history"].numpy(), columns=content["history"])
-    if len(history):
-        page.heading("Training")
-        page.figure(plot_history(history), "Each step in grey, running means in black.")
-    page.heading("Columns")
-    page.table(columns[["name", "kind", "loc", "scale"]])
-    page.heading("Settings")
-    page.code(yaml.safe_dump(content["settings"], sort_keys=False), "constructor arguments")
-    return page

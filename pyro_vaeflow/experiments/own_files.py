@@ -1,9 +1,9 @@
-"""A modeler's own pair of programs, named in a study by a file and the function that makes it.
+"""One's own files in a study: a pair of programs, by the function that makes it, and a table.
 
 ``programs: my_pair.py:make`` names a function ``make(settings, num_features, x)`` which returns
 ``(model, guide)``: of the run's settings, of what `Model` and `Guide` are told of the rows, and of
-the training rows. A study is read with the file's content: ``/where/my_pair.py:make@1a2b3c4d`` is
-the name of just that content, and no other content runs under it.
+the training rows. ``dataset: orders.csv`` names a table. A study is read with the file's content:
+``/where/my_pair.py:make@1a2b3c4d`` is the name of just that content, and no other runs under it.
 """
 
 import hashlib
@@ -18,51 +18,58 @@ from typing import Any
 from pyro_vaeflow.validation import ConfigError
 
 DEFAULT = "vae"
-REFERENCE = re.compile(r"(?P<path>.+\.py):(?P<function>\w+)(@(?P<digest>[0-9a-f]{8}))?")
+# By the key of a study that names it.
+FILES = {
+    "programs": re.compile(r"(?P<path>.+\.py)(?P<function>:\w+)(@(?P<digest>[0-9a-f]{8}))?"),
+    "dataset": re.compile(
+        r"(?P<path>.+\.(csv|parquet|npz))(?P<function>)(@(?P<digest>[0-9a-f]{8}))?"
+    ),
+}
 FORM = "expected the name of registered programs, or FILE.py:FUNCTION"
 
 
-def locate(programs: str, folder: Path) -> str:
+def locate(name: str, folder: Path, key: str = "programs") -> str:
     """A registered name as it is; a file's, relative to `folder`, with its content's digest.
 
     Raises:
         ConfigError: there is no such file, or its content is not that of the digest given.
     """
-    if not (match := _match(programs)):
-        return programs
+    if not (match := _match(name, key)):
+        return name
     path = (folder / match["path"]).resolve()
-    digest = _digest(path)
+    digest = _digest(path, key)
     if match["digest"] not in (None, digest):
         raise ConfigError(
-            f"programs: {path} has changed since {match['digest']!r}; leave out "
+            f"{key}: {path} has changed since {match['digest']!r}; leave out "
             f"'@{match['digest']}' to run it as it is now"
         )
-    return f"{path}:{match['function']}@{digest}"
+    return f"{path}{match['function']}@{digest}"
 
 
-def is_file(programs: str) -> bool:
-    """Whether it names a file with programs, and not registered ones."""
-    return _match(programs) is not None
+def is_file(name: str, key: str = "programs") -> bool:
+    """Whether it names a file, and not what is registered."""
+    return _match(name, key) is not None
 
 
-def content_name(programs: str) -> str:
+def content_name(name: str, key: str = "programs") -> str:
     """What is named but for the folder: it decides a run's numbers and tells tables' rows apart.
 
     Example:
         >>> content_name("/home/me/my_pair.py:make@1a2b3c4d")
         'my_pair.py:make@1a2b3c4d'
     """
-    return programs.rpartition("/")[2] if is_file(programs) else programs
+    return name.rpartition("/")[2] if is_file(name, key) else name
 
 
-def short_name(programs: str) -> str:
+def short_name(name: str, key: str = "programs") -> str:
     """What a run's folder is called by: the file's name, or the registered one.
 
     Example:
-        >>> short_name("/home/me/my_pair.py:make@1a2b3c4d")
-        'my_pair'
+        >>> short_name("/home/me/orders.csv@1a2b3c4d", "dataset")
+        'orders'
     """
-    return Path(programs.rpartition(".py:")[0]).name if is_file(programs) else programs
+    match = _match(name, key)
+    return Path(match["path"]).stem if match else name
 
 
 def load(programs: str) -> Callable[..., Any]:
@@ -106,17 +113,18 @@ def _module(path: Path, digest: str) -> ModuleType:
     return module
 
 
-def _match(programs: str) -> re.Match[str] | None:
-    match = REFERENCE.fullmatch(programs)
-    if match is None and (":" in programs or ".py" in programs):
-        raise ConfigError(f"programs: {FORM}, got {programs!r}")
+def _match(name: str, key: str) -> re.Match[str] | None:
+    match = FILES[key].fullmatch(name)
+    if match is None and key == "programs" and (":" in name or ".py" in name):
+        raise ConfigError(f"programs: {FORM}, got {name!r}")
     return match
 
 
-def _digest(path: Path) -> str:
+def _digest(path: Path, key: str) -> str:
     try:
-        return hashlib.sha256(path.read_bytes()).hexdigest()[:8]
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()[:8]
     except OSError as error:
         raise ConfigError(
-            f"programs: {path} cannot be read ({error}); give a path from the study file's folder"
+            f"{key}: {path} cannot be read ({error}); give a path from the study file's folder"
         ) from error
