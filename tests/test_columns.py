@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import norm
 
-from pyro_vaeflow.tables.column_kinds import GROUP_MASS, HEAVY, learn_column
+from pyro_vaeflow.tables.column_kinds import learn_column
+from pyro_vaeflow.tables.number_kinds import GROUP_MASS, HEAVY
 from pyro_vaeflow.tables.columns import Column
 from pyro_vaeflow.tables.mixed_encoder import MixedEncoder
 from pyro_vaeflow.validation import ConfigError

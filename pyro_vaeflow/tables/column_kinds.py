@@ -1,28 +1,71 @@
 """Kinds of columns, learned from training values: one function chooses, one a kind learns."""
 
-import math
+import re
 import warnings
-from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from pyro_vaeflow.tables.column_values import (
-    as_numbers,
-    as_text,
-    check_values,
-    is_numeric,
-    spells_number,
+from pyro_vaeflow.tables.calendars import (
+    DATES,
+    SPANS,
+    TYPED,
+    format_of_numbers,
+    format_of_texts,
+    parts_of,
+    read_dates,
 )
-from pyro_vaeflow.tables.columns import KINDS, Column
+from pyro_vaeflow.tables.column_values import as_numbers, as_text, check_values, is_numeric
+from pyro_vaeflow.tables.columns import KINDS, LEFT_OUT, Column
+from pyro_vaeflow.tables.number_kinds import (
+    MAX_LEVELS,
+    NEW_MASS,
+    fill_values,
+    is_closed,
+    learn_numbers,
+)
+from pyro_vaeflow.tables.number_texts import MARKS, WORDS, spelling_of
 
-POINT_MASS = 0.5  # a share of the rows in one value: above it a numeric column is discrete ...
-NEW_MASS = 0.01  # ... if so few fresh rows at most have a value that no training row shows
-MAX_LEVELS = 512
+CHOICES = (*KINDS, "date")
 ONE_OFF = 0.5  # a share of the rows with a text of their own: above it new rows have new ones
 FEWEST_NAMES = 20  # such rows, or they are chance
-HEAVY = 0.5  # nats per row by which a log-normal fits better than a normal: its sigma is then 0.8
-GROUP_MASS = 1 / 32  # of a group of neighbouring numbers, unless one number alone has more
+FEWEST_SINGLE = 10  # texts that occur once, to tell how often a fresh row has a new one
+INDEX = re.compile(r"|Unnamed: \d+|__index_level_\d+__|(?i:index|row_?(no|num|number|id|index)?)")
+NAME = re.compile(r"(?i).*(^|[_ .-])(id|uuid|guid)|.*[a-z](Id|ID)")
+
+
+def learn_columns(values: pd.Series, kind: str | None = None) -> list[Column]:
+    """What a column of training values ``(num_data,)`` becomes: one `Column`, or a date's parts.
+
+    Dates, and texts and whole numbers that are dates, become the time elapsed and, in a table that
+    is long enough, hour, weekday and month. Row numbers, identifiers and free text are left out
+    with a warning, unless `kind` is given. All else is for `learn_column`.
+
+    Raises:
+        ValueError: the kind is unknown or does not suit the values, or there is no value at all.
+        TypeError: the column holds complex numbers or containers.
+
+    Example:
+        >>> days = pd.Series(pd.date_range("2024-01-01", periods=30), name="day")
+        >>> [column.part for column in learn_columns(days)]
+        ['elapsed', 'weekday']
+    """
+    name = str(values.name)
+    if kind is not None and kind not in CHOICES:
+        raise ValueError(f"kind of column {name!r} must be one of {CHOICES}, got {kind!r}")
+    check_values(values, dates=True)
+    if kind in (None, "date") and (form := _date_format(values)):
+        return _date(name, values, form)
+    if kind == "date":
+        raise ValueError(f"column {name!r} holds no dates of a known format; pd.to_datetime helps")
+    if kind is None and (why := _why_left_out(values)):
+        warnings.warn(
+            f"column {name!r} is left out: {why}; kinds={{{name!r}: ...}} keeps it", stacklevel=3
+        )
+        return [Column(name, LEFT_OUT, why=why)]
+    return [learn_column(values, kind)]
 
 
 def learn_column(values: pd.Series, kind: str | None = None) -> Column:
@@ -30,10 +73,14 @@ def learn_column(values: pd.Series, kind: str | None = None) -> Column:
 
     A numeric column is discrete if more than half of its entries are one value and a fresh entry is
     new with a probability of at most 0.01, by Good and Turing's estimate: the share of entries
-    whose value occurs once. Constant and binary columns are, too. Other numbers are positive if all
-    are above 0 and a log-normal fits them better than a normal, by half a nat per row and by two
-    standard errors: of heavy tails a few rows set the standard deviation. The rest are continuous,
-    and what is not a number is categorical.
+    whose value occurs once. Constant and binary columns are, too, and numbers that come again and
+    again with gaps between them, as codes do. Other numbers are positive if all but few are above 0
+    and a log-normal fits them better than a normal, by half a nat per row and by two standard
+    errors: of heavy tails a few rows set the standard deviation. The rest are continuous, and what
+    is not a number is categorical. Texts that are numbers, but for marks among them, are numbers.
+
+    A few entries far beyond the others, and numbers such as -999 that stand for a missing one, are
+    not learned from.
 
     References:
         G. Box, D. Cox, An analysis of transformations, Journal of the Royal Statistical Society B
@@ -45,7 +92,7 @@ def learn_column(values: pd.Series, kind: str | None = None) -> Column:
 
     Raises:
         ValueError: the kind is unknown or does not suit the values, or there is no value at all.
-        TypeError: the column holds dates or complex numbers.
+        TypeError: the column holds dates, complex numbers or containers.
 
     Example:
         >>> learn_column(pd.Series([0.0, 0.0, 0.0, 1.0, 1.0], name="land")).kind
@@ -55,104 +102,60 @@ def learn_column(values: pd.Series, kind: str | None = None) -> Column:
         >>> learn_column(pd.Series(np.exp(np.arange(20.0)), name="bytes")).kind
         'positive'
     """
-    name = str(values.name)
+    name, spelling = str(values.name), None
     if kind is not None and kind not in KINDS:
         raise ValueError(f"kind of column {name!r} must be one of {KINDS}, got {kind!r}")
     check_values(values)
-    if kind == "categorical" or (kind is None and not is_numeric(values)):
-        text = as_text(values).dropna()
-        _check_any(name, len(text))
-        if kind is None and not isinstance(values.dtype, pd.CategoricalDtype):
-            _warn_of_texts(name, text)
-        return Column(name, "categorical", levels=tuple(sorted(text.unique())))
-    numbers = as_numbers(values)
-    numbers = numbers[np.isfinite(numbers)]
-    _check_any(name, len(numbers))
-    if pd.api.types.is_integer_dtype(values) and len(np.unique(numbers)) < values.nunique():
+    is_text = not (is_numeric(values) or isinstance(values.dtype, pd.CategoricalDtype))
+    if is_text and kind != "categorical" and values.dtype != bool:
+        spelling = spelling_of(as_text(values))
+    if kind == "categorical" or (kind is None and not (is_numeric(values) or spelling)):
+        return _categorical(name, as_text(values))
+    numbers = as_numbers(values, spelling)
+    finite = numbers[np.isfinite(numbers)]
+    _check_any(name, len(finite))
+    if pd.api.types.is_integer_dtype(values) and len(np.unique(finite)) < values.nunique():
         warnings.warn(
             f"column {name!r} holds whole numbers that float64 does not tell apart, such as "
             f"{values.max()}; subtract a constant, or say kinds={{{name!r}: 'categorical'}} of ids",
             stacklevel=2,
         )
-    return OF_NUMBERS[kind or _kind_of(numbers)](name, numbers)
-
-
-def _discrete(name: str, numbers: np.ndarray) -> Column:
-    """Each number a level, or groups of neighbours, which meet if there may be numbers between."""
-    values, counts = np.unique(numbers, return_counts=True)
-    with np.errstate(over="ignore", invalid="ignore"):  # infinite gaps are wide ones
-        num_steps = np.ptp(values) / np.diff(values).min() + 1 if len(values) > 1 else 1
-    is_closed = _is_closed(counts)
-    is_sparse = is_closed and len(values) < 0.5 * num_steps  # a value between two is unseen
-    if len(values) <= MAX_LEVELS and (is_sparse or len(values) <= 1 / GROUP_MASS):
-        return Column(name, "discrete", lows=tuple(values), highs=tuple(values))
-    # Between the share of the rows, in which rare values vanish, and that of the distinct values.
-    mass = (counts / counts.sum() + 1 / len(values)) / 2
-    first, used = [0], mass[0]  # places of the groups' first values
-    for place in range(1, len(values)):
-        if used + mass[place] > GROUP_MASS:
-            first.append(place)
-            used = 0.0
-        used += mass[place]
-    lows, highs = values[first], values[[*(place - 1 for place in first[1:]), -1]]
-    if not is_closed:
-        lows[1:] = highs[:-1] = 0.5 * highs[:-1] + 0.5 * lows[1:]
-    return Column(name, "discrete", lows=tuple(lows), highs=tuple(highs))
-
-
-def _continuous(name: str, numbers: np.ndarray) -> Column:
-    loc, scale = _loc_scale(numbers)
-    return Column(name, "continuous", loc=loc, scale=scale)
-
-
-def _positive(name: str, numbers: np.ndarray) -> Column:
-    if (least := numbers.min()) <= 0.0:
-        raise ValueError(
-            f"column {name!r} is to be positive and holds {least:g}; choose continuous, or add "
-            "a constant to it"
+    if spelling:
+        marks = f"; {', '.join(map(repr, spelling.marks))} as missing" if spelling.marks else ""
+        warnings.warn(
+            f"column {name!r} holds texts that spell numbers, and they are taken as numbers{marks};"
+            f" say kinds={{{name!r}: 'categorical'}} of codes",
+            stacklevel=2,
         )
-    loc, scale = _loc_scale(np.log(numbers))
-    return Column(name, "positive", loc=loc, scale=scale)
+    fills = fill_values(finite) if kind is None else ()
+    finite = finite[~np.isin(finite, fills)]
+    column = learn_numbers(name, finite, kind)
+    if fills:
+        share = np.isin(numbers, fills).mean()
+        warnings.warn(
+            f"column {name!r}: {', '.join(f'{v:g}' for v in fills)} in {share:.1%} of the rows "
+            "stands far from all else and is taken as missing",
+            stacklevel=2,
+        )
+    return replace(
+        column,
+        spelling=spelling.decimal if spelling else "",
+        marks=(spelling.marks if spelling else None) or None,
+        fills=fills or None,
+        missing=float((np.isnan(numbers) | np.isin(numbers, fills)).mean()),
+    )
 
 
-OF_NUMBERS: dict[str, Callable[[str, np.ndarray], Column]] = {
-    "discrete": _discrete,
-    "continuous": _continuous,
-    "positive": _positive,
-}
-
-
-def _kind_of(numbers: np.ndarray) -> str:
-    _, counts = np.unique(numbers, return_counts=True)
-    has_point_mass = counts.max() > POINT_MASS * len(numbers)
-    if len(counts) <= 2 or (has_point_mass and _is_closed(counts)):  # constant, binary, counts
-        return "discrete"
-    return "positive" if _is_heavy(numbers) else "continuous"
-
-
-def _is_closed(counts: np.ndarray) -> bool:
-    """Whether fresh rows hardly have values that these do not show, by Good and Turing."""
-    return bool((counts == 1).sum() <= NEW_MASS * counts.sum())
-
-
-def _is_heavy(numbers: np.ndarray) -> bool:
-    """Whether a log-normal fits numbers that differ so much better than a normal: `HEAVY`."""
-    if numbers.min() <= 0.0 or numbers.max() < 2.0 * numbers.min():  # log is a line there
-        return False
-    logs = np.log(numbers)
-    (loc, scale), (log_loc, log_scale) = _loc_scale(numbers), _loc_scale(logs)
-    log_normal = -0.5 * ((logs - log_loc) / log_scale) ** 2 - math.log(log_scale) - logs
-    gain = log_normal + 0.5 * (numbers / scale - loc / scale) ** 2 + math.log(scale)
-    return bool(gain.mean() >= max(HEAVY, 2.0 * gain.std() / math.sqrt(len(gain))))
-
-
-def _loc_scale(numbers: np.ndarray) -> tuple[float, float]:
-    """Mean and standard deviation; 1 for what rounding leaves of a constant."""
-    # By a power of two, which rounds nothing: sums of squares of any finite numbers stay finite.
-    power = math.frexp(np.abs(numbers).max())[1]
-    near_one = np.ldexp(numbers, -power)
-    loc, scale = (math.ldexp(float(v), power) for v in (near_one.mean(), near_one.std()))
-    return loc, 1.0 if scale <= 1e-12 * abs(loc) else scale
+def _categorical(name: str, text: pd.Series) -> Column:
+    """Texts as levels; many that occur once are one level with those that none shows."""
+    counts = text.value_counts()
+    _check_any(name, len(counts))
+    num_single, why = int((counts == 1).sum()), "texts"
+    if counts.iloc[0] > 1 and num_single > max(NEW_MASS * counts.sum(), FEWEST_SINGLE):
+        counts = counts[counts > 1]
+        why = f"texts; {num_single} that occur once count as never seen"
+    levels = tuple(sorted(counts.index[:MAX_LEVELS]))
+    return Column(name, "categorical", levels=levels, missing=float(text.isna().mean()), why=why)
 
 
 def _check_any(name: str, count: int) -> None:
@@ -160,20 +163,63 @@ def _check_any(name: str, count: int) -> None:
         raise ValueError(f"column {name!r} has no finite value in the training rows; leave it out")
 
 
-def _warn_of_texts(name: str, text: pd.Series) -> None:
-    """Texts that are no categories, though nobody has said what they are."""
-    counts = text.value_counts()
-    if len(counts) > 2 and all(map(spells_number, counts.index)):
-        warnings.warn(
-            f"column {name!r} holds texts that spell numbers, and they are taken as categories;"
-            " convert it with pd.to_numeric, or say what it is with kinds",
-            stacklevel=3,
+def _date_format(values: pd.Series) -> str | None:
+    if isinstance(values.dtype, pd.CategoricalDtype):
+        return None
+    if pd.api.types.infer_dtype(values, skipna=True) in DATES:
+        return TYPED
+    if not is_numeric(values):
+        return None if values.dtype == bool else format_of_texts(as_text(values))
+    numbers = as_numbers(values)
+    return format_of_numbers(str(values.name), numbers[np.isfinite(numbers)])
+
+
+def _date(name: str, values: pd.Series, form: str) -> list[Column]:
+    """The time elapsed and the cyclic parts that the table is long enough to show."""
+    dates = read_dates(values, form)
+    unread = as_text(values)[dates.isna().to_numpy()].str.lower().value_counts()
+    marks = tuple(unread[~unread.index.isin(WORDS) & (unread > 1)].index[:MARKS]) or None
+    span = (dates.max() - dates.min()) / pd.Timedelta(seconds=1)
+    shared: Any = {"spelling": form, "marks": marks, "missing": float(dates.isna().mean())}
+    columns = []
+    for part, numbers in parts_of(dates).items():
+        numbers = numbers[np.isfinite(numbers)]
+        _check_any(name, len(numbers))
+        values_shown, counts = np.unique(numbers, return_counts=True)
+        if part == "elapsed":
+            column = learn_numbers(name, numbers, "continuous")
+        elif span < SPANS[part] or len(values_shown) == 1 or not is_closed(counts):
+            continue
+        else:
+            column = Column(name, "discrete", lows=tuple(values_shown), highs=tuple(values_shown))
+        why = "dates" if form == TYPED else f"dates ({form})"
+        columns.append(replace(column, part=part, why=why, **shared))
+    return columns
+
+
+def _why_left_out(values: pd.Series) -> str | None:
+    """Why a column that nobody has spoken of is no feature; None if it is one."""
+    if isinstance(values.dtype, pd.CategoricalDtype) or values.dtype == bool:
+        return None
+    name, num_data = str(values.name), int(values.notna().sum())
+    if not is_numeric(values) and spelling_of(text := as_text(values)) is None:
+        num_single = int((text.value_counts() == 1).sum())
+        if num_single <= max(ONE_OFF * num_data, FEWEST_NAMES):
+            return None
+        return (
+            f"it holds a text of its own in {num_single} of {num_data} rows, as identifiers and "
+            "free text do, and most of fresh rows would be never seen"
         )
-    num_single = int((counts == 1).sum())
-    if num_single > max(ONE_OFF * len(text), FEWEST_NAMES):
-        warnings.warn(
-            f"column {name!r} holds a text of its own in {num_single} of {len(text)} rows: in "
-            "fresh rows most are never seen, and so anomalies; leave ids out, give dates as "
-            "numbers",
-            stacklevel=3,
-        )
+    numbers = as_numbers(values.sort_index(), None if is_numeric(values) else spelling_of(text))
+    numbers = numbers[np.isfinite(numbers)]
+    if len(numbers) < FEWEST_NAMES or not (numbers == np.floor(numbers)).all():
+        return None
+    if isinstance(values.name, str) and INDEX.fullmatch(name) and len(np.unique(numbers)) > 2:
+        return "it holds row numbers, by its name"
+    if len(np.unique(numbers)) < len(numbers):
+        return None
+    if (np.diff(numbers) > 0).all() or np.ptp(numbers) < 2 * len(numbers):
+        return "its whole numbers count the rows"
+    if NAME.fullmatch(name):
+        return "it holds a number of its own in each row, as identifiers do"
+    return None

@@ -1,0 +1,116 @@
+"""Dates and times in whatever form, and the numbers that are learned of them."""
+
+import re
+import warnings
+
+import numpy as np
+import pandas as pd
+
+DATES = ("datetime64", "datetime", "date", "time", "period")  # what pandas says a column holds
+TYPED = "dtype"  # the format of what is dates by its type
+ISO = "ISO8601"
+TIMES = ("%H:%M", "%H:%M:%S", "%H:%M:%S.%f")
+# Whole numbers that are dates, by their digits.
+DIGITS = {8: "%Y%m%d", 6: "%Y%m", 12: "%Y%m%d%H%M", 14: "%Y%m%d%H%M%S"}
+EPOCHS = {"s": 1e9, "ms": 1e12, "us": 1e15, "ns": 1e18}  # September 2001 in each unit
+TIMELY = re.compile(r"(?i)(date|time|stamp|epoch|_at$|_ts$|^ts$|_on$)")
+ENOUGH = 0.95  # of a column's texts are dates: the others are errors
+TRIED = 50  # texts whose format is guessed
+FEWEST = 5  # distinct whole numbers, or that all are dates may be chance
+DAY = 86_400.0
+# Part of a date -> how long a table must be for it to say something, in seconds.
+SPANS = {"elapsed": 0.0, "hour": 2 * DAY, "weekday": 14 * DAY, "month": 365 * DAY}
+
+
+def format_of_texts(text: pd.Series) -> str | None:
+    """The format of a column of texts that are dates or times; None if they are something else.
+
+    Day before month where both would do.
+
+    Example:
+        >>> format_of_texts(pd.Series(["2024-01-31", "2024-02-01"]))
+        'ISO8601'
+        >>> format_of_texts(pd.Series(["31.01.2024", "01.02.2024"]))
+        '%d.%m.%Y'
+    """
+    distinct = pd.Series(text.dropna().unique())
+    tried = distinct.head(TRIED)
+    if not len(tried) or not tried.str.contains(r"\d.*[-/.:, ]", regex=True).mean() > ENOUGH:
+        return None
+    guess = pd.tseries.api.guess_datetime_format
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # of an order that pandas would not guess
+        guesses = [guess(t.strip(), dayfirst=first) for first in (True, False) for t in tried]
+    candidates = [ISO, *TIMES, *dict.fromkeys(f for f in guesses if f)]
+    shares = {form: read_dates(tried, form, strict=True).notna().mean() for form in candidates}
+    best = max(candidates, key=lambda form: shares[form])
+    return best if read_dates(distinct, best).notna().mean() >= ENOUGH else None
+
+
+def format_of_numbers(name: str, numbers: np.ndarray) -> str | None:
+    """The format of whole numbers that are dates, 20241231 say, or seconds since 1970.
+
+    Seconds are no dates to see: the column's name must speak of time.
+
+    Example:
+        >>> format_of_numbers("posted", 20240101 + np.arange(9))
+        '%Y%m%d'
+    """
+    distinct = np.unique(numbers)
+    if len(distinct) < FEWEST or not (distinct == np.floor(distinct)).all() or distinct[0] < 0:
+        return None
+    sizes = pd.Series(distinct).map(lambda v: len(f"{v:.0f}"))
+    form = DIGITS.get(int(sizes.median()))
+    if form is not None:
+        years = read_dates(pd.Series(distinct), form).dt.year
+        if years.between(1900, 2100).mean() >= ENOUGH:
+            return form
+    for unit, start in EPOCHS.items():
+        if TIMELY.search(name) and start <= distinct[0] and distinct[-1] < 2.5 * start:
+            return unit
+    return None
+
+
+def read_dates(values: pd.Series, form: str, strict: bool = False) -> pd.Series:
+    """Dates without a time zone, as clocks show them; NaT where missing or of no such format.
+
+    Args:
+        form: what `format_of_texts` or `format_of_numbers` gave, or `TYPED`.
+        strict: whether texts in the form of ISO 8601 are refused in another format.
+    """
+    if isinstance(values.dtype, pd.DatetimeTZDtype):
+        return values.dt.tz_localize(None)
+    if isinstance(values.dtype, pd.PeriodDtype):
+        return values.dt.to_timestamp()
+    if pd.api.types.is_datetime64_dtype(values):
+        return values
+    if form in EPOCHS:
+        return pd.to_datetime(pd.to_numeric(values, errors="coerce"), unit=form, errors="coerce")
+    if pd.api.types.is_numeric_dtype(values):
+        values = values.map(lambda v: f"{v:.0f}", na_action="ignore")
+    text = values.astype("string").str.strip()
+    iso = pd.Series(pd.NaT, index=values.index, dtype="datetime64[us]")
+    if form in (ISO, TYPED) or not strict:
+        # One clock for all: with its zone left out.
+        clock = text.str.replace(r"(Z|UTC|[+-]\d\d:?\d\d)$", "", regex=True).where(
+            text.str.contains(r"\d[T ]\d", regex=True), text
+        )
+        iso = pd.to_datetime(clock, format=ISO, errors="coerce").astype("datetime64[us]")
+        if form in (ISO, TYPED):
+            if iso.notna().any() or form == ISO:
+                return iso
+            return pd.to_datetime(text, format="%H:%M:%S", errors="coerce")
+    dates = pd.to_datetime(text, format=form, errors="coerce", utc="%z" in form)
+    return dates.dt.tz_localize(None).astype("datetime64[us]").fillna(iso)
+
+
+def parts_of(dates: pd.Series) -> dict[str, np.ndarray]:
+    """Part -> numbers ``(num_data,)``, NaN where missing: seconds since 1970, hour, weekday, month.
+
+    Example:
+        >>> {k: v.tolist() for k, v in parts_of(pd.Series(pd.to_datetime(["1970-01-02"]))).items()}
+        {'elapsed': [86400.0], 'hour': [0.0], 'weekday': [4.0], 'month': [1.0]}
+    """
+    parts = {"elapsed": (dates - pd.Timestamp(0)) / pd.Timedelta(seconds=1)}
+    parts |= {"hour": dates.dt.hour, "weekday": dates.dt.dayofweek, "month": dates.dt.month}
+    return {part: values.to_numpy(np.float64, na_value=np.nan) for part, values in parts.items()}

@@ -1,0 +1,101 @@
+"""A table read aloud: what its columns were taken for, and what of later rows they do not know."""
+
+import warnings
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple, Self
+
+import numpy as np
+import pandas as pd
+
+from pyro_vaeflow.tables.columns import Column
+
+MOST = 0.5  # of the entries of a column: above it something is wrong with the column, not the rows
+FEWEST = 20  # rows, or it may be chance
+
+
+class Shares(NamedTuple):
+    """How many entries of a column are new to it or missing, among how many rows."""
+
+    name: str
+    what: str  # is new: "never seen" or "out of range"
+    new: int
+    missing: int
+    num_data: int
+    example: str
+    usual_missing: float  # the share in training
+
+    @classmethod
+    def of(
+        cls, column: Column, values: pd.Series, is_new: np.ndarray, is_missing: np.ndarray
+    ) -> Self:
+        """Counts the entries of `values` ``(num_data,)`` that two masks pick."""
+        example = str(values.iloc[int(is_new.argmax())])[:60] if is_new.any() else ""
+        what = f"never seen in training ({column.part or 'level'})"
+        if not column.num_levels:
+            what = f"out of training's range, {limits(column)}"
+        counts = int(is_new.sum()), int(is_missing.sum())
+        return cls(column.name, what, *counts, len(values), example, column.missing)
+
+    @property
+    def text(self) -> str:
+        """What is wrong with most entries; empty if nothing is."""
+        count = max(1, self.num_data)
+        if self.num_data >= FEWEST and self.new > MOST * (count - self.missing) > 0:
+            share = self.new / (count - self.missing)
+            return (
+                f"column {self.name!r}: {share:.0%} of the entries, {self.example!r} say, are "
+                f"{self.what}"
+            )
+        if self.num_data >= FEWEST and self.missing / count > MOST + self.usual_missing / 2:
+            return (
+                f"column {self.name!r}: {self.missing / count:.0%} of the entries are missing, "
+                f"{self.usual_missing:.0%} were in training"
+            )
+        return ""
+
+
+def warn_of(shares: Iterable[Shares]) -> None:
+    """Warns of columns most of whose entries are new or missing: often not the rows are at fault.
+
+    Warns:
+        UserWarning: names each such column, the share and an example.
+    """
+    texts = dict.fromkeys(share.text for share in shares if share.text)
+    if texts:
+        warnings.warn("; ".join(texts) + ": scores say little there", stacklevel=6)
+
+
+def limits(column: Column) -> str:
+    """The range of a column of numbers, or of dates."""
+    bounds = column.low, column.high
+    if column.part:
+        return " to ".join(str(pd.Timestamp(bound, unit="s")) for bound in bounds)
+    return f"{bounds[0]:g} to {bounds[1]:g}"
+
+
+def read_aloud(names: Sequence[Any], columns: Iterable[Column]) -> pd.DataFrame:
+    """What each column was taken for: ``kind``, what it ``holds``, ``missing`` share, ``why``.
+
+    Args:
+        names: of the table's columns, the index of the frame.
+        columns: what was learned; several of a date.
+    """
+    rows: dict[str, dict[str, Any]] = {}
+    for column in columns:
+        row = {"kind": column.kind, "holds": "", "missing": column.missing, "why": column.why}
+        if column.part:
+            row["kind"] = "date"
+            row["holds"] = limits(column)
+        elif column.levels:
+            row["holds"] = f"{len(column.levels)} levels: {', '.join(column.levels)}"
+        elif column.lows:
+            row["holds"] = f"{len(column.lows)} levels: " + ", ".join(f"{v:g}" for v in column.lows)
+        elif column.low is not None:
+            row["holds"] = limits(column)
+        if column.name in rows:
+            rows[column.name]["kind"] += f", {column.part}"
+        else:
+            rows[column.name] = row
+    frame = pd.DataFrame([rows[str(name)] for name in names], index=pd.Index(names))
+    frame["holds"] = frame["holds"].map(lambda text: text if len(text) < 50 else text[:47] + "...")
+    return frame
