@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
+import pandas as pd
 import torch
 from numpy.typing import ArrayLike
 from sklearn.base import BaseEstimator, OutlierMixin
@@ -13,6 +14,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from pyro_vaeflow.detector import conformal
 from pyro_vaeflow.detector.explaining import Explaining
+from pyro_vaeflow.detector.gaps import GapScale
 from pyro_vaeflow.detector.programs import Programs
 from pyro_vaeflow.detector.rows import row_weights, table_of
 from pyro_vaeflow.detector.saving import load_detector, save_detector
@@ -23,13 +25,16 @@ from pyro_vaeflow.metrics import number_flagged
 from pyro_vaeflow.programs.fitting import fit, score_rows
 from pyro_vaeflow.tables.mixed_encoder import MixedEncoder
 
+MAX_CALIBRATION = 10_000  # rows kept from training: more would take longer than training
+
 
 class VAEFlowDetector(DetectorSettings, Programs, Explaining, OutlierMixin, BaseEstimator):
     r"""Finds anomalous rows of a table by their evidence under a variational autoencoder.
 
     A row's score is :math:`\log p(x)` in nats by importance sampling: low = anomalous. It
-    depends on the row and the seed alone. Columns can be numbers, categories, booleans and texts,
-    with missing entries; NumPy arrays will do as well.
+    depends on the row and the seed alone. Columns can be numbers, categories, booleans, texts and
+    dates, with missing entries; NumPy arrays will do as well. Where many training rows have gaps, a
+    row with gaps is scored as if it were complete: see `pyro_vaeflow.detector.gaps`.
 
     Args:
         flow: the posterior, a name in `pyro_vaeflow.programs.flows.FLOWS`.
@@ -42,12 +47,14 @@ class VAEFlowDetector(DetectorSettings, Programs, Explaining, OutlierMixin, Base
         num_samples: samples of z for a row's score, at least 2.
         criterion: ``importance``, or ``reconstruction`` for E_q[log p(x | z)], the negative of the
             paper's A(x). (An argument named score would hide the method `score`.)
-        contamination: the share of the training rows to flag, in (0, 0.5]; ``"auto"`` flags one in
-            20 of fresh rows that are like the training rows, or one in n + 1 if only n rows, below
-            19, are kept for calibration (a tenth of the training rows, unless it is set).
-        kinds: column name -> ``categorical``, ``discrete``, ``continuous`` or ``positive``, where
-            the training rows should not decide. They find heavy tails above 0 to be positive: then
-            0 and below are as far away as a number can be.
+        contamination: the share to flag of fresh rows like the training rows, in (0, 0.5]; "auto"
+            is 0.05. Of n rows that are kept for calibration (a tenth of the training rows, unless
+            it is set) no threshold flags less than one in n + 1. Without such rows it is the share
+            of the training rows.
+        kinds: column name -> ``categorical``, ``discrete``, ``continuous``, ``positive`` or
+            ``date``, where the training rows should not decide. They find heavy tails above 0 to be
+            positive: then 0 and below are as far away as a number can be. It keeps identifiers,
+            which are else left out.
         prior: ``exemplar``, a mixture around training rows, or ``normal``.
         calibration_share: of the training rows, kept from training for conformal p-values.
         validation_share: of the others, at most 500, whose ELBO chooses the step to keep.
@@ -68,6 +75,7 @@ class VAEFlowDetector(DetectorSettings, Programs, Explaining, OutlierMixin, Base
     Attributes:
         offset_: the score below which rows are flagged, nats.
         n_features_in_, feature_names_in_: of the table, names if all are texts.
+        columns_: a frame that says what each column was taken for, and why.
         encoder_: the fitted `MixedEncoder`.
         model_, guide_: the trained programs.
         history_: of training, a frame with one row per step; see `History`.
@@ -114,7 +122,8 @@ class VAEFlowDetector(DetectorSettings, Programs, Explaining, OutlierMixin, Base
         settings = self._for_fitting(self.seed_)
         # Held-out rows are the first ones, and a table can be sorted.
         order = np.random.default_rng(self.seed_).permutation(len(frame))
-        fresh, used = np.split(order, [round(self.calibration_share * len(frame))])
+        num_kept = min(round(self.calibration_share * len(frame)), MAX_CALIBRATION)
+        fresh, used = np.split(order, [num_kept])
         if not len(used) - round(self.validation_share * len(used)):
             raise ValueError(
                 f"calibration_share={self.calibration_share!r} and validation_share="
@@ -122,8 +131,8 @@ class VAEFlowDetector(DetectorSettings, Programs, Explaining, OutlierMixin, Base
             )
         if not goes_on:
             self.encoder_ = MixedEncoder(self._kinds(frame)).fit(frame.iloc[used])
-        x = self.encoder_.transform(frame)
-        rows, drawn = x[used], None if weights is None else torch.as_tensor(weights[used])
+        rows, _ = self.encoder_.encode(frame.iloc[used], is_training=True)
+        drawn = None if weights is None else torch.as_tensor(weights[used])
         if goes_on:
             self._convert(torch.float32)
             rows, drawn = self._with_earlier(rows, drawn)
@@ -135,11 +144,7 @@ class VAEFlowDetector(DetectorSettings, Programs, Explaining, OutlierMixin, Base
         history = fit(settings, self.model_, self.guide_, rows, drawn, self.progress, checkpoint)
         self.history_ = history.frame
         self._convert(torch.float64)
-        scores = self._score_encoded(self._to_score(x))
-        self.calibration_scores_ = np.sort(scores[fresh])
-        self.offset_ = conformal.threshold(
-            scores, self.calibration_scores_, self.contamination, weights
-        )
+        self._calibrate(frame, fresh, weights)
         return self
 
     def score_samples(self, X: Any) -> np.ndarray:
@@ -254,6 +259,26 @@ class VAEFlowDetector(DetectorSettings, Programs, Explaining, OutlierMixin, Base
         tags.input_tags.string = True
         return tags
 
+    def _calibrate(
+        self, frame: pd.DataFrame, fresh: np.ndarray, weights: np.ndarray | None
+    ) -> None:
+        """The threshold, from rows kept from training; from all, or many, if none was kept."""
+        used = fresh if len(fresh) else np.arange(len(frame))
+        if len(used) > MAX_CALIBRATION:
+            used = np.random.default_rng(self.seed_).permutation(used)[:MAX_CALIBRATION]
+        x = self._to_score(self.encoder_.encode(frame.iloc[used])[0])
+        self.gaps_ = GapScale(np.empty(0))
+        scores = self._score_encoded(x)
+        self.gaps_ = GapScale.learn(scores, x.isnan().cpu().numpy())
+        scores = self.gaps_.adjusted(scores, x.isnan().cpu().numpy())
+        self.calibration_scores_ = np.sort(scores[: len(fresh)])
+        self.offset_ = conformal.threshold(
+            scores,
+            scores[: len(fresh)],
+            self.contamination,
+            None if weights is None else weights[used],
+        )
+
     def _encoded(self, X: Any) -> torch.Tensor:
         check_is_fitted(self)
         return self._to_score(self.encoder_.transform(table_of(self, X, reset=False)))
@@ -276,5 +301,9 @@ class VAEFlowDetector(DetectorSettings, Programs, Explaining, OutlierMixin, Base
         return scores
 
     def _score_encoded(self, x: torch.Tensor) -> np.ndarray:
-        values = getattr(self._scores(x), CRITERIA[self.criterion])
-        return values.cpu().numpy().astype(np.float64)
+        return self._criterion(self._scores(x), x)
+
+    def _criterion(self, scores: Scores, x: torch.Tensor) -> np.ndarray:
+        """What `score_samples` gives of the rows, ``(num_data,)``."""
+        values = getattr(scores, CRITERIA[self.criterion]).cpu().numpy().astype(np.float64)
+        return self.gaps_.adjusted(values, x.isnan().cpu().numpy())

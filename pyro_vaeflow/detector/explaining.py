@@ -12,19 +12,28 @@ from pyro_vaeflow.inference.scoring import KhatWarning
 from pyro_vaeflow.plots.history import plot_history
 from pyro_vaeflow.plots.scores import plot_contributions, plot_scores
 from pyro_vaeflow.tables.frames import as_table
+from pyro_vaeflow.tables.reading import read_aloud
 from pyro_vaeflow.validation import check_size
 
 
 class Explaining:
     """The methods of `VAEFlowDetector` that explain its scores."""
 
+    @property
+    def columns_(self: Any) -> pd.DataFrame:
+        """What `fit` took each column for: ``kind``, what it ``holds``, ``missing``, ``why``."""
+        return read_aloud(self.encoder_.names_, self.encoder_.readings_)
+
     def score_details(self: Any, X: Any) -> pd.DataFrame:
         """Each row's evidence with its standard error, ESS and k-hat: `Scores` as a frame, nats.
 
+        Its column ``score`` is what `score_samples` gives.
         A k-hat above 0.7 says that the log evidence is probably too low, as it often is for the
         most anomalous rows.
         """
-        frame = self._scores(self._encoded(X)).to_frame()
+        x = self._encoded(X)
+        scores = self._scores(x)
+        frame = scores.to_frame().assign(score=self._criterion(scores, x))
         return frame.set_index(_index(X, len(frame)))
 
     def explain(self: Any, X: Any, site: str = "x") -> pd.DataFrame:
@@ -41,7 +50,7 @@ class Explaining:
             warnings.simplefilter("ignore", KhatWarning)
             nats = contributions(self.model_, self.guide_, x, site=site, **options)
         values = nats.cpu().numpy() + 0.0  # a missing entry's is -0.0
-        return pd.DataFrame(values, columns=self.encoder_.names_, index=_index(X, len(x)))
+        return self.encoder_.sums(values).set_axis(_index(X, len(x)), axis=0)
 
     def plot_scores(self: Any, X: Any) -> Figure:
         """A histogram of the rows' anomaly scores, nats, with the threshold."""

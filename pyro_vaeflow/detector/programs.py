@@ -56,11 +56,14 @@ class Programs:
         return Path(self.checkpoint_dir) / f"fit-{digest[:16]}"
 
     def _kinds(self: Any, frame: pd.DataFrame) -> Mapping[Any, str] | None:
-        """Programs of one's own get numbers as numbers, whatever the training rows show."""
+        """Programs of one's own get numbers as numbers, whatever the training rows show.
+
+        So their rows have an entry for each column.
+        """
         if self.model is None:
             return self.kinds
-        numeric = [name for name in frame.columns if is_numeric(frame[name])]
-        return dict.fromkeys(numeric, "continuous") | dict(self.kinds or {})
+        kinds = {name: ("categorical", "continuous")[is_numeric(frame[name])] for name in frame}
+        return kinds | dict(self.kinds or {})
 
     def _scores_in_double(self: Any) -> bool:
         return isinstance(self.model_, Model) and isinstance(self.guide_, Guide)

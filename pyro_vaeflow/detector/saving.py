@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+from pyro_vaeflow.detector.gaps import GapScale
 from pyro_vaeflow.inference.checkpoint import check_fits, make_parameters, restore, state_of
 from pyro_vaeflow.inference.fingerprint import package_versions
 from pyro_vaeflow.inference.parameters import Program
@@ -20,7 +21,10 @@ from pyro_vaeflow.tables.mixed_encoder import MixedEncoder
 
 # Programs are code; the folder and the device are this machine's.
 NOT_SAVED = ("model", "guide", "checkpoint_dir", "device")
-FITTED = ("settings", "names", "has_feature_names", "columns", "seed", "offset", "history", "own")
+FITTED = (
+    *("settings", "names", "has_feature_names", "columns", "seed", "offset", "gaps", "history"),
+    "own",
+)
 PLAIN = (bool, int, float, str, type(None))
 ROWS = "model.prior.rows"
 
@@ -38,9 +42,10 @@ def save_detector(detector: Any, folder: str | Path) -> None:
         "settings": settings,
         "names": list(detector.encoder_.names_),
         "has_feature_names": hasattr(detector, "feature_names_in_"),
-        "columns": [column.to_dict() for column in detector.encoder_.columns_],
+        "columns": [column.to_dict() for column in detector.encoder_.readings_],
         "seed": detector.seed_,
         "offset": detector.offset_,
+        "gaps": detector.gaps_.coefficients.tolist(),
         "history": list(history),
         "own": detector.model is not None,
     }
@@ -68,6 +73,8 @@ def load_detector(detector: Any, folder: str | Path) -> Any:
 
 
 def _filled(detector: Any, content: Any, tensors: dict[str, torch.Tensor]) -> Any:
+    if isinstance(content, dict):
+        content = {"gaps": []} | content  # of 0.1
     check_keys(content, FITTED, "content")
     state = {k.removeprefix("state."): v for k, v in tensors.items() if k.startswith("state.")}
     extra = {k: v for k, v in tensors.items() if not k.startswith("state.")}
@@ -109,14 +116,20 @@ def _take_settings(detector: Any, content: dict[str, Any]) -> None:
 
 def _take_tables(detector: Any, content: dict[str, Any], extra: dict[str, torch.Tensor]) -> None:
     names, columns = _typed(content, "names", list), _typed(content, "columns", list)
-    if not columns or len(names) != len(columns) or len(set(names)) != len(names):
+    readings = [Column.from_dict(values) for values in columns]
+    of_names = dict.fromkeys(column.name for column in readings)  # in order, a date's parts once
+    if not columns or [str(name) for name in names] != list(of_names):
         raise CheckpointError(
-            f"names and columns must be one a column, got {len(names)} and {len(columns)}"
+            f"names and columns must be of the same columns, got {len(names)} and {len(of_names)}"
         )
     detector.encoder_ = MixedEncoder(detector.kinds)
-    detector.encoder_.columns_ = [Column.from_dict(values) for values in columns]
+    detector.encoder_.readings_ = readings
     detector.encoder_.names_ = pd.Index(names)
-    detector.n_features_in_ = len(columns)
+    detector.n_features_in_ = len(names)
+    gaps = np.array(_typed(content, "gaps", list), dtype=float)
+    if len(gaps) not in (0, len(detector.encoder_.columns_) + 2) or not np.isfinite(gaps).all():
+        raise CheckpointError(f"gaps must be finite numbers, one a column and two, got {gaps}")
+    detector.gaps_ = GapScale(gaps)
     if _typed(content, "has_feature_names", bool):
         detector.feature_names_in_ = np.array([str(name) for name in names], dtype=object)
     titles, history = _typed(content, "history", list), extra["history"]

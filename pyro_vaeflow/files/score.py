@@ -14,7 +14,7 @@ import pandas as pd
 import pyarrow as pa
 from tqdm.auto import tqdm
 
-from pyro_vaeflow.detector.estimator import CRITERIA, VAEFlowDetector
+from pyro_vaeflow.detector.estimator import VAEFlowDetector
 from pyro_vaeflow.files.chunks import Chunk
 from pyro_vaeflow.files.parsing import check_types, to_frame
 from pyro_vaeflow.files.scores_folder import Summary, finish, open_folder, part, write_part
@@ -183,7 +183,7 @@ def check_columns(job: Job, files: Mapping[str, Path]) -> None:
 def _scores(detector: VAEFlowDetector, frame: pd.DataFrame, explain: str) -> dict[str, Any]:
     """The columns of scores, ``(num_data,)`` each."""
     details = detector.score_details(frame)
-    score = details[CRITERIA[detector.criterion]].to_numpy()
+    score = details["score"].to_numpy()
     flagged = score < detector.offset_
     details["anomaly_score"] = -score
     shown = {"all": np.ones_like(flagged), "flagged": flagged, "none": np.zeros_like(flagged)}
