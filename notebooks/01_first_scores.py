@@ -33,7 +33,7 @@ from pyro_vaeflow import Guide, KhatWarning, Model, contributions, cosine, linea
 from pyro_vaeflow.datasets.registry import load_breast_cancer_table
 from pyro_vaeflow.datasets.splits import one_class_split
 from pyro_vaeflow.metrics import detection_metrics
-from pyro_vaeflow.plots.history import plot_history
+from pyro_vaeflow.plots.charts import plot_history
 from pyro_vaeflow.tables.table_encoder import TableEncoder
 
 # %% [markdown]

@@ -54,7 +54,7 @@ from pyro_vaeflow import (
 )
 from pyro_vaeflow.cli import main
 from pyro_vaeflow.metrics import detection_metrics
-from pyro_vaeflow.plots.history import plot_history
+from pyro_vaeflow.plots.charts import plot_history
 
 # %% [markdown]
 # The budget: `VAEFLOW_QUICK` makes every cell run in seconds, to test that it runs.

@@ -41,7 +41,7 @@ from pyro_vaeflow import (
     score,
     train,
 )
-from pyro_vaeflow.plots.history import plot_schedules
+from pyro_vaeflow.plots.charts import plot_schedules
 
 # %% [markdown]
 # The budget: `VAEFLOW_QUICK` makes every cell run in seconds, to test that it runs.

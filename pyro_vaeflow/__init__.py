@@ -7,8 +7,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pyro_vaeflow.datasets.registry import load_kddcup99 as load_kddcup99
-    from pyro_vaeflow.datasets.registry import make_ring as make_ring
+    from pyro_vaeflow.datasets.kddcup99 import load_kddcup99 as load_kddcup99
+    from pyro_vaeflow.datasets.ring import make_ring as make_ring
     from pyro_vaeflow.detector.estimator import VAEFlowDetector as VAEFlowDetector
     from pyro_vaeflow.inference.active_units import active_units as active_units
     from pyro_vaeflow.inference.annealing import CapacityELBO as CapacityELBO
@@ -56,7 +56,8 @@ _HOME = {
         "inference.contributions": "contributions",
         "inference.calibration": "simulation_based_calibration",
         "tables.columns": "Column",
-        "datasets.registry": "load_kddcup99 make_ring",
+        "datasets.kddcup99": "load_kddcup99",
+        "datasets.ring": "make_ring",
         "detector.estimator": "VAEFlowDetector",
         "inference.inference_gap": "inference_gap",
         "inference.draws": "log_weights",

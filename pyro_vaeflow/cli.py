@@ -3,6 +3,7 @@
 Modules that need torch are imported where they are used, so that ``--help`` answers at once.
 """
 
+import re
 import shlex
 import sys
 from collections.abc import Sequence
@@ -27,8 +28,8 @@ class _Parser(ArgumentParser):
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         if "unrecognized arguments" in message:
-            options = [*_flags(self), *(flag for sub in _subparsers(self) for flag in _flags(sub))]
-            message += f"; allowed: {' '.join(dict.fromkeys(options))}"
+            options = dict.fromkeys(re.findall(r"--[\w.]+", self.format_usage()))
+            message += f"; allowed: {' '.join(['--help', *options])}"
         self.exit(2, f"vaeflow: {' '.join(message.split())}\n")
         raise AssertionError  # exit does not return
 
@@ -44,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if given["subcommand"] == "run":
             return _run(values, command=shlex.join(["vaeflow", *argv]))
         if given["subcommand"] == "report":
-            return _html(Path(values["dir"]), values.get("out"))
+            return _report(Path(values["dir"]), values.get("out"))
         if given["subcommand"] == "table":
             return _table(Path(values["dir"]), values.get("format", "md"))
         if given["subcommand"] in FILE_COMMANDS:
@@ -169,7 +170,7 @@ def _table(out: Path, style: str) -> int:
     return 0
 
 
-def _html(folder: Path, out: str | None) -> int:
+def _report(folder: Path, out: str | None) -> int:
     from pyro_vaeflow.plots.report import write_report
 
     print(write_report(folder, None if out is None else Path(out)))
@@ -183,12 +184,3 @@ def _presets() -> int:
         size += f" x {len(study.datasets)} data sets" if study.datasets else ""
         print(f"{name}: {size}. {study.description}")
     return 0
-
-
-def _subparsers(parser: ArgumentParser) -> list[ArgumentParser]:
-    commands = [action.choices for action in parser._actions if isinstance(action.choices, dict)]
-    return [sub for choices in commands for sub in choices.values()]
-
-
-def _flags(parser: ArgumentParser) -> list[str]:
-    return [a.option_strings[-1] for a in parser._actions if a.option_strings]

@@ -43,7 +43,10 @@ def workers(jobs: int = 1, dask: str | None = None) -> Iterator[Executor]:
     backend, _ = joblib.parallel.get_active_backend()
     cluster = _connect(dask) if dask is not None else nullcontext(getattr(backend, "client", None))
     with cluster as client:
-        executor = _executor(jobs, client)
+        if client is not None:
+            executor = _on_dask(client)
+        else:
+            executor = Here() if jobs == 1 else Processes(jobs)
         try:
             yield executor
         finally:
@@ -123,26 +126,22 @@ class Processes(Executor):
     def __init__(self, jobs: int) -> None:
         share = str(max(1, joblib.cpu_count() // jobs))
         self.env = {name: os.environ.get(name, share) for name in THREADS}
-        self.idle: SimpleQueue[ProcessPoolExecutor] = SimpleQueue()
         self.pools: list[ProcessPoolExecutor] = []
+        self.idle: SimpleQueue[ProcessPoolExecutor] = SimpleQueue()
         for _ in range(jobs):
-            self._add()
+            self.idle.put(self._new())
 
-    def _add(self) -> None:
-        pool = ProcessPoolExecutor(max_workers=1, env=self.env)
-        self.pools.append(pool)
-        self.idle.put(pool)
+    def _new(self) -> ProcessPoolExecutor:
+        self.pools.append(ProcessPoolExecutor(max_workers=1, env=self.env))
+        return self.pools[-1]
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future:
         """The call's future, once a process is free for it."""
         pool = self.idle.get()
 
         def free(future: Future) -> None:
-            if not future.cancelled() and isinstance(future.exception(), BrokenExecutor):
-                self.pools.remove(pool)
-                self._add()
-            else:
-                self.idle.put(pool)
+            is_dead = not future.cancelled() and isinstance(future.exception(), BrokenExecutor)
+            self.idle.put(self._new() if is_dead else pool)
 
         future = pool.submit(fn, *args, **kwargs)
         future.add_done_callback(free)
@@ -152,12 +151,6 @@ class Processes(Executor):
         """Ends the processes, whatever they are at."""
         for pool in self.pools:
             pool.shutdown(kill_workers=True)
-
-
-def _executor(jobs: int, client: Any) -> Executor:
-    if client is not None:
-        return _on_dask(client)
-    return Here() if jobs == 1 else Processes(jobs)
 
 
 def _connect(address: str) -> Any:
@@ -181,16 +174,10 @@ def _on_dask(client: Any) -> Executor:
     """Dask itself gives what a dead worker was at to another, three times, then `KilledWorker`."""
     threads = client.nthreads()
     crowded = sorted(name for name, count in threads.items() if count > 1)
-    if not threads:
-        warnings.warn(
-            "the Dask cluster has no workers yet, and the work waits for them: start some with "
-            "`dask worker ADDRESS --nthreads 1`",
-            stacklevel=4,
-        )
-    elif crowded:
-        warnings.warn(
-            f"Dask workers {crowded[:3]} have more than one thread, and a process makes "
-            "one run at a time: start them with --nthreads 1, one for each core",
-            stacklevel=4,
-        )
+    if crowded:
+        why = f"Dask workers {crowded[:3]} have more than one thread, and a process makes one run "
+        warnings.warn(why + "at a time: start one for each core, with --nthreads 1", stacklevel=4)
+    elif not threads:
+        why = "the Dask cluster has no workers yet, and the work waits for them: start some with "
+        warnings.warn(why + "`dask worker ADDRESS --nthreads 1`", stacklevel=4)
     return client.get_executor(pure=False)

@@ -31,7 +31,8 @@ import torch
 from safetensors.torch import load_file, save
 
 from pyro_vaeflow import VAEFlowDetector
-from pyro_vaeflow.datasets.registry import load_adbench, load_arrhythmia, load_kddcup99
+from pyro_vaeflow.datasets.kddcup99 import load_kddcup99
+from pyro_vaeflow.datasets.registry import load_adbench, load_arrhythmia
 from pyro_vaeflow.experiments.config import ExperimentConfig
 from pyro_vaeflow.experiments.fanout import run_all
 from pyro_vaeflow.experiments.results import finished_runs, read_csv

@@ -15,9 +15,8 @@ from pyro_vaeflow.datasets.registry import (
     load_adbench,
     load_arrhythmia,
     load_breast_cancer_table,
-    make_ring,
-    ring_log_density,
 )
+from pyro_vaeflow.datasets.ring import make_ring, ring_log_density
 from pyro_vaeflow.datasets.splits import Dataset, holdout_split, one_class_split
 
 X, Y = np.arange(12.0).reshape(4, 3), np.array([0, 1, 0, 0])

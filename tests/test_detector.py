@@ -15,7 +15,7 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from pyro_vaeflow import Guide, Model, VAEFlowDetector, score
 from pyro_vaeflow.detector.conformal import threshold
-from pyro_vaeflow.plots.scores import plot_scores
+from pyro_vaeflow.plots.charts import plot_scores
 from pyro_vaeflow.programs import fitting
 from tests.programs import LinearGaussian
 

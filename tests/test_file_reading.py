@@ -8,10 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pyro_vaeflow.files.chunks import Reject
 from pyro_vaeflow.files.fit import read_rows
 from pyro_vaeflow.files.parsing import to_frame
-from pyro_vaeflow.files.table_files import chunks_of, find_files, read_chunk, read_schemas
+from pyro_vaeflow.files.table_files import Reject, chunks_of, find_files, read_chunk, read_schemas
 from pyro_vaeflow.validation import ConfigError
 
 NUMERIC = {"a": True, "kind": False}

@@ -11,7 +11,8 @@ import pytest
 from matplotlib.collections import QuadMesh
 
 from pyro_vaeflow.plots import maps as plotting
-from pyro_vaeflow.plots.maps import plot_history, plot_points, plot_schedules, plot_score_maps
+from pyro_vaeflow.plots.charts import plot_history, plot_schedules
+from pyro_vaeflow.plots.maps import plot_points, plot_score_maps
 
 AXIS = np.linspace(-1, 1, 21)
 XX, YY = np.meshgrid(AXIS, AXIS)

@@ -20,7 +20,8 @@ import scipy.io
 import torch
 
 from pyro_vaeflow import Guide, Model, VAEFlowDetector, score, train
-from pyro_vaeflow.datasets.registry import load_adbench, load_arrhythmia, load_kddcup99
+from pyro_vaeflow.datasets.kddcup99 import load_kddcup99
+from pyro_vaeflow.datasets.registry import load_adbench, load_arrhythmia
 from pyro_vaeflow.experiments import run_folder as runfolder
 from pyro_vaeflow.experiments.config import ExperimentConfig
 from pyro_vaeflow.experiments.fanout import run_all

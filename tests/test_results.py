@@ -19,7 +19,7 @@ import torch
 from scipy.stats import rankdata
 
 from pyro_vaeflow import Guide, KhatWarning, Model, log_weights, score
-from pyro_vaeflow.datasets.registry import ring_log_density
+from pyro_vaeflow.datasets.ring import ring_log_density
 from pyro_vaeflow.datasets.splits import Split
 from pyro_vaeflow.experiments import tasks
 from pyro_vaeflow.experiments.measurements import held_out_rows

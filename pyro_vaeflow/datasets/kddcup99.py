@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import sklearn.datasets
 
-from pyro_vaeflow.datasets.data_home import Folder, advice, bad_file, data_folder, require
+from pyro_vaeflow.datasets.registry import Folder, advice, bad_file, data_folder, require
 from pyro_vaeflow.datasets.splits import Dataset
 
 FILENAME = "kddcup.data_10_percent.gz"

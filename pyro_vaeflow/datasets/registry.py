@@ -1,10 +1,12 @@
-"""Data sets: KDD Cup 99, ODDS and ADBench files, breast cancer and the ring.
+"""Tables with known anomalies: ODDS and ADBench files and breast cancer; where data files are.
 
 Files are looked for in the folder ``data_home`` or, without it, in ``$VAEFLOW_DATA``. They are read
 by loaders that run no code from a file, and nothing is cached.
 """
 
+import os
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -12,15 +14,13 @@ import pandas as pd
 from scipy.io import loadmat
 from sklearn.datasets import load_breast_cancer
 
-from pyro_vaeflow.datasets.data_home import Folder, advice, bad_file, require
-from pyro_vaeflow.datasets.kddcup99 import load_kddcup99 as load_kddcup99
-from pyro_vaeflow.datasets.ring import make_ring as make_ring
-from pyro_vaeflow.datasets.ring import ring_log_density as ring_log_density
 from pyro_vaeflow.datasets.splits import Dataset
 
 ADBENCH = "ADBench (https://github.com/Minqi824/ADBench, adbench/datasets/Classical)"
 ODDS = "the ODDS library (https://odds.cs.stonybrook.edu/arrhythmia-dataset/)"
 MAX_BYTES = 2**31  # of one array of a data file: the largest of ADBench has half of it
+VARIABLE = "VAEFLOW_DATA"
+Folder = str | os.PathLike[str] | None
 
 
 def load_breast_cancer_table() -> Dataset:
@@ -110,3 +110,40 @@ def _dataset(name: str, X: np.ndarray, y: np.ndarray) -> Dataset:
     frame = pd.DataFrame(X, columns=[f"x{j}" for j in range(X.shape[1])])
     flags = y.reshape(-1).astype(np.int64)
     return Dataset(name, frame, flags, np.where(flags == 1, "anomaly", "normal").astype(object))
+
+
+def data_folder(data_home: Folder) -> Path | None:
+    """Returns the folder to look in: ``data_home``, else ``$VAEFLOW_DATA``, else None."""
+    chosen = data_home if data_home is not None else os.environ.get(VARIABLE)
+    return Path(chosen).expanduser() if chosen else None
+
+
+def require(
+    name: str, data_home: Folder, source: str, is_there: Callable[[Path], bool] = Path.is_file
+) -> Path:
+    """Returns the path of an existing data file, or folder of such where `is_there` is ``is_dir``.
+
+    Raises:
+        FileNotFoundError: when no folder is named, or ``name`` is not in it.
+    """
+    folder = data_folder(data_home)
+    if folder is None:
+        why = f"{name} was not looked for: neither data_home nor {VARIABLE} names a folder"
+    elif is_there(folder / name):
+        return folder / name
+    else:
+        why = f"{folder / name} does not exist"
+    raise FileNotFoundError(f"{why}. {advice(name, source)}")
+
+
+def bad_file(path: Path, why: str, source: str) -> ValueError:
+    """Returns the error for a file that exists and does not hold what its name says."""
+    return ValueError(f"{path} {why}. Remove it. {advice(path.name, source)}")
+
+
+def advice(filename: str, source: str) -> str:
+    """Returns the sentence that says where to get a file and where to put it."""
+    return (
+        f"Get {filename} from {source} and put it in a folder named by data_home=... "
+        f"or by the environment variable {VARIABLE}."
+    )

@@ -7,28 +7,29 @@ from typing import Any, Self
 import numpy as np
 import pandas as pd
 import torch
+from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 from sklearn.base import BaseEstimator, OutlierMixin
 from sklearn.utils import Tags
 from sklearn.utils.validation import check_is_fitted
 
 from pyro_vaeflow.detector import conformal
-from pyro_vaeflow.detector.explaining import Explaining
-from pyro_vaeflow.detector.gaps import GapScale
-from pyro_vaeflow.detector.programs import Programs
-from pyro_vaeflow.detector.rows import row_weights, table_of
+from pyro_vaeflow.detector.calibrated import Calibrated
+from pyro_vaeflow.detector.programs import Programs, row_weights, table_of
 from pyro_vaeflow.detector.saving import load_detector, save_detector
-from pyro_vaeflow.detector.settings import CRITERIA, DetectorSettings
+from pyro_vaeflow.detector.settings import DetectorSettings
+from pyro_vaeflow.inference.contributions import contributions
 from pyro_vaeflow.inference.parameters import Program
-from pyro_vaeflow.inference.scoring import KhatWarning, NoScoreWarning, Scores
+from pyro_vaeflow.inference.scoring import KhatWarning
 from pyro_vaeflow.metrics import number_flagged
-from pyro_vaeflow.programs.fitting import fit, score_rows
+from pyro_vaeflow.plots.charts import plot_contributions, plot_history, plot_scores
+from pyro_vaeflow.programs.fitting import fit
+from pyro_vaeflow.tables.frames import as_table
 from pyro_vaeflow.tables.mixed_encoder import MixedEncoder
+from pyro_vaeflow.validation import check_size
 
-MAX_CALIBRATION = 10_000  # rows kept from training: more would take longer than training
 
-
-class VAEFlowDetector(DetectorSettings, Programs, Explaining, OutlierMixin, BaseEstimator):
+class VAEFlowDetector(DetectorSettings, Programs, Calibrated, OutlierMixin, BaseEstimator):
     r"""Finds anomalous rows of a table by their evidence under a variational autoencoder.
 
     A row's score is :math:`\log p(x)` in nats by importance sampling: low = anomalous. It
@@ -46,7 +47,7 @@ class VAEFlowDetector(DetectorSettings, Programs, Explaining, OutlierMixin, Base
         learning_rate: of Adam at the start; it falls to a sixtieth along a cosine.
         num_samples: samples of z for a row's score, at least 2.
         criterion: ``importance``, or ``reconstruction`` for E_q[log p(x | z)], the negative of the
-            paper's A(x). (An argument named score would hide the method `score`.)
+            paper's A(x).
         contamination: the share to flag of fresh rows like the training rows, in (0, 0.5]; "auto"
             is 0.05. Of n rows that are kept for calibration (a tenth of the training rows, unless
             it is set) no threshold flags less than one in n + 1. Without such rows it is the share
@@ -78,7 +79,7 @@ class VAEFlowDetector(DetectorSettings, Programs, Explaining, OutlierMixin, Base
         columns_: a frame that says what each column was taken for, and why.
         encoder_: the fitted `MixedEncoder`.
         model_, guide_: the trained programs.
-        history_: of training, a frame with one row per step; see `History`.
+        history_: of training, a frame with one row per step.
         calibration_scores_: of the rows kept from training.
         seed_: what random_state gave.
 
@@ -122,8 +123,7 @@ class VAEFlowDetector(DetectorSettings, Programs, Explaining, OutlierMixin, Base
         settings = self._for_fitting(self.seed_)
         # Held-out rows are the first ones, and a table can be sorted.
         order = np.random.default_rng(self.seed_).permutation(len(frame))
-        num_kept = min(round(self.calibration_share * len(frame)), MAX_CALIBRATION)
-        fresh, used = np.split(order, [num_kept])
+        fresh, used = np.split(order, [self._num_kept(len(frame))])
         if not len(used) - round(self.validation_share * len(used)):
             raise ValueError(
                 f"calibration_share={self.calibration_share!r} and validation_share="
@@ -177,13 +177,11 @@ class VAEFlowDetector(DetectorSettings, Programs, Explaining, OutlierMixin, Base
             raise ValueError(f"give one of fdr and ratio, got fdr={fdr!r} and ratio={ratio!r}")
         if fdr is not None:
             flagged = conformal.discoveries(self.p_values(X), fdr)
-            if (least := 1 / (1 + len(self.calibration_scores_))) > fdr:
-                warnings.warn(
-                    f"fdr={fdr!r} flags no row: with {len(self.calibration_scores_)} rows kept from"
-                    f" training no p-value is below {least:.3g}; fit with a larger "
-                    "calibration_share, or on more rows",
-                    stacklevel=2,
-                )
+            num_kept = len(self.calibration_scores_)
+            if (least := 1 / (1 + num_kept)) > fdr:
+                why = f"with {num_kept} rows kept from training no p-value is below {least:.3g}"
+                way_out = "fit with a larger calibration_share, or on more rows"
+                warnings.warn(f"fdr={fdr!r} flags no row: {why}; {way_out}", stacklevel=2)
         elif ratio is not None:
             scores = self.score_samples(X)
             count = number_flagged(len(scores), ratio)
@@ -222,6 +220,51 @@ class VAEFlowDetector(DetectorSettings, Programs, Explaining, OutlierMixin, Base
             raise ValueError("X must have a row at least to have a mean ELBO, got n_samples=0")
         return float(self._scores(x).elbo.mean())
 
+    def score_details(self, X: Any) -> pd.DataFrame:
+        """Each row's evidence with its standard error, ESS and k-hat: `Scores` as a frame, nats.
+
+        Its column ``score`` is what `score_samples` gives.
+        A k-hat above 0.7 says that the log evidence is probably too low, as it often is for the
+        most anomalous rows.
+        """
+        x = self._encoded(X)
+        scores = self._scores(x)
+        frame = scores.to_frame().assign(score=self._criterion(scores, x))
+        return frame.set_index(X.index) if isinstance(X, pd.DataFrame) else frame
+
+    def explain(self, X: Any, site: str = "x") -> pd.DataFrame:
+        """What each column adds to a row's anomaly score, nats, in the table's columns and index.
+
+        See `contributions`; a missing entry adds 0, and a column that is left out has no part.
+
+        Args:
+            site: the observed site, for programs of one's own.
+        """
+        x = self._encoded(X)
+        options: dict[str, Any] = {"num_samples": self.num_samples, "seed": self.seed_}
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", KhatWarning)
+            nats = contributions(self.model_, self.guide_, x, site=site, **options)
+        values = nats.cpu().numpy() + 0.0  # a missing entry's is -0.0
+        frame = self.encoder_.sums(values)
+        return frame.set_axis(X.index, axis=0) if isinstance(X, pd.DataFrame) else frame
+
+    def plot_scores(self, X: Any) -> Figure:
+        """A histogram of the rows' anomaly scores, nats, with the threshold."""
+        return plot_scores(-self.score_samples(X), -self.offset_)
+
+    def plot_contributions(self, X: Any, row: int = 0) -> Figure:
+        """What the columns add to the anomaly score of one row, by its position in `X`, as bars."""
+        X = as_table(X)
+        check_size("row", row, 0, len(X) - 1)
+        nats = self.explain(X.iloc[[row]] if isinstance(X, pd.DataFrame) else X[[row]])
+        return plot_contributions(nats.iloc[0])
+
+    def plot_history(self) -> Figure:
+        """The curves of training."""
+        check_is_fitted(self)
+        return plot_history(self.history_)
+
     def save(self, folder: str | Path) -> None:
         """Writes the detector to `folder`, tensors by safetensors and all else as JSON.
 
@@ -258,52 +301,3 @@ class VAEFlowDetector(DetectorSettings, Programs, Explaining, OutlierMixin, Base
         tags.input_tags.allow_nan = True
         tags.input_tags.string = True
         return tags
-
-    def _calibrate(
-        self, frame: pd.DataFrame, fresh: np.ndarray, weights: np.ndarray | None
-    ) -> None:
-        """The threshold, from rows kept from training; from all, or many, if none was kept."""
-        used = fresh if len(fresh) else np.arange(len(frame))
-        if len(used) > MAX_CALIBRATION:
-            used = np.random.default_rng(self.seed_).permutation(used)[:MAX_CALIBRATION]
-        x = self._to_score(self.encoder_.encode(frame.iloc[used])[0])
-        self.gaps_ = GapScale(np.empty(0))
-        scores = self._score_encoded(x)
-        self.gaps_ = GapScale.learn(scores, x.isnan().cpu().numpy())
-        scores = self.gaps_.adjusted(scores, x.isnan().cpu().numpy())
-        self.calibration_scores_ = np.sort(scores[: len(fresh)])
-        self.offset_ = conformal.threshold(
-            scores,
-            scores[: len(fresh)],
-            self.contamination,
-            None if weights is None else weights[used],
-        )
-
-    def _encoded(self, X: Any) -> torch.Tensor:
-        check_is_fitted(self)
-        return self._to_score(self.encoder_.transform(table_of(self, X, reset=False)))
-
-    def _to_score(self, x: torch.Tensor) -> torch.Tensor:
-        return self._placed(x.double() if self._scores_in_double() else x)
-
-    def _scores(self, x: torch.Tensor) -> Scores:
-        settings = self._for_fitting(self.seed_)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", KhatWarning)  # score_details has each row's k-hat
-            warnings.simplefilter("ignore", NoScoreWarning)  # an error, below
-            scores = score_rows(settings, self.model_, self.guide_, x, self.progress)
-        if lost := scores.log_evidence.isnan().nonzero().squeeze(-1).tolist():
-            raise ValueError(
-                f"{len(lost)} of {len(x)} rows have no score, row {lost[0]} first: their log p(x) "
-                "is NaN. Did training diverge (plot_history), or do model and guide take no missing"
-                " entries, which are NaN?"
-            )
-        return scores
-
-    def _score_encoded(self, x: torch.Tensor) -> np.ndarray:
-        return self._criterion(self._scores(x), x)
-
-    def _criterion(self, scores: Scores, x: torch.Tensor) -> np.ndarray:
-        """What `score_samples` gives of the rows, ``(num_data,)``."""
-        values = getattr(scores, CRITERIA[self.criterion]).cpu().numpy().astype(np.float64)
-        return self.gaps_.adjusted(values, x.isnan().cpu().numpy())

@@ -56,11 +56,7 @@ def save_detector(detector: Any, folder: str | Path) -> None:
 
 
 def load_detector(detector: Any, folder: str | Path) -> Any:
-    """Fills a new detector, which has the programs of one's own if any, from `folder`.
-
-    Raises:
-        CheckpointError: the folder does not hold what `save_detector` writes.
-    """
+    """Fills a new detector, which has the programs of one's own if any, from `folder`."""
     content, tensors = read(folder)
     try:
         return _filled(detector, content, tensors)

@@ -102,15 +102,11 @@ class ExperimentConfig(Settings, DataSettings):
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "ExperimentConfig":
-        """Makes a configuration from plain values, as YAML gives them, of today or older.
-
-        Raises:
-            ConfigError: an unknown key, a wrong type or a value out of range, with those allowed.
-        """
+        """As `Checked.from_dict`, of a file of today or of version 0.1."""
         return super().from_dict(current_keys(values))
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, lists for tuples; inverse of `from_dict`."""
+        """Plain values; the inverse of `from_dict`."""
         values = super().to_dict()
         # The names of runs that leave them at their defaults are older than these settings.
         if not self.gaps.rows:
@@ -136,11 +132,7 @@ class ExperimentConfig(Settings, DataSettings):
 
     @classmethod
     def from_file(cls, path: Path) -> "ExperimentConfig":
-        """Reads a file that holds what `to_yaml` wrote.
-
-        Raises:
-            ConfigError: names the file and what is wrong with it.
-        """
+        """Reads a file that holds what `to_yaml` wrote; a ConfigError names it."""
         try:
             return cls.from_yaml(read_text(path))
         except ConfigError as error:
@@ -185,30 +177,23 @@ def current_keys(values: Mapping[str, Any]) -> dict[str, Any]:
         {'flow': 'planar', 'num_flows': 5}
     """
     values = dict(values)
-    if values.get("detector") == "vaeflow":
-        del values["detector"]
-        if values.get("detector_options") == {}:
-            del values["detector_options"]
-    if "detector" in values:
+    if values.get("detector", "vaeflow") != "vaeflow":
         raise ConfigError(
             f"detector: a run is one of a flow, got {values['detector']!r}; fit baselines by "
             "scikit-learn or PyOD on the rows of pyro_vaeflow.experiments.tasks.load_task"
         )
+    if values.pop("detector", None) and values.get("detector_options") == {}:
+        del values["detector_options"]
     if "model" not in values or "flow" in values:
         return values
-    renamed = {"flow" if name == "model" else name: value for name, value in values.items()}
     options = values.get("flow_options")
-    if renamed["flow"] == "iaf" and isinstance(options, Mapping):
-        renamed["flow_options"] = {"stable": False, **options}
-    return renamed
+    if values["model"] == "iaf" and isinstance(options, Mapping):
+        values["flow_options"] = {"stable": False, **options}
+    return {"flow" if name == "model" else name: value for name, value in values.items()}
 
 
 def read_text(path: Path) -> str:
-    """The text of a configuration file.
-
-    Raises:
-        ConfigError: it is no file that can be read, or no text in UTF-8, or too long.
-    """
+    """The text of a configuration file; a ConfigError if it is none, or too long."""
     try:
         with path.open("rb") as file:
             data = file.read(MAX_BYTES + 1)

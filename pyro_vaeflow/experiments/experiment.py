@@ -24,7 +24,6 @@ from pyro_vaeflow.inference.callbacks import Callback, InterruptedWarning
 from pyro_vaeflow.inference.checkpoint import state_of
 from pyro_vaeflow.inference.devices import Device, check_device, move
 from pyro_vaeflow.inference.parameters import named_parameters, param_scope
-from pyro_vaeflow.inference.scoring import Scores
 from pyro_vaeflow.inference.training import History
 from pyro_vaeflow.programs.fitting import PROGRAMS, Make, build, check_pair, fit, score_rows, vae
 from pyro_vaeflow.tables.columns import Column
@@ -45,11 +44,7 @@ class Result:
 
 
 def maker(config: ExperimentConfig) -> Make:
-    """The function that makes the configuration's pair; runs the file that ``programs`` names.
-
-    Raises:
-        ConfigError: there is no such file, function or registered name.
-    """
+    """The function that makes the configuration's pair; runs the file that ``programs`` names."""
     if programs_file.is_file(config.programs):
         return programs_file.load(config.programs)
     check_names([config.programs], [*PROGRAMS, "FILE.py:FUNCTION"], "programs")
@@ -127,10 +122,11 @@ def run(
     with param_scope(model, guide):
         parameters = named_parameters(model, guide).values()
     metrics["num_parameters"] = sum(parameter.numel() for parameter in parameters)
+    arrays = {str(n): v.to_numpy(dtype=np.float32) for n, v in scores.to_frame().items()}
     return Result(
         metrics=metrics,
         history=history.frame,
-        arrays={"is_anomaly": task.is_anomaly, **_arrays(scores)},
+        arrays={"is_anomaly": task.is_anomaly, **arrays},
         density_map=density_map(config, model, guide, task),
         parameters={name: value.cpu() for name, value in state_of(model, guide).items()},
         columns=task.columns,
@@ -141,8 +137,3 @@ def _seconds_before(history: History) -> float:
     """What training had taken before this process resumed it."""
     seconds = history.frame["seconds"]
     return float(seconds.iloc[history.resumed_at - 1]) if history.resumed_at else 0.0
-
-
-def _arrays(scores: Scores) -> dict[str, np.ndarray]:
-    frame = scores.to_frame()
-    return {str(name): frame[name].to_numpy(dtype=np.float32) for name in frame}

@@ -6,18 +6,17 @@ import socket
 import threading
 import traceback
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 from uuid import uuid4
 
 from tqdm.auto import tqdm
 
 from pyro_vaeflow.experiments.config import ExperimentConfig
 from pyro_vaeflow.experiments.experiment import check_registered, run
-from pyro_vaeflow.experiments.results import flat_settings
 from pyro_vaeflow.experiments.run_folder import is_finished, lock_of, sweep, write
 from pyro_vaeflow.inference.callbacks import TensorBoard
 from pyro_vaeflow.inference.devices import Device, check_device
@@ -121,7 +120,7 @@ def run_all(
 def _results(
     executor: Executor, todo: Sequence[ExperimentConfig], call: Call
 ) -> Iterator[tuple[str, State, str]]:
-    """Name, state and message of each run as it ends; a run is tried until it has ended."""
+    """Name, state and message of each run as it ends; one that is busy is tried again."""
     call = replace(call, progress=call.progress and isinstance(executor, Here))
     numbers = deque(range(len(todo)))
     for number, future in as_ended(numbers, lambda n: executor.submit(attempt, todo[n], call)):
@@ -158,32 +157,13 @@ def attempt(config: ExperimentConfig, call: Call) -> tuple[State, str]:
             if call.progress:
                 tqdm.write(name)
             shutil.rmtree(out / "failed" / name, ignore_errors=True)
-            events = out / "tensorboard" / name
-            boards = [TensorBoard(events)] if call.tensorboard else []
+            boards = [TensorBoard(out / "tensorboard" / name)] if call.tensorboard else []
             result = run(config, call.progress, checkpoint, call.device, boards)
-            if call.tensorboard:
-                _add_results(events, config, result.metrics)
             write(result, config, folder, call.command)
             _forget(checkpoint)
         except Exception as error:  # one run that fails must not stop the others
             return _failed(config, out, error)
     return "finished", ""
-
-
-def _add_results(folder: Path, config: ExperimentConfig, metrics: Mapping[str, Any]) -> None:
-    """Writes a run's settings and what it measured, for TensorBoard's table and plots (HPARAMS)."""
-    from torch.utils.tensorboard.writer import SummaryWriter
-
-    plain = (bool, int, float, str)
-    values = flat_settings(config).items()
-    settings = {name: value if isinstance(value, plain) else str(value) for name, value in values}
-    measured = ("elbo", "log_evidence", "kl", "train_seconds", "score_seconds")
-    numbers = {f"result/{name}": metrics[name] for name in measured}
-    for score, values in metrics["scores"].items():
-        numbers |= {f"result/{name}, {score}": value for name, value in values.items()}
-    with SummaryWriter(str(folder)) as writer:
-        writer.add_hparams(settings, numbers, run_name=".")
-        writer.add_text("config.yaml", "```yaml\n" + config.to_yaml() + "```")
 
 
 def _failed(config: ExperimentConfig, out: Path, error: Exception) -> tuple[State, str]:

@@ -1,11 +1,10 @@
 """Figures of a study of the ring: its rows, and each posterior's scores beside the truth."""
 
-from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 
-from pyro_vaeflow.datasets.registry import ring_log_density
+from pyro_vaeflow.datasets.ring import ring_log_density
 from pyro_vaeflow.experiments.results import FinishedRun, finished_runs, method_name, read_arrays
 from pyro_vaeflow.experiments.tasks import load_task
 from pyro_vaeflow.plots.maps import plot_points, plot_score_maps
@@ -25,33 +24,23 @@ def draw_figures(out: Path) -> list[Path]:
     if not first:
         return []
     (out / "figures").mkdir(exist_ok=True)
-    shown = list(first.values())
     path = out / "figures" / "figure1_data.png"
-    points = load_task(shown[0].config).x_train.numpy()
+    points = load_task(next(iter(first.values())).config).x_train.numpy()
     plot_points(points, title="training rows").savefig(path, dpi=100)
     paths = [path]
-    for number, run in enumerate(shown, start=2):
-        config = run.config
-        maps = read_arrays(run.folder / "map.npz")
-        name = method_name(config.flow, config.num_flows)
-        path = out / "figures" / f"figure{number}_{config.flow}{config.num_flows}.png"
-        _beside_truth(maps, name, path)
+    for number, run in enumerate(first.values(), start=2):
+        flow, num_flows = run.config.flow, run.config.num_flows
+        path = out / "figures" / f"figure{number}_{flow}{num_flows}.png"
+        maps, name = read_arrays(run.folder / "map.npz"), method_name(flow, num_flows)
+        xx, yy = np.meshgrid(maps["axis"], maps["axis"])
+        truth = -ring_log_density(np.stack([xx, yy], axis=-1))
+        figure = plot_score_maps(
+            {f"{name}: {s}": (xx, yy, maps[s]) for s in ("reconstruction", "importance")},
+            reference=(xx, yy, truth),
+            label="score, nats",
+            limits=(float(truth.min()), float(truth.max())),
+            linear_width=10.0,
+        )
+        figure.savefig(path, dpi=100)
         paths.append(path)
     return paths
-
-
-def _beside_truth(maps: Mapping[str, np.ndarray], name: str, path: Path) -> None:
-    xx, yy = np.meshgrid(maps["axis"], maps["axis"])
-    truth = -ring_log_density(np.stack([xx, yy], axis=-1))
-    panels = {
-        f"{name}: reconstruction": (xx, yy, maps["reconstruction"]),
-        f"{name}: importance": (xx, yy, maps["importance"]),
-    }
-    figure = plot_score_maps(
-        panels,
-        reference=(xx, yy, truth),
-        label="score, nats",
-        limits=(float(truth.min()), float(truth.max())),
-        linear_width=10.0,
-    )
-    figure.savefig(path, dpi=100)

@@ -28,10 +28,8 @@ def detection(task: Task, scores: Mapping[str, ArrayLike]) -> dict[str, Any]:
     """What each score finds among the test rows, among distinct ones, and in each of many classes.
 
     Args:
-        scores: name -> anomaly scores of the test rows, high = anomalous, ``(num_test,)``.
-
-    Raises:
-        ValueError: a score is NaN somewhere, or the rows are of one kind.
+        scores: name -> anomaly scores of the test rows, high = anomalous, ``(num_test,)``; a NaN
+            is a ValueError.
     """
     first, classes = task.is_first, np.unique(task.labels, return_counts=True)
     measured: dict[str, Any] = {

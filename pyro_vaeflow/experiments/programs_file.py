@@ -70,8 +70,7 @@ def load(programs: str) -> Callable[..., Any]:
     """Runs the file, once in a process, and gives the function that makes the pair.
 
     Raises:
-        ConfigError: the content is not that of the digest, the file cannot be run, or has no such
-            function.
+        ConfigError: as `locate`; or the file cannot be run, or has no such function.
     """
     path, function, digest = re.split(":|@", locate(programs, Path.cwd()))
     module = _module(Path(path), digest)

@@ -1,7 +1,7 @@
 """Reading a results folder: its finished runs, the settings that tell them apart, their numbers."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,32 +11,22 @@ import numpy as np
 import pandas as pd
 
 from pyro_vaeflow.experiments.config import ExperimentConfig
-from pyro_vaeflow.experiments.programs_file import DEFAULT, content_name
+from pyro_vaeflow.experiments.programs_file import content_name
 from pyro_vaeflow.validation import ConfigError
 
-NAMES = {"diagonal": "diagonal", "planar": "planar {}", "iaf": "IAF {}", "spline": "spline {}"}
+FLOWS_IN_ORDER = ["diagonal", "planar", "iaf", "spline"]  # of tables; others follow
 IDENTITY = ["dataset", "flow", "num_flows"]
 DETECTION = ["f1_top20", "f1_true_ratio", "auroc", "average_precision"]
-NATS = ["elbo", "log_evidence", "kl"]
-SECONDS = ["train_seconds", "score_seconds"]
-HELD_OUT = ["held_out_elbo", "held_out_log_evidence", "held_out_khat_above_0.7"]  # if there is any
+COLUMNS = [*IDENTITY, "seed", "score", *DETECTION]
+COLUMNS += ["elbo", "log_evidence", "kl", "train_seconds", "score_seconds"]
 DISTINCT = ["auroc_distinct", "average_precision_distinct"]  # if test rows repeat
-RUN_GAPS = ["true_log_density", "approximation_gap", "amortization_gap"]  # what gap_study adds
-GAPS = {  # if they were measured: column -> its name among a run's gaps
-    "approximation_gap": "approximation_gap",
-    "approximation_gap_stderr": "approximation_gap_stderr",
-    "amortization_gap": "amortization_gap",
-    "amortization_gap_stderr": "amortization_gap_stderr",
-    "active_units": "active_units",
-    "gap_rows": "rows",
-    "gap_elbo": "elbo",
-    "gap_log_evidence": "log_evidence",
-    "gap_khat_above_0.7": "khat_above_0.7",
-    "gap_seconds": "seconds",
-}
+HELD_OUT = ["held_out_elbo", "held_out_log_evidence", "held_out_khat_above_0.7"]  # if there is any
+# If gaps were measured: what each run has, and what it has under "gaps", there without "gap_".
 BESIDE_GAPS = ["log_evidence_stderr", "share_khat_above_0.7", "num_parameters", "num_train"]
-OPTIONAL = [*DISTINCT, *HELD_OUT, *BESIDE_GAPS, *GAPS, RUN_GAPS[0]]
-COLUMNS = [*IDENTITY, "seed", "score", *DETECTION, *NATS, *SECONDS]
+GAPS = ["approximation_gap", "approximation_gap_stderr", "amortization_gap"]
+GAPS += ["amortization_gap_stderr", "active_units", "gap_rows", "gap_elbo", "gap_log_evidence"]
+GAPS += ["gap_khat_above_0.7", "gap_seconds"]
+OPTIONAL = [*DISTINCT, *HELD_OUT, *BESIDE_GAPS, *GAPS]
 
 
 @dataclass(frozen=True)
@@ -67,10 +57,7 @@ def read_json(path: Path) -> Any:
     Raises:
         ConfigError: it cannot be read, or is no JSON.
     """
-    try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError, RecursionError) as error:
-        raise ConfigError(f"{path} is no JSON that can be read: {error}") from error
+    return _read(path, "JSON", lambda: json.loads(path.read_text()))
 
 
 def read_csv(path: Path) -> pd.DataFrame:
@@ -79,10 +66,7 @@ def read_csv(path: Path) -> pd.DataFrame:
     Raises:
         ConfigError: it cannot be read, or is no table.
     """
-    try:
-        table = pd.read_csv(path)
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{path} is no csv table that can be read: {error}") from error
+    table = _read(path, "csv table", lambda: pd.read_csv(path))
     return table if "flow" in table else table.rename(columns={"model": "flow"})
 
 
@@ -92,28 +76,26 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
     Raises:
         ConfigError: it cannot be read, or holds no arrays.
     """
+
+    def read() -> dict[str, np.ndarray]:
+        with np.load(path) as arrays:
+            return dict(arrays)
+
+    return _read(path, "npz file", read)
+
+
+def _read(path: Path, kind: str, read: Callable[[], Any]) -> Any:
     try:
-        with np.load(path) as kept:
-            return dict(kept)
-    except (OSError, ValueError, TypeError, EOFError, BadZipFile) as error:
-        raise ConfigError(f"{path} is no npz file that can be read: {error}") from error
+        return read()
+    except (OSError, ValueError, TypeError, EOFError, RecursionError, BadZipFile) as error:
+        raise ConfigError(f"{path} is no {kind} that can be read: {error}") from error
 
 
 def _order(run: FinishedRun) -> tuple[Any, ...]:
     config = run.config
-    index = [*NAMES, config.flow].index(config.flow)
+    index = [*FLOWS_IN_ORDER, config.flow].index(config.flow)
     place = index, config.flow, config.num_flows, config.latent_dim or 0
     return config.dataset, *place, config.digest, config.seed
-
-
-def identity(config: ExperimentConfig) -> dict[str, Any]:
-    """Data set, posterior and depth: what tables call a run first.
-
-    Example:
-        >>> identity(ExperimentConfig(flow="iaf", num_flows=5, num_steps=1))
-        {'dataset': 'ring', 'flow': 'iaf', 'num_flows': 5}
-    """
-    return {"dataset": config.dataset, "flow": config.flow, "num_flows": config.num_flows}
 
 
 def method_name(flow: str, num_flows: int) -> str:
@@ -123,7 +105,7 @@ def method_name(flow: str, num_flows: int) -> str:
         >>> method_name("iaf", 5), method_name("diagonal", 0)
         ('IAF 5', 'diagonal')
     """
-    return NAMES.get(flow, f"{flow} {{}}").format(num_flows)
+    return flow if flow == "diagonal" else f"{'IAF' if flow == 'iaf' else flow} {num_flows}"
 
 
 def flat_settings(config: ExperimentConfig) -> dict[str, Any]:
@@ -145,22 +127,19 @@ def summary(runs: Sequence[FinishedRun]) -> pd.DataFrame:
     detection among distinct test rows, where any are repeated, and last what was measured on
     held-out training rows and of the gaps, if they were.
     """
-    extra = _telling_apart([run.config for run in runs])
     repeated = any(run.metrics["num_distinct"] < run.metrics["num_test"] for run in runs)
     with_gaps = any("gaps" in run.metrics for run in runs)
     optional = [*(DISTINCT if repeated else []), *HELD_OUT]
     optional += [*BESIDE_GAPS, *GAPS] if with_gaps else []
     rows = []
-    for run in runs:
-        plain = flat_settings(run.config)
-        measured = run.metrics.get("gaps", {})
-        gaps = {name: measured[key] for name, key in GAPS.items() if key in measured}
+    for run, apart in zip(runs, _settings_apart(runs), strict=True):
+        of_run = {**run.metrics, "seed": run.config.seed, **_identity(run)}
+        for name, value in run.metrics.get("gaps", {}).items():
+            of_run[name if name in GAPS else f"gap_{name}"] = value
         for score, detection in run.metrics["scores"].items():
-            known = {**run.metrics, **plain, **detection, **gaps, **identity(run.config)}
-            known["score"] = score
-            kept = {name: known[name] for name in optional if name in known}
-            apart = {name: _cell(plain.get(name)) for name in extra}
-            rows.append({name: known.get(name) for name in COLUMNS} | apart | kept)
+            known = of_run | detection | {"score": score}
+            measured = {name: known[name] for name in optional if name in known}
+            rows.append({name: known.get(name) for name in COLUMNS} | apart | measured)
     return pd.DataFrame(rows, columns=None if rows else COLUMNS)
 
 
@@ -175,20 +154,18 @@ def by_class(runs: Sequence[FinishedRun]) -> pd.DataFrame:
     Recall for classes that are anomalies, false flags for the others. Of runs on data sets with
     more than two classes alone; empty if there is none.
     """
-    extra = _telling_apart([run.config for run in runs])
     rows = []
-    for run in runs:
-        plain = flat_settings(run.config)
-        apart = {name: _cell(plain.get(name)) for name in extra}
+    for run, apart in zip(runs, _settings_apart(runs), strict=True):
         anomalous = run.metrics.get("anomalous_classes", [])
         for score, shares in run.metrics.get("flagged_by_class", {}).items():
+            known = _identity(run) | apart | {"score": score}
             for name, share in shares.items():
-                known = {"class": name, "is_anomaly": int(name in anomalous)}
+                of_class = {"class": name, "is_anomaly": int(name in anomalous)}
                 counts = {"rows": run.metrics["classes"][name], "flagged": share}
-                rows.append(identity(run.config) | apart | {"score": score} | known | counts)
+                rows.append(known | of_class | counts)
     if not rows:
         return pd.DataFrame()
-    keys = [*IDENTITY, *extra, "score", "class", "is_anomaly"]
+    keys = [name for name in rows[0] if name not in ("rows", "flagged")]
     return pd.DataFrame(rows).groupby(keys, sort=False, dropna=False).mean().reset_index()
 
 
@@ -217,47 +194,42 @@ def by_run(table: pd.DataFrame) -> pd.DataFrame:
     """
     of_scores = [name for name in [*DETECTION, *DISTINCT] if name in table]
     keys = [str(name) for name in table if name not in [*of_scores, "score"]]
-    groups = table.groupby(keys, sort=False, dropna=False).ngroup()
-    wide = table.groupby(groups, sort=False)[keys].head(1).set_axis(groups.unique())
-    for score, rows in table.groupby("score", sort=False):
-        known = rows.set_index(groups[rows.index])[of_scores]
-        wide = wide.join(known.add_suffix(f"_{score}"))
-    return wide.reset_index(drop=True)
+    run = table.groupby(keys, sort=False, dropna=False).ngroup()
+    wide = table.assign(run=run).pivot(index="run", columns="score", values=of_scores)
+    wide.columns = ["_".join(pair) for pair in wide.columns]
+    return table.loc[~run.duplicated(), keys].reset_index(drop=True).join(wide)
 
 
 def by_score(wide: pd.DataFrame) -> pd.DataFrame:
     """The inverse of `by_run`: one row per run and score; a table that is so already stays."""
     if "score" in wide:
         return wide
-    scores = [str(n).removeprefix("auroc_") for n in wide if str(n).startswith("auroc_")]
-    scores = [s for s in scores if not s.startswith("distinct")]
     parts = []
-    for score in scores:
+    for score in [str(n).removeprefix("f1_top20_") for n in wide if str(n).startswith("f1_top20_")]:
         named = {f"{name}_{score}": name for name in [*DETECTION, *DISTINCT]}
-        others = [f"{n}_{s}" for s in scores if s != score for n in [*DETECTION, *DISTINCT]]
-        part = wide.drop(columns=others, errors="ignore").rename(columns=named)
-        parts.append(part.assign(score=score).dropna(subset=["auroc"]))
-    long = pd.concat(parts).sort_index(kind="stable").reset_index(drop=True)
-    first = [name for name in COLUMNS if name in long]
-    return long[[*first, *(name for name in long if name not in first)]]
+        parts.append(wide.rename(columns=named).assign(score=score))
+    long = pd.concat(parts).sort_index(kind="stable").dropna(subset=["auroc"])
+    shared = set.intersection(*map(set, parts))  # without the other scores' columns
+    names = [name for name in dict.fromkeys([*COLUMNS, *long]) if name in shared]
+    return long[names].reset_index(drop=True)
 
 
-def _telling_apart(configs: Sequence[ExperimentConfig]) -> list[str]:
-    """Settings that differ between configurations of one data set, posterior and depth.
+def _identity(run: FinishedRun) -> dict[str, Any]:
+    return {name: getattr(run.config, name) for name in IDENTITY}
+
+
+def _settings_apart(runs: Sequence[FinishedRun]) -> list[dict[str, Any]]:
+    """Of each run, the settings that differ between runs of one data set, posterior and depth.
 
     Programs of one's own are named in any case.
     """
-    seen: dict[tuple[Any, ...], dict[str, Any]] = {}
-    names = dict.fromkeys("programs" for config in configs if config.programs != DEFAULT)
-    for config in configs:
-        flat = flat_settings(config)
-        first = seen.setdefault(tuple(identity(config).values()), flat)
-        both = {**first, **flat}
-        apart = [name for name in both if first.get(name) != flat.get(name)]
-        names |= dict.fromkeys(name for name in apart if name not in ("seed", "study"))
-    return list(names)
-
-
-def _cell(value: Any) -> Any:
-    """A setting as a table holds it: rows are grouped by it, and a list has no hash."""
-    return str(value) if isinstance(value, (list, dict)) else value
+    if not runs:
+        return []
+    flat = [flat_settings(run.config) for run in runs]
+    # As text, since a list has no hash; a setting that is null is like one that is not there.
+    texts = pd.DataFrame([{k: str(v) for k, v in f.items() if v is not None} for f in flat])
+    groups = texts.drop(columns=["seed", "study"]).groupby(IDENTITY)
+    is_varied = groups.nunique(dropna=False).gt(1).any()
+    names = [name for name in is_varied.index if is_varied[name] or name == "programs"]
+    cells = [{name: settings.get(name) for name in names} for settings in flat]
+    return [{k: str(v) if isinstance(v, list) else v for k, v in row.items()} for row in cells]

@@ -35,15 +35,12 @@ def write(result: Result, config: ExperimentConfig, folder: Path, command: str =
         command: kept in metrics.json with the versions, to say what made the run.
     """
     partial = folder.with_name(f".{folder.name}.{uuid4().hex}.partial")
-    origin = {
-        "command": command,
-        "versions": package_versions(),
-        "threads": torch.get_num_threads(),
-    }
+    origin = {"command": command, "versions": package_versions()}
+    metrics = result.metrics | origin | {"threads": torch.get_num_threads()}
     try:
         partial.mkdir(parents=True)
         (partial / "config.yaml").write_text(config.to_yaml())
-        (partial / "metrics.json").write_text(json.dumps(result.metrics | origin, indent=2) + "\n")
+        (partial / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
         result.history.to_csv(partial / "history.csv", index=False, float_format="%.6g")
         np.savez_compressed(partial / "scores.npz", **result.arrays)  # type: ignore[arg-type]
         save_file(result.parameters, partial / "parameters.safetensors")

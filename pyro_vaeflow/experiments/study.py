@@ -104,21 +104,18 @@ def preset_names() -> list[str]:
         >>> "kdd-paper" in preset_names()
         True
     """
-    return sorted(p.name.removesuffix(".yaml") for p in PRESETS.iterdir() if p.name[-5:] == ".yaml")
+    return sorted(p.name[:-5] for p in PRESETS.iterdir() if p.name.endswith(".yaml"))
 
 
 def load_study(name: str) -> Study:
-    """Reads a preset by name, or a file by its path.
-
-    Raises:
-        ConfigError: neither exists, or the file has an unknown key or a wrong value.
-    """
+    """Reads a preset by name, or a file by its path; a ConfigError says what is wrong with it."""
     if name in preset_names():
         source = Path(str(PRESETS / f"{name}.yaml"))
     elif name.endswith((".yaml", ".yml")) and Path(name).is_file():
         source = Path(name)
     elif name.endswith((".yaml", ".yml")):
-        raise ConfigError(f"no file {name!r}; give a file that exists or a preset: {_listed()}")
+        presets = ", ".join(preset_names())
+        raise ConfigError(f"no file {name!r}; give a file that exists or a preset: {presets}")
     else:
         check_names([name], preset_names(), "preset (or path ending in .yaml)")
     try:
@@ -132,9 +129,6 @@ def parse_study(text: str, default_name: str = "study", folder: Path | None = No
 
     Args:
         folder: where paths in it begin; the present one by default.
-
-    Raises:
-        ConfigError: as `load_study`.
     """
     folder = Path.cwd() if folder is None else folder
     values = read_mapping(text, f"study {default_name!r}")
@@ -206,7 +200,3 @@ def combinations(blocks: Any) -> list[dict[str, Any]]:
                 variant = merge(variant, current_keys(part))
             variants.append(variant)
     return variants
-
-
-def _listed() -> str:
-    return ", ".join(preset_names())

@@ -89,34 +89,24 @@ def mean_std(values: pd.Series, digits: int) -> str:
 
 
 def as_text(frame: pd.DataFrame, style: str) -> str:
-    """A frame as ``md``, ``csv`` or ``latex`` text.
+    """A frame as ``md``, ``csv`` or ``latex`` text; LaTeX wants the package booktabs.
 
     Example:
-        >>> print(as_text(pd.DataFrame({"flow": ["iaf"], "F1, top 20%": ["0.94"]}), "latex"))
-        \\begin{tabular}{ll}
-        flow & F1, top 20\\% \\\\
-        \\hline
-        iaf & 0.94 \\\\
-        \\end{tabular}
+        >>> print(as_text(pd.DataFrame({"flow": ["iaf"], "F1, top 20%": ["0.94"]}), "md"))
+        | flow | F1, top 20% |
+        | ---- | ----------- |
+        | iaf  | 0.94        |
     """
     if style == "csv":
         return frame.to_csv(index=False).rstrip()
+    if style == "latex":
+        return frame.to_latex(index=False, escape=True, na_rep="").rstrip()
     heads = [str(name) for name in frame.columns]
     rows = [["" if pd.isna(cell) else str(cell) for cell in row] for row in frame.to_numpy(object)]
-    if style == "latex":
-        lines = [" & ".join(map(_escaped, row)) + r" \\" for row in [heads, *rows]]
-        begin = rf"\begin{{tabular}}{{{'l' * len(heads)}}}"
-        return "\n".join([begin, lines[0], r"\hline", *lines[1:], r"\end{tabular}"])
     widths = [max(map(len, column)) for column in zip(heads, *rows, strict=True)]
     ruled = [heads, ["-" * width for width in widths], *rows]
     padded = ([c.ljust(w) for c, w in zip(row, widths, strict=True)] for row in ruled)
     return "\n".join("| " + " | ".join(row) + " |" for row in padded)
-
-
-def _escaped(text: str) -> str:
-    for plain, special in {"\\": r"\textbackslash ", "_": r"\_", "%": r"\%", "±": r"$\pm$"}.items():
-        text = text.replace(plain, special)
-    return text
 
 
 def _page(title: str, runs: Sequence[FinishedRun], table: pd.DataFrame) -> str:
@@ -141,20 +131,15 @@ def _page(title: str, runs: Sequence[FinishedRun], table: pd.DataFrame) -> str:
 
 def settings_of(configs: Sequence[ExperimentConfig]) -> dict[str, Any]:
     """What these share and what tells their variants apart, each variant with its data sets."""
-    flat = {config.digest: flat_settings(config) for config in configs}
     variants: dict[str, dict[str, Any]] = {}
-    for settings in flat.values():
-        settings.pop("seed")
-        dataset = settings.pop("dataset")
-        variants.setdefault(repr(settings), {**settings, "dataset": []})["dataset"].append(dataset)
-    kinds = list(variants.values())
-    for kind in kinds:
-        kind["dataset"] = kind["dataset"][0] if len(kind["dataset"]) == 1 else kind["dataset"]
-    names = list(dict.fromkeys(name for kind in kinds for name in kind))
-    apart = [name for name in names if len({repr(kind.get(name)) for kind in kinds}) > 1]
-    shared = {name: value for name, value in kinds[0].items() if name not in apart}
-    rest = [{name: kind[name] for name in apart if name in kind} for kind in kinds]
-    return {"shared": shared, "variants": rest if apart else []}
+    for config in {config.digest: config for config in configs}.values():
+        settings = {k: v for k, v in flat_settings(config).items() if k not in ("seed", "dataset")}
+        variant = variants.setdefault(repr(settings), {**settings, "dataset": []})
+        variant["dataset"].append(config.dataset)
+    first, *others = variants.values()
+    shared = {k: v for k, v in first.items() if all(k in o and o[k] == v for o in others)}
+    apart = [{k: v for k, v in part.items() if k not in shared} for part in (first, *others)]
+    return {"shared": shared, "variants": apart if others else []}
 
 
 def _origin(run: FinishedRun) -> str:

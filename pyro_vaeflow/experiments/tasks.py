@@ -12,14 +12,14 @@ import pandas as pd
 import torch
 from sklearn.preprocessing import OrdinalEncoder
 
+from pyro_vaeflow.datasets.kddcup99 import load_kddcup99
 from pyro_vaeflow.datasets.registry import (
     adbench_names,
     load_adbench,
     load_arrhythmia,
     load_breast_cancer_table,
-    load_kddcup99,
-    make_ring,
 )
+from pyro_vaeflow.datasets.ring import make_ring
 from pyro_vaeflow.datasets.splits import Split, first_of_each, holdout_split, one_class_split
 from pyro_vaeflow.experiments.config import ExperimentConfig
 from pyro_vaeflow.programs.vae import Row
@@ -66,7 +66,8 @@ def ring_split(split_seed: int) -> Split:
     test = np.concatenate([inliers.numpy(), anomalies.astype(np.float32)])
     y = np.repeat([0, 1], len(inliers))
     labels = np.where(y == 1, "uniform", "ring").astype(object)
-    return Split(_frame(train.numpy()), _frame(test), y, labels)
+    x_train, x_test = (pd.DataFrame(x, columns=["x1", "x2"]) for x in (train.numpy(), test))
+    return Split(x_train, x_test, y, labels)
 
 
 TASKS: dict[str, Callable[[int], Split]] = {
@@ -78,11 +79,7 @@ TASKS: dict[str, Callable[[int], Split]] = {
 
 
 def check_task(config: ExperimentConfig) -> None:
-    """Refuses a data set or preprocessing that is not known.
-
-    Raises:
-        ConfigError: with the names allowed, or with where files are to be put.
-    """
+    """Refuses a data set or preprocessing that is not known, naming those that are."""
     known = [*TASKS, "adbench:NAME"]
     if config.dataset.startswith("adbench:"):
         try:
@@ -97,7 +94,7 @@ def load_task(config: ExperimentConfig) -> Task:
     """The encoded rows of a configuration; runs that share them in one process load them once.
 
     Raises:
-        ConfigError: the data set or the preprocessing is not known.
+        ConfigError: as `check_task`.
         FileNotFoundError: the data set's file is missing; the message says where to get it.
     """
     check_task(config)
@@ -108,9 +105,8 @@ def load_task(config: ExperimentConfig) -> Task:
 def _load(dataset: str, split_seed: int, max_rows: int | None, preprocessing: str) -> Task:
     # Only these settings decide the rows; the others must not make a second copy.
     split = _rows(dataset, split_seed, max_rows)
-    kept = {"labels": split.labels_test, "is_first": first_of_each(split)}
     x_train, x_test, columns = _encoded(split, preprocessing)
-    return Task(x_train, x_test, split.y_test, columns=columns, **kept)
+    return Task(x_train, x_test, split.y_test, split.labels_test, first_of_each(split), columns)
 
 
 @lru_cache(maxsize=1)
@@ -134,7 +130,8 @@ def _encoded(
 ) -> tuple[torch.Tensor, torch.Tensor, Sequence[Column] | None]:
     train, test = split.X_train, split.X_test
     if preprocessing == "none":
-        return _raw(train), _raw(test), None
+        raw = [frame.to_numpy(dtype=np.float32, copy=True) for frame in (train, test)]
+        return torch.as_tensor(raw[0]), torch.as_tensor(raw[1]), None
     if preprocessing == "mixed":
         table = MixedEncoder()
         return table.fit_transform(train), table.transform(test), table.columns_
@@ -146,11 +143,3 @@ def _encoded(
         return torch.as_tensor(fitted), torch.as_tensor(codes.transform(test)), None
     encoder = TableEncoder(scaling=preprocessing)  # learns from training inliers only
     return encoder.fit_transform(train), encoder.transform(test), None
-
-
-def _frame(points: np.ndarray) -> pd.DataFrame:
-    return pd.DataFrame(points, columns=["x1", "x2"])
-
-
-def _raw(frame: pd.DataFrame) -> torch.Tensor:
-    return torch.as_tensor(frame.to_numpy(dtype=np.float32, copy=True))

@@ -12,9 +12,16 @@ import pyarrow as pa
 from tqdm.auto import tqdm
 
 from pyro_vaeflow.detector.estimator import VAEFlowDetector
-from pyro_vaeflow.files.chunks import Chunk, Rows
 from pyro_vaeflow.files.parsing import check_types, find_numeric, to_frame
-from pyro_vaeflow.files.table_files import FORMATS, chunks_of, find_files, read_chunk, read_schemas
+from pyro_vaeflow.files.table_files import (
+    FORMATS,
+    Chunk,
+    Rows,
+    chunks_of,
+    find_files,
+    read_chunk,
+    read_schemas,
+)
 from pyro_vaeflow.inference.training import NonFiniteError
 from pyro_vaeflow.validation import ConfigError, check_names
 
@@ -72,7 +79,7 @@ def read_rows(
     if not columns:
         raise ConfigError(f"no column of {data!r} is left to learn from")
     schemas = read_schemas(files, columns)
-    is_typed = FORMATS[next(iter(files.values())).suffix].IS_TYPED
+    is_typed = FORMATS[next(iter(files.values())).suffix].is_typed
     if is_typed:
         schema = next(iter(schemas.values()))
         numeric = find_numeric(schema.empty_table().select(columns), kinds, is_typed)

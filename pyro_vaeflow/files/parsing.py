@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.types as types
 
-from pyro_vaeflow.files.chunks import Reject, Rows
+from pyro_vaeflow.files.table_files import Reject, Rows
 from pyro_vaeflow.validation import ConfigError
 
 MISSING = pa.array(pa.csv.ConvertOptions().null_values)  # in csv files: "", NA, null and the like

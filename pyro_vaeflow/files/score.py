@@ -15,10 +15,16 @@ import pyarrow as pa
 from tqdm.auto import tqdm
 
 from pyro_vaeflow.detector.estimator import VAEFlowDetector
-from pyro_vaeflow.files.chunks import Chunk
 from pyro_vaeflow.files.parsing import check_types, to_frame
 from pyro_vaeflow.files.scores_folder import Summary, finish, open_folder, part, write_part
-from pyro_vaeflow.files.table_files import FORMATS, chunks_of, find_files, read_chunk, read_schemas
+from pyro_vaeflow.files.table_files import (
+    FORMATS,
+    Chunk,
+    chunks_of,
+    find_files,
+    read_chunk,
+    read_schemas,
+)
 from pyro_vaeflow.inference.devices import check_device
 from pyro_vaeflow.inference.saved_folder import CheckpointError
 from pyro_vaeflow.validation import ConfigError, check_size
@@ -131,11 +137,7 @@ def score_chunk(job: Job, number: int, chunk: Chunk) -> int:
 
 
 def digest_of(model: Path) -> str:
-    """The sha256 of a saved detector: that of the file which has those of all others.
-
-    Raises:
-        ConfigError: there is no detector.
-    """
+    """The sha256 of a saved detector: that of the file which has those of all others."""
     path = model / "detector.json"
     if not path.is_file():
         raise ConfigError(f"no model in {model}; give a folder that vaeflow fit wrote")
@@ -144,11 +146,7 @@ def digest_of(model: Path) -> str:
 
 @lru_cache(maxsize=1)
 def load(model: str, digest: str) -> VAEFlowDetector:
-    """The saved detector, kept from one chunk of a process to the next.
-
-    Raises:
-        ConfigError: the folder does not hold that detector.
-    """
+    """The saved detector, kept from one chunk of a process to the next."""
     try:
         detector = VAEFlowDetector.load(model)
     except (CheckpointError, FileNotFoundError) as error:
@@ -159,11 +157,7 @@ def load(model: str, digest: str) -> VAEFlowDetector:
 
 
 def numeric_columns(detector: VAEFlowDetector) -> dict[str, bool]:
-    """The columns of a detector, and whether it takes numbers there.
-
-    Raises:
-        ConfigError: the detector knows no names.
-    """
+    """The columns of a detector, and whether it takes numbers there."""
     if not hasattr(detector, "feature_names_in_"):
         raise ConfigError("the model was fitted to an array; fit it to a table with column names")
     pairs = zip(detector.encoder_.names_, detector.encoder_.columns_, strict=True)
@@ -176,7 +170,7 @@ def check_columns(job: Job, files: Mapping[str, Path]) -> None:
         raise ConfigError(f"id: the scores have a column {job.row_id!r} of their own; rename it")
     numeric = numeric_columns(load(job.model, job.digest))
     for name, schema in read_schemas(files, _columns(numeric, job.row_id)).items():
-        if FORMATS[files[name].suffix].IS_TYPED:
+        if FORMATS[files[name].suffix].is_typed:
             check_types(schema, numeric, files[name])
 
 

@@ -20,7 +20,7 @@ import pyarrow.csv
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
-from pyro_vaeflow.files.chunks import Reject
+from pyro_vaeflow.files.table_files import Reject
 from pyro_vaeflow.inference.fingerprint import package_versions
 from pyro_vaeflow.inference.saved_folder import write_whole
 from pyro_vaeflow.validation import ConfigError

@@ -1,4 +1,4 @@
-"""Figures from arrays alone: points, score maps on one colour scale, training curves, schedules.
+"""Figures of the plane: points, and score maps on one colour scale.
 
 Each function returns a ``matplotlib.figure.Figure`` made without pyplot, so nothing stays open and
 no display is needed: ``figure.savefig(path)``.
@@ -12,10 +12,6 @@ from matplotlib.colors import AsinhNorm, Normalize
 from matplotlib.figure import Figure
 from matplotlib.ticker import AsinhLocator, MaxNLocator
 from numpy.typing import ArrayLike
-
-from pyro_vaeflow.plots.history import plot_history, plot_schedules
-
-__all__ = ["ScoreMap", "plot_history", "plot_points", "plot_schedules", "plot_score_maps"]
 
 ScoreMap = tuple[ArrayLike, ArrayLike, ArrayLike]
 

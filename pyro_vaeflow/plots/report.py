@@ -5,7 +5,6 @@ A `Page` has headings, text, tables and figures; all text is escaped.
 
 import base64
 import io
-from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -16,8 +15,7 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 
 from pyro_vaeflow.inference.saved_folder import CheckpointError, read
-from pyro_vaeflow.plots.history import plot_history
-from pyro_vaeflow.plots.scores import plot_scores
+from pyro_vaeflow.plots.charts import plot_history, plot_scores
 from pyro_vaeflow.validation import ConfigError
 
 MAX_ROWS = 400  # of a table
@@ -33,9 +31,10 @@ figure { margin: 1em 0; break-inside: avoid; } figure img { max-width: 100%; hei
 figcaption { max-width: 48em; color: #333; }
 .table { overflow-x: auto; max-height: 36em; overflow-y: auto; margin: .8em 0; }
 table { border-collapse: collapse; font: 13px/1.35 'DejaVu Sans', Arial, sans-serif; }
-th { position: sticky; top: 0; background: #fff; text-align: left; border-bottom: 1.5px solid #111;
+th, td { padding: .25em .7em; white-space: nowrap; text-align: right; }
+th { position: sticky; top: 0; background: #fff; border-bottom: 1.5px solid #111;
      vertical-align: bottom; }
-th, td { padding: .25em .7em; white-space: nowrap; } td.n, th.n { text-align: right; }
+tr :is(td, th):first-child { text-align: left; }
 tbody tr:nth-child(even) { background: #f1f1f1; }
 tbody tr:last-child td { border-bottom: 1px solid #111; }
 pre { font-size: 12.5px; background: #f5f5f5; padding: .7em; overflow-x: auto; }
@@ -75,18 +74,9 @@ class Page:
         self.parts.append(f"<details><summary>{escape(summary)}</summary>{inside}</details>")
 
     def table(self, frame: pd.DataFrame, folded: str = "") -> None:
-        """The first `MAX_ROWS` rows of a frame, without its index; numbers stand to the right."""
-        numeric = [_is_numeric(frame.iloc[:, place]) for place in range(frame.shape[1])]
-        kind = ['<{0} class="n">' if number else "<{0}>" for number in numeric]
-        heads = "".join(
-            f"{k.format('th')}{escape(str(n))}</th>" for k, n in zip(kind, frame, strict=True)
-        )
-        rows = [
-            "".join(f"{k.format('td')}{_cell(v)}</td>" for k, v in zip(kind, row, strict=True))
-            for row in frame.head(MAX_ROWS).to_numpy(object)
-        ]
-        body = "\n".join(f"<tr>{row}</tr>" for row in rows)
-        html = f"<table><thead><tr>{heads}</tr></thead><tbody>\n{body}\n</tbody></table>"
+        """The first `MAX_ROWS` rows of a frame, without its index, or folded under a name."""
+        shown = frame.head(MAX_ROWS)
+        html = shown.to_html(index=False, border=0, na_rep="", float_format="{:.5g}".format)
         if len(frame) > MAX_ROWS:
             html += f"<p>The first {MAX_ROWS} of {len(frame)} rows.</p>"
         html = f'<div class="table">{html}</div>'
@@ -121,22 +111,8 @@ class Page:
             f"<title>{escape(self.title)}</title><style>{STYLE}</style>"
         )
         body = [f"<h1>{escape(self.title)}</h1>", f"<nav>{''.join(links)}</nav>", *self.parts]
-        lines: Sequence[str] = ["<!doctype html>", f'<html lang="en"><head>{head}</head><body>']
-        return "\n".join([*lines, *body, "</body></html>"]) + "\n"
-
-
-def _is_numeric(column: pd.Series) -> bool:
-    """Whether it holds numbers, or texts that begin with one, as means with their spread do."""
-    shown = column.dropna().astype(str)
-    shown = shown[shown != ""]
-    first = shown.str.split(" ± ").str[0]
-    return bool(len(shown)) and bool(pd.to_numeric(first, errors="coerce").notna().all())
-
-
-def _cell(value: Any) -> str:
-    if isinstance(value, float):
-        return "" if pd.isna(value) else escape(f"{value:.5g}")
-    return "" if pd.isna(value) else escape(str(value))
+        start = f'<!doctype html>\n<html lang="en"><head>{head}</head><body>'
+        return "\n".join([start, *body, "</body></html>"]) + "\n"
 
 
 def write_report(folder: Path, path: Path | None = None) -> Path:
@@ -145,19 +121,6 @@ def write_report(folder: Path, path: Path | None = None) -> Path:
     Args:
         folder: as `VAEFlowDetector.save` left it.
         path: of the page, ``folder/report.html`` by default.
-
-    Raises:
-        ConfigError: the folder holds no detector, or a damaged one.
-    """
-    page = detector_page(folder)
-    path = folder / "report.html" if path is None else path
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(page.html())
-    return path
-
-
-def detector_page(folder: Path) -> Page:
-    """A saved detector's scores of rows kept from training, its training, columns and settings.
 
     Raises:
         ConfigError: the folder holds no detector, or a damaged one.
@@ -171,14 +134,20 @@ def detector_page(folder: Path) -> Page:
         )
     try:
         content, tensors = read(folder)
-        return _filled(Page(f"Detector {folder.resolve().name}"), content, tensors)
+        page = detector_page(folder.resolve().name, content, tensors)
     except (CheckpointError, FileNotFoundError) as error:
         raise ConfigError(f"no detector to report on: {error}") from error
     except (LookupError, TypeError, ValueError) as error:
         raise ConfigError(f"{folder} does not hold a detector: {error!r:.300}") from error
+    path = folder / "report.html" if path is None else path
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(page.html())
+    return path
 
 
-def _filled(page: Page, content: Any, tensors: dict[str, Any]) -> Page:
+def detector_page(name: str, content: Any, tensors: dict[str, Any]) -> Page:
+    """A saved detector's scores of rows kept from training, its training, columns and settings."""
+    page = Page(f"Detector {name}")
     columns = pd.DataFrame(content["columns"])
     calibration = tensors["calibration_scores"].numpy()
     count = "1 column" if len(columns) == 1 else f"{len(columns):,} columns"

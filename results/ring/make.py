@@ -6,7 +6,7 @@ from functools import partial
 import pandas as pd
 import torch
 
-from pyro_vaeflow.datasets.registry import ring_log_density
+from pyro_vaeflow.datasets.ring import ring_log_density
 from pyro_vaeflow.experiments.config import GapSettings
 from pyro_vaeflow.experiments.figures import draw_figures
 from pyro_vaeflow.experiments.results import finished_runs

@@ -18,9 +18,8 @@ import pandas as pd
 from joblib.externals.loky import ProcessPoolExecutor
 
 from pyro_vaeflow import VAEFlowDetector
-from pyro_vaeflow.files.chunks import Chunk
 from pyro_vaeflow.files.score import Job, digest_of, score_chunk
-from pyro_vaeflow.files.table_files import chunks_of, find_files
+from pyro_vaeflow.files.table_files import Chunk, chunks_of, find_files
 from results.streaming.synthetic_table import pieces, write_table
 
 NUM_WORKERS = 2

@@ -1,0 +1,52 @@
+"""What a detector learns of rows that are kept from training: its threshold, and gaps in rows."""
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from pyro_vaeflow.detector import conformal
+from pyro_vaeflow.detector.gaps import GapScale
+from pyro_vaeflow.detector.settings import CRITERIA
+from pyro_vaeflow.inference.scoring import Scores
+from pyro_vaeflow.tables.reading import read_aloud
+
+MAX_CALIBRATION = 10_000  # rows kept from training: more would take longer than training
+
+
+class Calibrated:
+    """What `VAEFlowDetector` knows of tables beside its programs."""
+
+    @property
+    def columns_(self: Any) -> pd.DataFrame:
+        """What `fit` took each column for: ``kind``, what it ``holds``, ``missing``, ``why``."""
+        return read_aloud(self.encoder_.names_, self.encoder_.readings_)
+
+    def _num_kept(self: Any, num_data: int) -> int:
+        return min(round(self.calibration_share * num_data), MAX_CALIBRATION)
+
+    def _calibrate(
+        self: Any, frame: pd.DataFrame, fresh: np.ndarray, weights: np.ndarray | None
+    ) -> None:
+        """The threshold, from rows kept from training; from all, or many, if none was kept."""
+        used = fresh if len(fresh) else np.arange(len(frame))
+        if len(used) > MAX_CALIBRATION:
+            used = np.random.default_rng(self.seed_).permutation(used)[:MAX_CALIBRATION]
+        x = self._to_score(self.encoder_.encode(frame.iloc[used])[0])
+        self.gaps_ = GapScale(np.empty(0))
+        scores, is_missing = self._score_encoded(x), x.isnan().cpu().numpy()
+        self.gaps_ = GapScale.learn(scores, is_missing)
+        scores = self.gaps_.adjusted(scores, is_missing)
+        kept = scores[: len(fresh)]
+        self.calibration_scores_ = np.sort(kept)
+        weights = None if weights is None else weights[used]
+        self.offset_ = conformal.threshold(scores, kept, self.contamination, weights)
+
+    def _score_encoded(self: Any, x: torch.Tensor) -> np.ndarray:
+        return self._criterion(self._scores(x), x)
+
+    def _criterion(self: Any, scores: Scores, x: torch.Tensor) -> np.ndarray:
+        """What `score_samples` gives of the rows, ``(num_data,)``."""
+        values = getattr(scores, CRITERIA[self.criterion]).cpu().numpy().astype(np.float64)
+        return self.gaps_.adjusted(values, x.isnan().cpu().numpy())
