@@ -155,7 +155,8 @@ def test_a_callbacks_state_is_resumed_bit_for_bit(tmp_path: Path) -> None:
             if record["step"] == stops_after:
                 raise Stopped
 
-        pair.fit(num_steps=20, callbacks=[averaged, stop], **options)
+        stateless = [stop] if stops_after >= 0 else []  # such may be left out later
+        pair.fit(num_steps=20, callbacks=[*stateless, averaged], **options)
         return averaged
 
     straight, options = fit(-1), {"checkpoint": Checkpoint(tmp_path, every=4)}

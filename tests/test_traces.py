@@ -75,6 +75,7 @@ BREACHES = {
     "fixed size": (model, guide_of("z", size=30), THIRTY),
     "subsamples": (model, guide_of("z", size=30, subsample_size=0), THIRTY),
     "a loop": (model, guide_in_a_loop, "plate 'data' of the guide is a loop"),
+    "swapped": (guide, model, "the model observes nothing"),
     "seen outside": (model_that_observes_outside, guide, "'x' of the model is outside plate"),
     "of a row": (
         model,

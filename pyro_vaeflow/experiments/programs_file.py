@@ -11,7 +11,6 @@ import importlib.util
 import re
 import sys
 from collections.abc import Callable
-from functools import lru_cache
 from pathlib import Path
 from types import FunctionType, ModuleType
 from typing import Any
@@ -67,11 +66,24 @@ def short_name(programs: str) -> str:
 
 
 def load(programs: str) -> Callable[..., Any]:
-    """Runs the file, once in a process, and gives the function that makes the pair.
+    """The function that makes the pair; the file runs now, and anew at each call of the function.
+
+    So each pair has networks of its own, those at the file's top level too.
 
     Raises:
         ConfigError: as `locate`; or the file cannot be run, or has no such function.
     """
+    programs = locate(programs, Path.cwd())
+    _function(programs)
+
+    def make(*args: Any) -> Any:
+        return _function(programs)(*args)
+
+    make.__name__ = content_name(programs)
+    return make
+
+
+def _function(programs: str) -> Callable[..., Any]:
     path, function, digest = re.split(":|@", locate(programs, Path.cwd()))
     module = _module(Path(path), digest)
     if not callable(make := getattr(module, function, None)):
@@ -82,7 +94,6 @@ def load(programs: str) -> Callable[..., Any]:
     return make
 
 
-@lru_cache
 def _module(path: Path, digest: str) -> ModuleType:
     spec = importlib.util.spec_from_file_location(f"_programs_{digest}", path)
     module = importlib.util.module_from_spec(spec)  # type: ignore[arg-type]

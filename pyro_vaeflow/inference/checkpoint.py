@@ -141,10 +141,15 @@ def _state_of_run(run: Run) -> dict[str, Any]:
         "constraints": {name: known.get(id(value)) for name, value in of_store.items()},
         "names": list(run.optim.parameters),
         "optimizer": run.optim.torch_optimizer.state_dict(),
-        "callbacks": [callback.state_dict() for callback in run.callbacks],
+        "callbacks": [callback.state_dict() for callback in _stateful(run)],
         "random": get_rng_state(),
         "cuda": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
     }
+
+
+def _stateful(run: Run) -> list[Callback]:
+    """The callbacks that keep something: a bar or a log may come and go between two calls."""
+    return [c for c in run.callbacks if type(c).state_dict is not Callback.state_dict]
 
 
 def _restore_run(run: Run, state: Mapping[str, Any]) -> None:
@@ -156,7 +161,7 @@ def _restore_run(run: Run, state: Mapping[str, Any]) -> None:
     if (names := list(run.optim.parameters)) != state["names"]:
         raise CheckpointError(f"the optimizer has {names[:5]}, not {state['names'][:5]}")
     run.optim.torch_optimizer.load_state_dict(state["optimizer"])
-    for callback, values in zip(run.callbacks, state["callbacks"], strict=True):
+    for callback, values in zip(_stateful(run), state["callbacks"], strict=True):
         callback.load_state_dict(values)
     for row in state["records"].tolist():
         run.records.append(dict(zip(RECORD, row, strict=True)) | {"step": int(row[0])})

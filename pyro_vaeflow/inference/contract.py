@@ -113,6 +113,8 @@ def _check_parameters(model: Program, guide: Program, args: Args, known: set[str
 
 
 def _check_names(model_trace: Trace, guide_trace: Trace) -> None:
+    if not any(site["is_observed"] for site in sample_sites(model_trace)):
+        raise ValueError("the model observes nothing; it says obs=x at a site, and is passed first")
     latents = {s["name"] for s in sample_sites(model_trace) if not s["is_observed"]}
     guided = {s["name"] for s in sample_sites(guide_trace) if not s["is_observed"]}
     if missing := sorted(latents - guided):
