@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 from jsonargparse import ArgumentParser
 
 from pyro_vaeflow.experiments.config import ExperimentConfig
-from pyro_vaeflow.experiments.study import Study, load_study, preset_names
+from pyro_vaeflow.experiments.study import load_study, preset_names
 from pyro_vaeflow.files.commands import DEVICE, FILE_COMMANDS, add_file_commands
 from pyro_vaeflow.validation import ConfigError
 
@@ -107,44 +107,33 @@ def _parser(with_detector: bool) -> _Parser:
 
 def _run(values: dict[str, Any], command: str) -> int:
     names, seeds = values.pop("presets"), values.pop("seeds", None)
-    jobs, dask = values.pop("jobs", 1), values.pop("dask", None)
     out, quick = values.pop("out", None), values.pop("quick", False)
-    options: dict[str, Any] = {k: values.pop(k) for k in ("tensorboard", "device") if k in values}
-    if jobs < 1:
+    known = ("jobs", "dask", "tensorboard", "device")
+    options: dict[str, Any] = {name: values.pop(name) for name in known if name in values}
+    if (jobs := options.get("jobs", 1)) < 1:
         raise ConfigError(f"--jobs: expected at least 1, got {jobs}")
-    if dask is not None and jobs > 1:
+    if "dask" in options and jobs > 1:
         raise ConfigError(f"--jobs {jobs}: the workers are those of --dask; leave one of them out")
     studies = [load_study(name) for name in names]
     groups = [(study, study.expand(values, seeds, quick)) for study in studies]
-    failed = 0
+    num_failed = 0
     for study, configs in groups:
-        folder = _folder(study, configs, out, quick, len(groups))
-        failed += _run_study(configs, folder, jobs, dask, command, options)
-    return 1 if failed else 0
+        if out is None:
+            folder = Path("results") / (configs[0].study + ("-quick" if quick else ""))
+        else:
+            folder = Path(out) if len(groups) == 1 else Path(out) / study.name
+        num_failed += _run_study(configs, folder, command=command, **options)
+    return 1 if num_failed else 0
 
 
-def _folder(
-    study: Study, configs: list[ExperimentConfig], out: str | None, quick: bool, count: int
-) -> Path:
-    if out is not None:
-        return Path(out) if count == 1 else Path(out) / study.name
-    return Path("results") / (configs[0].study + ("-quick" if quick else ""))
-
-
-def _run_study(
-    configs: list[ExperimentConfig],
-    out: Path,
-    jobs: int,
-    dask: str | None,
-    command: str,
-    options: dict[str, Any],
-) -> int:
+def _run_study(configs: list[ExperimentConfig], out: Path, **options: Any) -> int:
+    """Runs, writes tables and figures, prints what came out; the number of runs that failed."""
     from pyro_vaeflow.experiments.fanout import run_all
     from pyro_vaeflow.experiments.figures import draw_figures
     from pyro_vaeflow.experiments.tables import HEADINGS, aggregate, as_text, write_tables
     from pyro_vaeflow.locks import hold_lock
 
-    outcome = run_all(configs, out, jobs=jobs, command=command, dask=dask, **options)
+    outcome = run_all(configs, out, **options)
     with hold_lock(out / ".tables.lock", patience=-1):  # another call may be writing them
         table = write_tables(out)
         figures = draw_figures(out)
