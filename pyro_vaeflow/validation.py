@@ -4,10 +4,12 @@ Settings are fields of a dataclass: `setting` gives each its range beside its de
 `checked_values` converts and checks them all. `Checked` does so when it is made.
 """
 
+import inspect
 import json
 import math
 import reprlib
 import types
+import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
 from difflib import get_close_matches
@@ -130,6 +132,14 @@ def check_names(names: Iterable[str], allowed: Iterable[str], what: str) -> None
             near = get_close_matches(str(name), allowed, n=1)
             hint = f", did you mean {near[0]!r}?" if near else ";"
             raise ConfigError(f"unknown {what} {name!r}{hint} allowed: {', '.join(allowed)}")
+
+
+def warn(text: str) -> None:
+    """Warns, `UserWarning`, at the line outside this package that has led to it."""
+    depth, frame = 1, inspect.currentframe()
+    while frame is not None and frame.f_globals.get("__name__", "").startswith(__package__):
+        depth, frame = depth + 1, frame.f_back
+    warnings.warn(text, stacklevel=depth)
 
 
 def check_size(name: str, value: Any, low: int = 1, high: int | None = None) -> None:

@@ -1,11 +1,12 @@
 """Which rows to flag: the threshold, conformal p-values, the false-discovery rate they control."""
 
-import warnings
 from numbers import Real
 
 import numpy as np
 from numpy.typing import ArrayLike
 from scipy.stats import beta, false_discovery_control
+
+from pyro_vaeflow.validation import warn
 
 AUTO = 0.05  # of fresh rows like the training rows are flagged where contamination is "auto"
 FAR_OFF = 4.0  # times the share that was asked for, which may be flagged of fresh rows: a warning
@@ -44,11 +45,10 @@ def _warn_if_few(num_kept: int, share: float) -> None:
     rank = max(1.0, share * (num_kept + 1))
     low, high = beta.ppf([0.05, 0.95], rank, num_kept + 1 - rank)
     if high > FAR_OFF * share:
-        warnings.warn(
+        warn(
             f"the threshold rests on {num_kept} rows kept from training: it may flag from "
             f"{low:.1%} to {high:.0%} of fresh rows, not {share:.0%}; fit on more rows, or with a "
-            "larger calibration_share",
-            stacklevel=4,
+            "larger calibration_share"
         )
 
 

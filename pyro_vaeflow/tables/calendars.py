@@ -6,6 +6,8 @@ import warnings
 import numpy as np
 import pandas as pd
 
+from pyro_vaeflow.tables.number_texts import MARKS, WORDS, Spelling
+
 DATES = ("datetime64", "datetime", "date", "time", "period")  # what pandas says a column holds
 TYPED = "dtype"  # the format of what is dates by its type
 ISO = "ISO8601"
@@ -22,15 +24,15 @@ DAY = 86_400.0
 SPANS = {"elapsed": 0.0, "hour": 2 * DAY, "weekday": 14 * DAY, "month": 365 * DAY}
 
 
-def format_of_texts(text: pd.Series) -> str | None:
+def spelling_of_dates(text: pd.Series) -> Spelling | None:
     """The format of a column of texts that are dates or times; None if they are something else.
 
     Day before month where both would do.
 
     Example:
-        >>> format_of_texts(pd.Series(["2024-01-31", "2024-02-01"]))
+        >>> spelling_of_dates(pd.Series(["2024-01-31", "2024-02-01"])).dates
         'ISO8601'
-        >>> format_of_texts(pd.Series(["31.01.2024", "01.02.2024"]))
+        >>> spelling_of_dates(pd.Series(["31.01.2024", "01.02.2024"])).dates
         '%d.%m.%Y'
     """
     distinct = pd.Series(text.dropna().unique())
@@ -44,7 +46,21 @@ def format_of_texts(text: pd.Series) -> str | None:
     candidates = [ISO, *TIMES, *dict.fromkeys(f for f in guesses if f)]
     shares = {form: read_dates(tried, form, strict=True).notna().mean() for form in candidates}
     best = max(candidates, key=lambda form: shares[form])
-    return best if read_dates(distinct, best).notna().mean() >= ENOUGH else None
+    return with_marks(text, best) if read_dates(distinct, best).notna().mean() >= ENOUGH else None
+
+
+def with_marks(values: pd.Series, form: str) -> Spelling:
+    """The format, with entries that recur and are no dates: they stand for missing ones."""
+    _, is_unread = dates_of(values, Spelling(dates=form))
+    counts = _as_text(values)[is_unread].value_counts()
+    return Spelling(dates=form, marks=tuple(counts[counts > 1].index[:MARKS]))
+
+
+def dates_of(values: pd.Series, spelling: Spelling) -> tuple[pd.Series, np.ndarray]:
+    """Dates as `read_dates` has them, and which entries are none that stand for no date."""
+    dates, text = read_dates(values, spelling.dates), _as_text(values)
+    is_known = text.isna() | text.str.lower().isin(WORDS) | text.isin(spelling.marks)
+    return dates, (dates.isna() & ~is_known).to_numpy(dtype=bool)
 
 
 def format_of_numbers(name: str, numbers: np.ndarray) -> str | None:
@@ -75,7 +91,7 @@ def read_dates(values: pd.Series, form: str, strict: bool = False) -> pd.Series:
     """Dates without a time zone, as clocks show them; NaT where missing or of no such format.
 
     Args:
-        form: what `format_of_texts` or `format_of_numbers` gave, or `TYPED`.
+        form: what `spelling_of_dates` or `format_of_numbers` gave, or `TYPED`.
         strict: whether texts in the form of ISO 8601 are refused in another format.
     """
     if isinstance(values.dtype, pd.DatetimeTZDtype):
@@ -86,9 +102,7 @@ def read_dates(values: pd.Series, form: str, strict: bool = False) -> pd.Series:
         return values
     if form in EPOCHS:
         return pd.to_datetime(pd.to_numeric(values, errors="coerce"), unit=form, errors="coerce")
-    if pd.api.types.is_numeric_dtype(values):
-        values = values.map(lambda v: f"{v:.0f}", na_action="ignore")
-    text = values.astype("string").str.strip()
+    text = _as_text(values)
     iso = pd.Series(pd.NaT, index=values.index, dtype="datetime64[us]")
     if form in (ISO, TYPED) or not strict:
         # One clock for all: with its zone left out.
@@ -102,6 +116,12 @@ def read_dates(values: pd.Series, form: str, strict: bool = False) -> pd.Series:
             return pd.to_datetime(text, format="%H:%M:%S", errors="coerce")
     dates = pd.to_datetime(text, format=form, errors="coerce", utc="%z" in form)
     return dates.dt.tz_localize(None).astype("datetime64[us]").fillna(iso)
+
+
+def _as_text(values: pd.Series) -> pd.Series:
+    if pd.api.types.is_numeric_dtype(values):
+        values = values.map(lambda v: f"{v:.0f}", na_action="ignore")
+    return values.astype("string").str.strip()
 
 
 def parts_of(dates: pd.Series) -> dict[str, np.ndarray]:

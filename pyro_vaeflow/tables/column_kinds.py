@@ -1,7 +1,6 @@
 """Kinds of columns, learned from training values: one function chooses, one a kind learns."""
 
 import re
-import warnings
 from dataclasses import replace
 from typing import Any
 
@@ -13,9 +12,10 @@ from pyro_vaeflow.tables.calendars import (
     SPANS,
     TYPED,
     format_of_numbers,
-    format_of_texts,
     parts_of,
     read_dates,
+    spelling_of_dates,
+    with_marks,
 )
 from pyro_vaeflow.tables.column_values import as_numbers, as_text, check_values, is_numeric
 from pyro_vaeflow.tables.columns import KINDS, LEFT_OUT, Column
@@ -26,7 +26,8 @@ from pyro_vaeflow.tables.number_kinds import (
     is_closed,
     learn_numbers,
 )
-from pyro_vaeflow.tables.number_texts import MARKS, WORDS, spelling_of
+from pyro_vaeflow.tables.number_texts import Spelling, spelling_of
+from pyro_vaeflow.validation import warn
 
 CHOICES = (*KINDS, "date")
 ONE_OFF = 0.5  # a share of the rows with a text of their own: above it new rows have new ones
@@ -56,14 +57,12 @@ def learn_columns(values: pd.Series, kind: str | None = None) -> list[Column]:
     if kind is not None and kind not in CHOICES:
         raise ValueError(f"kind of column {name!r} must be one of {CHOICES}, got {kind!r}")
     check_values(values, dates=True)
-    if kind in (None, "date") and (form := _date_format(values)):
-        return _date(name, values, form)
+    if kind in (None, "date") and (spelling := _dates(values)):
+        return _date(name, values, spelling)
     if kind == "date":
         raise ValueError(f"column {name!r} holds no dates of a known format; pd.to_datetime helps")
     if kind is None and (why := _why_left_out(values)):
-        warnings.warn(
-            f"column {name!r} is left out: {why}; kinds={{{name!r}: ...}} keeps it", stacklevel=3
-        )
+        warn(f"column {name!r} is left out: {why}; kinds={{{name!r}: ...}} keeps it")
         return [Column(name, LEFT_OUT, why=why)]
     return [learn_column(values, kind)]
 
@@ -115,27 +114,24 @@ def learn_column(values: pd.Series, kind: str | None = None) -> Column:
     finite = numbers[np.isfinite(numbers)]
     _check_any(name, len(finite))
     if pd.api.types.is_integer_dtype(values) and len(np.unique(finite)) < values.nunique():
-        warnings.warn(
+        warn(
             f"column {name!r} holds whole numbers that float64 does not tell apart, such as "
-            f"{values.max()}; subtract a constant, or say kinds={{{name!r}: 'categorical'}} of ids",
-            stacklevel=2,
+            f"{values.max()}; subtract a constant, or say kinds={{{name!r}: 'categorical'}} of ids"
         )
     if spelling:
         marks = f"; {', '.join(map(repr, spelling.marks))} as missing" if spelling.marks else ""
-        warnings.warn(
+        warn(
             f"column {name!r} holds texts that spell numbers, and they are taken as numbers{marks};"
-            f" say kinds={{{name!r}: 'categorical'}} of codes",
-            stacklevel=2,
+            f" say kinds={{{name!r}: 'categorical'}} of codes"
         )
     fills = fill_values(finite) if kind is None else ()
     finite = finite[~np.isin(finite, fills)]
     column = learn_numbers(name, finite, kind)
     if fills:
         share = np.isin(numbers, fills).mean()
-        warnings.warn(
+        warn(
             f"column {name!r}: {', '.join(f'{v:g}' for v in fills)} in {share:.1%} of the rows "
-            "stands far from all else and is taken as missing",
-            stacklevel=2,
+            "stands far from all else and is taken as missing"
         )
     return replace(
         column,
@@ -163,24 +159,24 @@ def _check_any(name: str, count: int) -> None:
         raise ValueError(f"column {name!r} has no finite value in the training rows; leave it out")
 
 
-def _date_format(values: pd.Series) -> str | None:
+def _dates(values: pd.Series) -> Spelling | None:
     if isinstance(values.dtype, pd.CategoricalDtype):
         return None
     if pd.api.types.infer_dtype(values, skipna=True) in DATES:
-        return TYPED
+        return Spelling(dates=TYPED)
     if not is_numeric(values):
-        return None if values.dtype == bool else format_of_texts(as_text(values))
+        return None if values.dtype == bool else spelling_of_dates(as_text(values))
     numbers = as_numbers(values)
-    return format_of_numbers(str(values.name), numbers[np.isfinite(numbers)])
+    form = format_of_numbers(str(values.name), numbers[np.isfinite(numbers)])
+    return with_marks(values, form) if form else None
 
 
-def _date(name: str, values: pd.Series, form: str) -> list[Column]:
+def _date(name: str, values: pd.Series, spelling: Spelling) -> list[Column]:
     """The time elapsed and the cyclic parts that the table is long enough to show."""
-    dates = read_dates(values, form)
-    unread = as_text(values)[dates.isna().to_numpy()].str.lower().value_counts()
-    marks = tuple(unread[~unread.index.isin(WORDS) & (unread > 1)].index[:MARKS]) or None
+    dates, form = read_dates(values, spelling.dates), spelling.dates
     span = (dates.max() - dates.min()) / pd.Timedelta(seconds=1)
-    shared: Any = {"spelling": form, "marks": marks, "missing": float(dates.isna().mean())}
+    shared: Any = {"spelling": form, "marks": spelling.marks or None}
+    shared["missing"] = float(dates.isna().mean())
     columns = []
     for part, numbers in parts_of(dates).items():
         numbers = numbers[np.isfinite(numbers)]

@@ -6,13 +6,12 @@ A row of a mixed table is one vector with an entry a column, or some of a date: 
 """
 
 import re
-import warnings
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 
-from pyro_vaeflow.tables.calendars import parts_of, read_dates
+from pyro_vaeflow.tables.calendars import dates_of, parts_of
 from pyro_vaeflow.tables.column_values import (
     BOOLEANS,
     as_numbers,
@@ -20,8 +19,8 @@ from pyro_vaeflow.tables.column_values import (
     check_values,
     has_number_dtype,
 )
-from pyro_vaeflow.tables.number_texts import WORDS, Spelling
-from pyro_vaeflow.validation import Checked, ConfigError, setting
+from pyro_vaeflow.tables.number_texts import Spelling
+from pyro_vaeflow.validation import Checked, ConfigError, setting, warn
 
 KINDS = ("categorical", "discrete", "continuous", "positive")
 LEFT_OUT = "left out"
@@ -95,6 +94,12 @@ class Column(Checked):
         levels = self.levels or self.lows
         return 1 + len(levels) if levels else 0
 
+    @property
+    def texts(self) -> Spelling:
+        """How texts are read in a column of numbers or dates."""
+        form = {"dates": self.spelling} if self.part else {"decimal": self.spelling}
+        return Spelling(marks=self.marks or (), **form)
+
     def encode(self, values: pd.Series) -> np.ndarray:
         """Codes or standardised numbers of the values, float64 ``(num_data,)``; NaN is missing.
 
@@ -121,14 +126,14 @@ class Column(Checked):
         """
         check_values(values, dates=bool(self.part))
         if self.part:
-            dates = read_dates(values, self.spelling)
-            if (is_unread := (dates.isna() & self._present(values)).to_numpy()).any():
+            dates, is_unread = dates_of(values, self.texts)
+            if is_unread.any():
                 raise ValueError(
                     f"column {self.name!r} holds values that are no dates of the format "
                     f"{self.spelling}, such as {values[is_unread].iloc[0]!r:.60}"
                 )
             return parts_of(dates)[self.part]
-        numbers = as_numbers(values, Spelling(self.spelling or ".", self.marks or ()))
+        numbers = as_numbers(values, self.texts)
         return np.where(np.isin(numbers, self.fills or ()), np.nan, numbers)
 
     def code(self, numbers: np.ndarray) -> np.ndarray:
@@ -149,11 +154,6 @@ class Column(Checked):
         low, high = (np.nan if bound is None else bound for bound in (self.low, self.high))
         return (numbers < low) | (numbers > high)
 
-    def _present(self, values: pd.Series) -> pd.Series:
-        """Which entries are there: texts that stand for a missing date are not."""
-        text = as_text(values).set_axis(values.index).str.lower()
-        return text.notna() & ~text.isin([*WORDS, *(self.marks or ())])
-
     def _codes_of_texts(self, values: pd.Series) -> np.ndarray:
         text, levels = as_text(values), self.levels or ()
         swap = {} if set(levels) - set(BOOLEANS) else {v: k for k, v in BOOLEANS.items()}
@@ -162,11 +162,10 @@ class Column(Checked):
         is_spelled = any(re.search(r"\d", level) for level in levels) or bool(swap)
         if has_number_dtype(values) and text.notna().any() and not is_spelled:
             # More often another dtype than rows that are anomalies.
-            warnings.warn(
+            warn(
                 f"column {self.name!r} held texts in training, such as {levels[0]!r}, and holds "
                 f"numbers now ({values.dtype}): all are taken as never seen. Convert it to the "
-                "dtype of training",
-                stacklevel=3,
+                "dtype of training"
             )
         codes = pd.Index(levels, dtype="string").get_indexer(pd.Index(text)) + 1.0
         return np.where(text.isna(), np.nan, codes)

@@ -2,13 +2,13 @@
 
 import math
 import re
-import warnings
 from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
 
 from pyro_vaeflow.tables.columns import Column, logs
+from pyro_vaeflow.validation import warn
 
 POINT_MASS = 0.5  # a share of the rows in one value: above it a numeric column is discrete ...
 NEW_MASS = 0.01  # ... if so few fresh rows at most have a value that no training row shows
@@ -34,11 +34,10 @@ def learn_numbers(name: str, numbers: np.ndarray, kind: str | None) -> Column:
             chosen, why = _kind_of(numbers[inside])
     if count := (~inside).sum():
         far = numbers[~inside]
-        warnings.warn(
+        warn(
             f"column {name!r}: {count} of {len(numbers)} entries, such as "
             f"{far[np.abs(far).argmax()]:g}, lie far beyond the others, from "
-            f"{numbers[inside].min():g} to {numbers[inside].max():g}, and are not learned from",
-            stacklevel=3,
+            f"{numbers[inside].min():g} to {numbers[inside].max():g}, and are not learned from"
         )
     numbers = numbers[inside]
     column = OF_NUMBERS[chosen](name, numbers)
@@ -151,9 +150,8 @@ def _inside(numbers: np.ndarray) -> np.ndarray:
         low, middle, high = np.quantile(numbers, [0.25, 0.5, 0.75])
         scale = (high - low) / 1.349  # that of a normal with these quartiles
         far = np.abs(numbers - middle) > BEYOND * scale
-    if not 0.0 < scale < np.inf or far.mean() > STRAY or _loc_scale(numbers)[1] <= WIDE * scale:
-        return np.ones(len(numbers), dtype=bool)
-    return ~far
+        is_wide = 0.0 < WIDE * scale < _loc_scale(numbers)[1]
+    return ~far if is_wide and far.mean() <= STRAY else np.ones(len(numbers), dtype=bool)
 
 
 def fill_values(numbers: np.ndarray) -> tuple[float, ...]:
@@ -164,7 +162,8 @@ def fill_values(numbers: np.ndarray) -> tuple[float, ...]:
     if not seems.any() or len(np.unique(others)) < 3:
         return ()
     low, high = np.quantile(others, [0.01, 0.99])
-    is_far = (values < low - 2 * (high - low)) | (values > high + 2 * (high - low))
+    with np.errstate(over="ignore"):
+        is_far = (values < low - 2 * (high - low)) | (values > high + 2 * (high - low))
     return tuple(values[seems & is_far & (counts > 1)].tolist())
 
 

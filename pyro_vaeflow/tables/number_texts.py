@@ -26,10 +26,14 @@ MEASURED = 20  # distinct numbers, or a text beside them is as good a level as t
 
 
 class Spelling(NamedTuple):
-    """How a column writes numbers: its decimal sign, and the texts that stand for no number."""
+    """How a column writes numbers or dates: the sign, the texts that stand for none, the format.
 
-    decimal: str = "."
+    A column that is one of numbers by its type has no sign.
+    """
+
+    decimal: str = ""
     marks: tuple[str, ...] = ()
+    dates: str = ""
 
 
 def read_number(text: str, decimal: str = ".") -> float:
@@ -41,7 +45,7 @@ def read_number(text: str, decimal: str = ".") -> float:
         >>> read_number("1.234,5", decimal=",")
         1234.5
     """
-    text = AROUND.sub("", text.strip())
+    text, decimal = AROUND.sub("", text.strip()), decimal or "."
     if text.startswith("(") and text.endswith(")"):  # an accountant's minus
         text = f"-{AROUND.sub('', text[1:-1])}"
     if GROUPED[decimal].fullmatch(text):
@@ -55,8 +59,8 @@ def read_numbers(text: pd.Series, spelling: Spelling) -> tuple[np.ndarray, np.nd
     """Numbers of texts ``(num_data,)``, NaN where missing, and where a text is none and no mark."""
     place, distinct = pd.factorize(text)
     numbers = np.array([read_number(t, spelling.decimal) for t in distinct] + [np.nan])
-    known = [t.strip().lower() in WORDS or t.strip() in spelling.marks for t in distinct]
-    is_unread = np.isnan(numbers) & ~np.array([*known, True])
+    is_known = [t.strip().lower() in WORDS or t.strip() in spelling.marks for t in distinct]
+    is_unread = np.isnan(numbers) & ~np.array([*is_known, True])
     return numbers[place], is_unread[place]
 
 
@@ -68,7 +72,7 @@ def spelling_of(text: pd.Series) -> Spelling | None:
 
     Example:
         >>> spelling_of(pd.Series(["1.5", "2", "?", "3"])), spelling_of(pd.Series(["a", "2"]))
-        (Spelling(decimal='.', marks=()), None)
+        (Spelling(decimal='.', marks=(), dates=''), None)
     """
     counts = text.str.strip().value_counts()
     counts = counts[[t.lower() not in WORDS for t in counts.index]]

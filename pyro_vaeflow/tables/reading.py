@@ -1,6 +1,5 @@
 """A table read aloud: what its columns were taken for, and what of later rows they do not know."""
 
-import warnings
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple, Self
 
@@ -8,6 +7,7 @@ import numpy as np
 import pandas as pd
 
 from pyro_vaeflow.tables.columns import Column
+from pyro_vaeflow.validation import warn
 
 MOST = 0.5  # of the entries of a column: above it something is wrong with the column, not the rows
 FEWEST = 20  # rows, or it may be chance
@@ -62,7 +62,7 @@ def warn_of(shares: Iterable[Shares]) -> None:
     """
     texts = dict.fromkeys(share.text for share in shares if share.text)
     if texts:
-        warnings.warn("; ".join(texts) + ": scores say little there", stacklevel=6)
+        warn("; ".join(texts) + ": scores say little there")
 
 
 def limits(column: Column) -> str:
