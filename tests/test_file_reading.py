@@ -10,10 +10,12 @@ from hypothesis import strategies as st
 
 from pyro_vaeflow.files.fit import read_rows
 from pyro_vaeflow.files.parsing import to_frame
-from pyro_vaeflow.files.table_files import Reject, chunks_of, find_files, read_chunk, read_schemas
+from pyro_vaeflow.files.readers import Reject
+from pyro_vaeflow.files.table_files import chunks_of, find_files, read_chunk, read_schemas
+from pyro_vaeflow.tables.number_texts import Spelling
 from pyro_vaeflow.validation import ConfigError
 
-NUMERIC = {"a": True, "kind": False}
+NUMERIC = {"a": Spelling("."), "kind": None}
 FATES = {  # line -> the numbers of its row, or why it is none
     "1.5,x": (1.5, "x"),
     '-2e3,"a ""b"", c"': (-2000.0, 'a "b", c'),

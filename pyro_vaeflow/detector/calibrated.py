@@ -5,12 +5,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from sklearn.utils.validation import check_is_fitted
 
 from pyro_vaeflow.detector import conformal
 from pyro_vaeflow.detector.gaps import GapScale
+from pyro_vaeflow.detector.programs import table_of
 from pyro_vaeflow.detector.settings import CRITERIA
 from pyro_vaeflow.inference.scoring import Scores
-from pyro_vaeflow.tables.reading import read_aloud
+from pyro_vaeflow.tables.reading import Shares, read_aloud
 
 MAX_CALIBRATION = 10_000  # rows kept from training: more would take longer than training
 
@@ -22,6 +24,11 @@ class Calibrated:
     def columns_(self: Any) -> pd.DataFrame:
         """What `fit` took each column for: ``kind``, what it ``holds``, ``missing``, ``why``."""
         return read_aloud(self.encoder_.names_, self.encoder_.readings_)
+
+    def shares(self: Any, X: Any) -> list[Shares]:
+        """How many entries of each column are such as no training row shows, or missing."""
+        check_is_fitted(self)
+        return self.encoder_.encode(table_of(self, X, reset=False))[1]
 
     def _num_kept(self: Any, num_data: int) -> int:
         return min(round(self.calibration_share * num_data), MAX_CALIBRATION)

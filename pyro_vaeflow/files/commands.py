@@ -2,6 +2,8 @@
 
 import os
 import sys
+import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ from jsonargparse.typing import NonNegativeInt, PositiveInt
 from pyro_vaeflow.validation import ConfigError
 
 SOME_REJECTED = 3  # exit status: all was done, and some rows could not be scored
+SOME_STRANGE = 4  # all was done, and most entries of a column are new to the model, or missing
 DATA = "a csv or Parquet file, a folder of them, or a glob in quotes"
 DEVICE = "where torch computes: cuda, cuda:1, ...; cpu by default"
 # Settings of the detector that files lack, or that have an option of another kind.
@@ -42,8 +45,9 @@ def add_file_commands(commands: Any, parser: type[ArgumentParser], with_detector
 
     score = parser(
         description="Scores the rows of files; the same command resumes after a stop. Exit status: "
-        f"0 if all rows have a score, {SOME_REJECTED} if some were rejected, 1 if files or "
-        "processes failed, 2 if the call was refused."
+        f"0 if all rows have a score, {SOME_REJECTED} if some were rejected, {SOME_STRANGE} if "
+        "most entries of a column are new to the model or missing, 1 if files or processes failed, "
+        "2 if the call was refused."
     )
     score.add_argument("model", help="a folder that fit wrote")
     score.add_argument("input", help=DATA)
@@ -87,6 +91,7 @@ def run_fit(values: dict[str, Any]) -> int:
     )
     best = detector.history_["held_out_elbo"].max()
     print(f"model: {out} (held-out ELBO {best:.3f} nats; flags above {-detector.offset_:.3f} nats)")
+    print(detector.columns_.to_string())
     return 0
 
 
@@ -108,10 +113,12 @@ def run_score(values: dict[str, Any]) -> int:
         f"{done.num_rejected:,} rejected"
     )
     print(f"scores: {out} ({done.num_parts} parts, {done.num_resumed} of them were there)")
+    for text in done.strange:
+        print(f"Warning: {text}: scores say little there", file=sys.stderr)
     if done.num_rejected:
         print(f"rejects: {out}/_rejects.csv", file=sys.stderr)
         return SOME_REJECTED
-    return 0
+    return SOME_STRANGE if done.strange else 0
 
 
 def _check_writable(out: Path) -> None:
@@ -120,4 +127,16 @@ def _check_writable(out: Path) -> None:
         raise ConfigError(f"--out: {there} is no folder that can be written to; choose another")
 
 
-FILE_COMMANDS = {"fit": run_fit, "score": run_score}
+def _saying(run: Callable[[dict[str, Any]], int]) -> Callable[[dict[str, Any]], int]:
+    """The command with its warnings as plain lines."""
+
+    def said(values: dict[str, Any]) -> int:
+        with warnings.catch_warnings():
+            warnings.simplefilter("always", UserWarning)
+            warnings.showwarning = lambda text, *_: print(f"Warning: {text}", file=sys.stderr)
+            return run(values)
+
+    return said
+
+
+FILE_COMMANDS = {"fit": _saying(run_fit), "score": _saying(run_score)}

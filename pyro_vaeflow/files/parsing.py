@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.types as types
 
-from pyro_vaeflow.files.table_files import Reject, Rows
+from pyro_vaeflow.files.readers import Reject, Rows
 from pyro_vaeflow.tables.calendars import TYPED, dates_of, spelling_of_dates
 from pyro_vaeflow.tables.number_texts import Spelling, read_numbers, spelling_of
 from pyro_vaeflow.validation import ConfigError

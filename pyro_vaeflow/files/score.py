@@ -1,6 +1,7 @@
 """Scores of the rows of files, written to a folder chunk after chunk, in bounded memory."""
 
 import hashlib
+import warnings
 from collections import deque
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future
@@ -15,15 +16,15 @@ import pyarrow as pa
 from tqdm.auto import tqdm
 
 from pyro_vaeflow.detector.estimator import VAEFlowDetector
-from pyro_vaeflow.files.parsing import check_types, to_frame
+from pyro_vaeflow.files.parsing import Spellings, check_types, to_frame
+from pyro_vaeflow.files.readers import Chunk
 from pyro_vaeflow.files.scores_folder import Summary, finish, open_folder, part, write_part
 from pyro_vaeflow.files.table_files import (
-    FORMATS,
-    Chunk,
     chunks_of,
     find_files,
     read_chunk,
     read_schemas,
+    reader_of,
 )
 from pyro_vaeflow.inference.devices import check_device
 from pyro_vaeflow.inference.saved_folder import CheckpointError
@@ -123,16 +124,19 @@ def score_files(
 def score_chunk(job: Job, number: int, chunk: Chunk) -> int:
     """Scores one chunk and writes its part; returns the rows that it had, good and bad."""
     detector = load(job.model, job.digest).set_params(device=job.device)
-    numeric = numeric_columns(detector)
-    rows = read_chunk(chunk, _columns(numeric, job.row_id))
-    frame, rows = to_frame(rows, numeric)
+    spellings = spellings_of(detector)
+    rows = read_chunk(chunk, _columns(spellings, job.row_id))
+    frame, rows = to_frame(rows, spellings)
     columns: dict[str, Any] = {"file": pa.array([chunk.name] * len(frame), pa.string())}
     columns["row"] = pa.array(rows.numbers, pa.int64())
     if job.row_id is not None:
         columns[job.row_id] = rows.table[job.row_id]
-    scores = _scores(detector, frame, job.explain) if len(frame) else {}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # one for all chunks comes at the end
+        scores = _scores(detector, frame, job.explain) if len(frame) else {}
+        shares = detector.shares(frame) if len(frame) else []
     columns |= {name: pa.array(scores.get(name, []), kind) for name, kind in COLUMNS.items()}
-    write_part(Path(job.out), number, pa.table(columns), rows.rejects, chunk.name)
+    write_part(Path(job.out), number, pa.table(columns), rows.rejects, chunk.name, shares)
     return chunk.num_rows
 
 
@@ -156,22 +160,22 @@ def load(model: str, digest: str) -> VAEFlowDetector:
     return detector.set_params(progress=False)
 
 
-def numeric_columns(detector: VAEFlowDetector) -> dict[str, bool]:
-    """The columns of a detector, and whether it takes numbers there."""
+def spellings_of(detector: VAEFlowDetector) -> Spellings:
+    """The columns that a detector needs, and how it reads numbers and dates there."""
     if not hasattr(detector, "feature_names_in_"):
         raise ConfigError("the model was fitted to an array; fit it to a table with column names")
-    pairs = zip(detector.encoder_.names_, detector.encoder_.columns_, strict=True)
-    return {name: column.kind != "categorical" for name, column in pairs}
+    columns = detector.encoder_.columns_
+    return {c.name: None if c.kind == "categorical" else c.texts for c in columns}
 
 
 def check_columns(job: Job, files: Mapping[str, Path]) -> None:
     """Refuses files that lack a column, or have it with values of another type."""
     if job.row_id in ("file", "row", *COLUMNS):
         raise ConfigError(f"id: the scores have a column {job.row_id!r} of their own; rename it")
-    numeric = numeric_columns(load(job.model, job.digest))
-    for name, schema in read_schemas(files, _columns(numeric, job.row_id)).items():
-        if FORMATS[files[name].suffix].is_typed:
-            check_types(schema, numeric, files[name])
+    spellings = spellings_of(load(job.model, job.digest))
+    for name, schema in read_schemas(files, _columns(spellings, job.row_id)).items():
+        if reader_of(files[name]).is_typed:
+            check_types(schema, spellings, files[name])
 
 
 def _scores(detector: VAEFlowDetector, frame: pd.DataFrame, explain: str) -> dict[str, Any]:
@@ -224,8 +228,8 @@ def _scored(job: Job, todo: Mapping[int, Chunk], jobs: int, dask: str | None) ->
                 ) from error
 
 
-def _columns(numeric: Mapping[str, bool], row_id: str | None) -> list[str]:
-    return list(dict.fromkeys([*numeric, *([] if row_id is None else [row_id])]))
+def _columns(spellings: Spellings, row_id: str | None) -> list[str]:
+    return list(dict.fromkeys([*spellings, *([] if row_id is None else [row_id])]))
 
 
 def _stamp(path: Path) -> tuple[int, int]:

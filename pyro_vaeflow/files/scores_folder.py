@@ -20,9 +20,10 @@ import pyarrow.csv
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
-from pyro_vaeflow.files.table_files import Reject
+from pyro_vaeflow.files.readers import Reject
 from pyro_vaeflow.inference.fingerprint import package_versions
 from pyro_vaeflow.inference.saved_folder import write_whole
+from pyro_vaeflow.tables.reading import Shares, strange_columns
 from pyro_vaeflow.validation import ConfigError
 
 FORMAT = 1  # of the folder
@@ -36,13 +37,14 @@ REJECT_SCHEMA = pa.schema(
 
 @dataclass(frozen=True)
 class Summary:
-    """Rows of all parts, and how many parts an earlier call had finished."""
+    """Rows of all parts, how many parts an earlier call had finished, and columns to look at."""
 
     num_scored: int
     num_flagged: int
     num_rejected: int
     num_parts: int
     num_resumed: int
+    strange: tuple[str, ...] = ()
 
 
 def part(out: Path, number: int) -> Path:
@@ -51,14 +53,23 @@ def part(out: Path, number: int) -> Path:
 
 
 def write_part(
-    out: Path, number: int, table: pa.Table, rejects: Sequence[Reject], name: str
+    out: Path,
+    number: int,
+    table: pa.Table,
+    rejects: Sequence[Reject],
+    name: str,
+    shares: Sequence[Shares] = (),
 ) -> None:
-    """Writes a chunk's rejects, then its scores: a part that is there has its rejects."""
+    """Writes a chunk's rejects, then its scores: a part that is there has its rejects.
+
+    Args:
+        shares: what of each column is new or missing; kept in the part's metadata.
+    """
     if rejects:
         rows = [vars(reject) | {"file": name} for reject in rejects]
         _write(part(out / REJECTS, number), pa.Table.from_pylist(rows, REJECT_SCHEMA))
     counts = {"flagged": pc.sum(table["flagged"]).as_py() or 0, "rejected": len(rejects)}
-    metadata = {key: str(count) for key, count in counts.items()}
+    metadata = {key: str(count) for key, count in counts.items()} | {"shares": json.dumps(shares)}
     _write(part(out, number), table.replace_schema_metadata(metadata))
 
 
@@ -115,7 +126,9 @@ def finish(out: Path, num_parts: int, num_resumed: int) -> Summary:
             writer.write_batch(batch)
     os.replace(partial, out / f"{REJECTS}.csv")
     num_scored = sum(footer.num_rows for footer in footers)
-    return Summary(num_scored, num_flagged, num_rejected, num_parts, num_resumed)
+    shares = [json.loads(footer.metadata.get(b"shares", b"[]")) for footer in footers]
+    strange = strange_columns([[Shares(*values) for values in part] for part in shares if part])
+    return Summary(num_scored, num_flagged, num_rejected, num_parts, num_resumed, strange)
 
 
 def _difference(earlier: Mapping[str, Any], manifest: Mapping[str, Any]) -> str:

@@ -15,13 +15,14 @@ from torch import nn
 from pyro_vaeflow.programs.flows import FLOWS
 from pyro_vaeflow.programs.fused import fused
 from pyro_vaeflow.programs.lean import NormalRow, in_blocks
-from pyro_vaeflow.programs.likelihoods import LIKELIHOODS
+from pyro_vaeflow.programs.likelihoods import LIKELIHOODS, BernoulliHead
 from pyro_vaeflow.programs.mixed import MixedHead, MixedInput
 from pyro_vaeflow.validation import check_positive, check_size
 
 if TYPE_CHECKING:
     from pyro_vaeflow.tables.columns import Column
 
+ROUNDING = 1e-5  # of numbers scaled to [0, 1]
 MIN_SCALE = 1e-4  # of the posterior's base: keeps its log-scale and the KL finite
 
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
@@ -101,6 +102,8 @@ class Model(PyroModule):
         return self.likelihood(self.decoder(z))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if isinstance(self.likelihood, BernoulliHead):
+            _check_shares(x)
         standard = NormalRow(dist.Normal(x.new_zeros(self.latent_dim), 1.0), 1)
         prior = standard if self.prior is None else self.prior(x)
         with pyro.plate("data", len(x)):
@@ -188,6 +191,16 @@ class Guide(PyroModule):
             posterior = conditional.condition(context)
         with pyro.plate("data", len(x)):
             return pyro.sample("z", posterior)
+
+
+def _check_shares(x: torch.Tensor) -> None:
+    """Beyond [0, 1] a Bernoulli "likelihood" grows without bound."""
+    low, high = torch.aminmax(x.detach()) if x.numel() else (x.new_zeros(()), x.new_zeros(()))
+    if low < -ROUNDING or high > 1.0 + ROUNDING:
+        raise ValueError(
+            f"likelihood='bernoulli' takes numbers in [0, 1], got x from {low:.3g} to {high:.3g}; "
+            "scale x, as TableEncoder does, or choose likelihood='normal'"
+        )
 
 
 def _registered(name: str, value: str, registry: Mapping[str, Any]) -> Any:

@@ -132,5 +132,5 @@ def parts_of(dates: pd.Series) -> dict[str, np.ndarray]:
         {'elapsed': [86400.0], 'hour': [0.0], 'weekday': [4.0], 'month': [1.0]}
     """
     parts = {"elapsed": (dates - pd.Timestamp(0)) / pd.Timedelta(seconds=1)}
-    parts |= {"hour": dates.dt.hour, "weekday": dates.dt.dayofweek, "month": dates.dt.month}
+    parts |= {"hour": dates.dt.hour, "weekday": dates.dt.day_of_week, "month": dates.dt.month}
     return {part: values.to_numpy(np.float64, na_value=np.nan) for part, values in parts.items()}

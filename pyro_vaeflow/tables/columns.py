@@ -103,7 +103,7 @@ class Column(Checked):
     def encode(self, values: pd.Series) -> np.ndarray:
         """Codes or standardised numbers of the values, float64 ``(num_data,)``; NaN is missing.
 
-        A date beyond training's range is taken as the nearest inside it.
+        A date beyond training's range is taken as an early or late one inside it.
 
         Raises:
             ValueError: the column is one of numbers or dates and a value is none.
@@ -140,8 +140,11 @@ class Column(Checked):
         """Codes or standardised numbers of what `numbers` gave."""
         if self.kind == "discrete":
             return self._codes_of_numbers(numbers)
-        if self.part:
-            numbers = np.clip(numbers, self.low, self.high)
+        if self.part:  # beyond the range: early or late, but not at the edge of what was learned
+            early, late = self.loc - self.scale, self.loc + self.scale
+            numbers = np.where(
+                numbers < self.low, early, np.where(numbers > self.high, late, numbers)
+            )
         if self.kind == "positive":  # 0 and below are as far away as a number can be
             numbers = logs(numbers, self.unit)
         with np.errstate(over="ignore"):  # to infinity, and so to FAR

@@ -54,14 +54,24 @@ class Shares(NamedTuple):
         return ""
 
 
-def warn_of(shares: Iterable[Shares]) -> None:
-    """Warns of columns most of whose entries are new or missing: often not the rows are at fault.
+def strange_columns(chunks: Sequence[Sequence[Shares]]) -> tuple[str, ...]:
+    """Texts on columns most of whose entries are new or missing: often not the rows are at fault.
 
-    Warns:
-        UserWarning: names each such column, the share and an example.
+    Args:
+        chunks: of one table, what of its columns is new or missing.
     """
-    texts = dict.fromkeys(share.text for share in shares if share.text)
-    if texts:
+    texts: dict[str, None] = {}
+    for of_column in zip(*chunks, strict=True):
+        counts = {n: sum(getattr(s, n) for s in of_column) for n in ("new", "missing", "num_data")}
+        example = next((share.example for share in of_column if share.example), "")
+        if text := of_column[0]._replace(example=example, **counts).text:
+            texts[text] = None
+    return tuple(texts)
+
+
+def warn_of(shares: Sequence[Shares]) -> None:
+    """Warns of `strange_columns`, if there are some."""
+    if texts := strange_columns([shares]):
         warn("; ".join(texts) + ": scores say little there")
 
 
@@ -84,8 +94,8 @@ def read_aloud(names: Sequence[Any], columns: Iterable[Column]) -> pd.DataFrame:
     for column in columns:
         row = {"kind": column.kind, "holds": "", "missing": column.missing, "why": column.why}
         if column.part:
-            row["kind"] = "date"
-            row["holds"] = limits(column)
+            row["kind"] = f"date: {column.part}"
+            row["holds"] = limits(column) if column.part == "elapsed" else ""
         elif column.levels:
             row["holds"] = f"{len(column.levels)} levels: {', '.join(column.levels)}"
         elif column.lows:
