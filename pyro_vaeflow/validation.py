@@ -13,6 +13,7 @@ import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
 from difflib import get_close_matches
+from functools import lru_cache
 from numbers import Integral, Real
 from typing import Any, NamedTuple, Union, get_args, get_origin, get_type_hints
 
@@ -94,7 +95,7 @@ def checked_values(settings: Any) -> dict[str, Any]:
     Raises:
         ConfigError: a value is of another type, or out of range.
     """
-    hints, values = get_type_hints(type(settings)), {}
+    hints, values = _hints(type(settings)), {}
     for entry in fields(settings):
         value = convert(getattr(settings, entry.name), hints[entry.name], entry.name)
         limits = entry.metadata.get("limits", Limits())
@@ -103,6 +104,11 @@ def checked_values(settings: Any) -> dict[str, Any]:
                 raise ConfigError(f"{entry.name}: expected {limits.words(item)}, got {item!r}")
         values[entry.name] = value
     return values
+
+
+@lru_cache
+def _hints(kind: type) -> dict[str, Any]:
+    return get_type_hints(kind)
 
 
 def check_used(config: Any, choice: str, ignored: Mapping[Any, Iterable[str]]) -> None:

@@ -1,7 +1,6 @@
 """Kinds of columns, learned from training values: one function chooses, one a kind learns."""
 
 import re
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -126,15 +125,16 @@ def learn_column(values: pd.Series, kind: str | None = None) -> Column:
         )
     fills = fill_values(finite) if kind is None else ()
     finite = finite[~np.isin(finite, fills)]
-    column = learn_numbers(name, finite, kind)
+    learned = learn_numbers(name, finite, kind)
     if fills:
         share = np.isin(numbers, fills).mean()
         warn(
             f"column {name!r}: {', '.join(f'{v:g}' for v in fills)} in {share:.1%} of the rows "
             "stands far from all else and is taken as missing"
         )
-    return replace(
-        column,
+    return Column(
+        name,
+        **learned,
         spelling=spelling.decimal if spelling else "",
         marks=(spelling.marks if spelling else None) or None,
         fills=fills or None,
@@ -176,20 +176,20 @@ def _date(name: str, values: pd.Series, spelling: Spelling) -> list[Column]:
     dates, form = read_dates(values, spelling.dates), spelling.dates
     span = (dates.max() - dates.min()) / pd.Timedelta(seconds=1)
     shared: Any = {"spelling": form, "marks": spelling.marks or None}
-    shared["missing"] = float(dates.isna().mean())
+    shared |= {"missing": float(dates.isna().mean()), "why": f"dates ({form})"}
     columns = []
     for part, numbers in parts_of(dates).items():
         numbers = numbers[np.isfinite(numbers)]
         _check_any(name, len(numbers))
         values_shown, counts = np.unique(numbers, return_counts=True)
         if part == "elapsed":
-            column = learn_numbers(name, numbers, "continuous")
+            learned = learn_numbers(name, numbers, "continuous")
         elif span < SPANS[part] or len(values_shown) == 1 or not is_closed(counts):
             continue
         else:
-            column = Column(name, "discrete", lows=tuple(values_shown), highs=tuple(values_shown))
-        why = "dates" if form == TYPED else f"dates ({form})"
-        columns.append(replace(column, part=part, why=why, **shared))
+            bounds = tuple(values_shown)
+            learned = {"kind": "discrete", "lows": bounds, "highs": bounds}
+        columns.append(Column(name, **learned | shared, part=part))
     return columns
 
 

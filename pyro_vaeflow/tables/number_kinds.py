@@ -3,11 +3,11 @@
 import math
 import re
 from collections.abc import Callable
-from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
-from pyro_vaeflow.tables.columns import Column, logs
+from pyro_vaeflow.tables.columns import logs
 from pyro_vaeflow.validation import warn
 
 POINT_MASS = 0.5  # a share of the rows in one value: above it a numeric column is discrete ...
@@ -23,8 +23,8 @@ STRAY = 0.02  # ... if there are no more of them
 FILL = re.compile(r"-?9{2,}(\.9+)?|-?1e\+?\d\d+|-?(32767|32768|65535|2147483647|2147483648)")
 
 
-def learn_numbers(name: str, numbers: np.ndarray, kind: str | None) -> Column:
-    """A column of finite numbers, learned from those that are not astray."""
+def learn_numbers(name: str, numbers: np.ndarray, kind: str | None) -> dict[str, Any]:
+    """What `Column` is told of finite numbers, learned from those that are not astray."""
     chosen, why = (kind, "as told") if kind else _kind_of(numbers)
     inside = np.ones(len(numbers), dtype=bool)
     if chosen != "discrete":
@@ -40,17 +40,17 @@ def learn_numbers(name: str, numbers: np.ndarray, kind: str | None) -> Column:
             f"{numbers[inside].min():g} to {numbers[inside].max():g}, and are not learned from"
         )
     numbers = numbers[inside]
-    column = OF_NUMBERS[chosen](name, numbers)
-    return replace(column, low=float(numbers.min()), high=float(numbers.max()), why=why)
+    limits = {"low": float(numbers.min()), "high": float(numbers.max())}
+    return {"kind": chosen, "why": why, **limits, **OF_NUMBERS[chosen](name, numbers)}
 
 
-def _discrete(name: str, numbers: np.ndarray) -> Column:
+def _discrete(name: str, numbers: np.ndarray) -> dict[str, Any]:
     """Each number a level, or groups of neighbours, which meet if there may be numbers between."""
     values, counts = np.unique(numbers, return_counts=True)
     closed = is_closed(counts)
     is_sparse = closed and _is_sparse(values)  # a value between two is unseen
     if len(values) <= MAX_LEVELS and (is_sparse or len(values) <= 1 / GROUP_MASS):
-        return Column(name, "discrete", lows=tuple(values), highs=tuple(values))
+        return {"lows": tuple(values), "highs": tuple(values)}
     # Between the share of the rows, in which rare values vanish, and that of the distinct values.
     mass = (counts / counts.sum() + 1 / len(values)) / 2
     first, used = [0], mass[0]  # places of the groups' first values
@@ -62,25 +62,25 @@ def _discrete(name: str, numbers: np.ndarray) -> Column:
     lows, highs = values[first], values[[*(place - 1 for place in first[1:]), -1]]
     if not closed:
         lows[1:] = highs[:-1] = 0.5 * highs[:-1] + 0.5 * lows[1:]
-    return Column(name, "discrete", lows=tuple(lows), highs=tuple(highs))
+    return {"lows": tuple(lows), "highs": tuple(highs)}
 
 
-def _continuous(name: str, numbers: np.ndarray) -> Column:
+def _continuous(name: str, numbers: np.ndarray) -> dict[str, Any]:
     loc, scale = _loc_scale(numbers)
-    return Column(name, "continuous", loc=loc, scale=scale)
+    return {"loc": loc, "scale": scale}
 
 
-def _positive(name: str, numbers: np.ndarray) -> Column:
+def _positive(name: str, numbers: np.ndarray) -> dict[str, Any]:
     if (unit := _unit(numbers)) is None:
         raise ValueError(
             f"column {name!r} is to be positive and holds {numbers.min():g}; choose continuous, or "
             "add a constant to it"
         )
     loc, scale = _loc_scale(logs(numbers, unit))
-    return Column(name, "positive", loc=loc, scale=scale, unit=unit)
+    return {"loc": loc, "scale": scale, "unit": unit}
 
 
-OF_NUMBERS: dict[str, Callable[[str, np.ndarray], Column]] = {
+OF_NUMBERS: dict[str, Callable[[str, np.ndarray], dict[str, Any]]] = {
     "discrete": _discrete,
     "continuous": _continuous,
     "positive": _positive,
