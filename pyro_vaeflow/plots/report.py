@@ -137,7 +137,7 @@ def write_report(folder: Path, path: Path | None = None) -> Path:
         page = detector_page(folder.resolve().name, content, tensors)
     except (CheckpointError, FileNotFoundError) as error:
         raise ConfigError(f"no detector to report on: {error}") from error
-    except (LookupError, TypeError, ValueError) as error:
+    except (ArithmeticError, LookupError, TypeError, ValueError) as error:
         raise ConfigError(f"{folder} does not hold a detector: {error!r:.300}") from error
     path = folder / "report.html" if path is None else path
     path.parent.mkdir(parents=True, exist_ok=True)
