@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from scipy.stats import norm
 
 from pyro_vaeflow.tables.column_kinds import learn_column, learn_columns
-from pyro_vaeflow.tables.number_kinds import GROUP_MASS, HEAVY
 from pyro_vaeflow.tables.columns import LEFT_OUT, Column
 from pyro_vaeflow.tables.mixed_encoder import MixedEncoder
+from pyro_vaeflow.tables.number_kinds import GROUP_MASS, HEAVY
 from pyro_vaeflow.validation import ConfigError
 
 

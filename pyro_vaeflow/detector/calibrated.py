@@ -8,12 +8,14 @@ import torch
 from sklearn.utils.validation import check_is_fitted
 
 from pyro_vaeflow.detector import conformal
+from pyro_vaeflow.detector.drifting import Drift, drift_of
 from pyro_vaeflow.detector.gaps import GapScale
 from pyro_vaeflow.detector.programs import table_of
 from pyro_vaeflow.detector.settings import CRITERIA
 from pyro_vaeflow.inference.scoring import Scores
 from pyro_vaeflow.tables.reading import Shares, read_aloud
 
+MAX_REFERENCE = 1000  # of them, whose columns later rows are compared with
 MAX_CALIBRATION = 10_000  # rows kept from training: more would take longer than training
 
 
@@ -30,6 +32,24 @@ class Calibrated:
         check_is_fitted(self)
         return self.encoder_.encode(table_of(self, X, reset=False))[1]
 
+    def drift(self: Any, X: Any) -> Drift:
+        """Whether rows are like those kept from training; where not, p-values do not hold.
+
+        Raises:
+            ValueError: there is no row, or none was kept from training.
+        """
+        frame = table_of(self, X, reset=False)
+        num_known = min(len(self.reference_), len(self.calibration_scores_))
+        if not len(frame) or not num_known:
+            raise ValueError(
+                f"drift needs rows, and rows kept from training to compare with; got {len(frame)} "
+                f"and {num_known}"
+            )
+        x, shares = self.encoder_.encode(frame)
+        scores = self._score_encoded(self._to_score(x))
+        columns, known = self.encoder_.columns_, self.reference_
+        return drift_of(columns, known, x.numpy(), shares, self.calibration_scores_, scores)
+
     def _num_kept(self: Any, num_data: int) -> int:
         return min(round(self.calibration_share * num_data), MAX_CALIBRATION)
 
@@ -40,7 +60,9 @@ class Calibrated:
         used = fresh if len(fresh) else np.arange(len(frame))
         if len(used) > MAX_CALIBRATION:
             used = np.random.default_rng(self.seed_).permutation(used)[:MAX_CALIBRATION]
-        x = self._to_score(self.encoder_.encode(frame.iloc[used])[0])
+        x, _ = self.encoder_.encode(frame.iloc[used])
+        self.reference_ = x[:MAX_REFERENCE].numpy()
+        x = self._to_score(x)
         self.gaps_ = GapScale(np.empty(0))
         scores, is_missing = self._score_encoded(x), x.isnan().cpu().numpy()
         self.gaps_ = GapScale.learn(scores, is_missing)

@@ -51,6 +51,7 @@ def save_detector(detector: Any, folder: str | Path) -> None:
     }
     tensors = {f"state.{k}": v for k, v in state_of(detector.model_, detector.guide_).items()}
     tensors["calibration_scores"] = torch.as_tensor(detector.calibration_scores_)
+    tensors["reference"] = torch.as_tensor(detector.reference_)
     tensors["history"] = torch.as_tensor(history.to_numpy(dtype=np.float64, copy=True))
     write(folder, _plain(content, "detector"), tensors, package_versions())
 
@@ -74,7 +75,8 @@ def _filled(detector: Any, content: Any, tensors: dict[str, torch.Tensor]) -> An
     check_keys(content, FITTED, "content")
     state = {k.removeprefix("state."): v for k, v in tensors.items() if k.startswith("state.")}
     extra = {k: v for k, v in tensors.items() if not k.startswith("state.")}
-    check_keys(extra, ("calibration_scores", "history"), "the tensor file")
+    extra.setdefault("reference", torch.empty(0, 0))  # of 0.1
+    check_keys(extra, ("calibration_scores", "history", "reference"), "the tensor file")
     if content["own"] is not (detector.model is not None):
         raise CheckpointError(
             "pass model= and guide= to load a detector of programs of one's own, and only then; "
@@ -129,7 +131,10 @@ def _take_tables(detector: Any, content: dict[str, Any], extra: dict[str, torch.
     if _typed(content, "has_feature_names", bool):
         detector.feature_names_in_ = np.array([str(name) for name in names], dtype=object)
     titles, history = _typed(content, "history", list), extra["history"]
-    calibration = extra["calibration_scores"]
+    calibration, reference = extra["calibration_scores"], extra["reference"]
+    width = len(detector.encoder_.columns_) if reference.numel() else 0
+    check_fits({"reference": torch.empty(len(reference), width)}, {"reference": reference})
+    detector.reference_ = reference.numpy()
     for name, values, shape in (
         ("history", history, (len(history) if history.dim() else 0, len(titles))),
         ("calibration_scores", calibration, (calibration.numel(),)),

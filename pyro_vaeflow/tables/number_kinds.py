@@ -19,7 +19,8 @@ FEW = 0.005  # a share of the entries that may be 0 or below in a column of heav
 GROUP_MASS = 1 / 32  # of a group of neighbouring numbers, unless one number alone has more
 WIDE = 5.0  # standard deviations over that of the middle: above it few entries set the former
 BEYOND = 20.0  # of the middle's standard deviations: such entries are not learned from ...
-STRAY = 0.02  # ... if there are no more of them
+STRAY = 0.02  # ... if there are no more of them, or one alone
+FEWEST = 20  # entries, to tell what lies astray
 FILL = re.compile(r"-?9{2,}(\.9+)?|-?1e\+?\d\d+|-?(32767|32768|65535|2147483647|2147483648)")
 
 
@@ -151,7 +152,8 @@ def _inside(numbers: np.ndarray) -> np.ndarray:
         scale = (high - low) / 1.349  # that of a normal with these quartiles
         far = np.abs(numbers - middle) > BEYOND * scale
         is_wide = 0.0 < WIDE * scale < _loc_scale(numbers)[1]
-    return ~far if is_wide and far.mean() <= STRAY else np.ones(len(numbers), dtype=bool)
+    is_few = len(numbers) >= FEWEST and far.sum() <= max(1.0, STRAY * len(numbers))
+    return ~far if is_wide and is_few else np.ones(len(numbers), dtype=bool)
 
 
 def fill_values(numbers: np.ndarray) -> tuple[float, ...]:
