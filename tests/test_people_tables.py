@@ -7,6 +7,7 @@ import pytest
 from pyro_vaeflow.tables.column_kinds import learn_columns
 from pyro_vaeflow.tables.columns import LEFT_OUT, Column
 from pyro_vaeflow.tables.mixed_encoder import MixedEncoder
+from pyro_vaeflow.tables.reading import read_aloud
 
 DAYS = pd.Series(pd.date_range("2023-01-02", periods=700), name="c")
 NOON = pd.Series(pd.date_range("2023-01-02 00:30", periods=3000, freq="3h"), name="c")
@@ -105,15 +106,15 @@ def test_texts_are_numbers_whatever_stands_around_them(texts, numbers, missing) 
     given = pd.Series([*texts.split(), *[f"{v:.2f}" for v in draw.normal(50.0, 9.0, 60)]])
     if ",2" in texts and "5,5" in texts:
         given[4:] = given[4:].str.replace(".", ",")
-    (column,) = learn(given)
-    assert column.kind == "continuous"
+    (column,) = learn(given, "continuous")
     np.testing.assert_array_equal(column.numbers(given)[:4], numbers)
-    assert column.numbers(pd.Series(["51.5"])) == (515.0 if column.spelling == "," else 51.5)
+    assert column.numbers(pd.Series([f"51{column.spelling}5"])) == 51.5
     assert (column.missing > 0) == (missing is not None)
 
 
 def test_numbers_among_texts_are_told_of() -> None:
-    pulse = pd.Series([*map(str, range(40, 90)), *6 * ["refused"]], name="c")
+    beats = np.random.default_rng(0).integers(40, 90, 100)
+    pulse = pd.Series([*map(str, beats), *12 * ["refused"]], name="c")
     with pytest.warns(UserWarning, match="'c' holds texts that spell numbers, .*'refused' as miss"):
         learn(pulse.sample(frac=1, random_state=0))
 
@@ -222,8 +223,7 @@ def test_numbers_that_stand_for_a_gap_are_missing(fill: float) -> None:
     "values", [[99.0, 98, 97, 101, 99], [9.0, 99, 999, 99, 5], [999, 999, 998]]
 )
 def test_numbers_of_nines_among_their_like_are_numbers(values: list) -> None:
-    assert learn(np.tile(values, 30), "continuous")[0].fills is None
-    assert learn(np.r_[np.arange(900.0, 1100.0), values])[0].fills is None
+    assert learn(np.tile(values, 30))[0].fills is None
 
 
 @pytest.mark.parametrize("far", [[1e9], [1e300, -1e300], [4000.0, 1e6, 77777.7]])
@@ -330,8 +330,6 @@ def test_the_table_is_read_aloud() -> None:
     )
     with pytest.warns(UserWarning, match="'nr' is left out"):
         encoder = MixedEncoder().fit(frame)
-    from pyro_vaeflow.tables.reading import read_aloud
-
     told = read_aloud(encoder.names_, encoder.readings_)
     assert list(told.index) == list(frame)
     kinds = ["left out", "date: elapsed, weekday", "discrete", "positive", "categorical"]

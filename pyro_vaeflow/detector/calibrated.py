@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from sklearn.ensemble import IsolationForest
 from sklearn.utils.validation import check_is_fitted
 
 from pyro_vaeflow.detector import conformal
@@ -52,6 +53,19 @@ class Calibrated:
 
     def _num_kept(self: Any, num_data: int) -> int:
         return min(round(self.calibration_share * num_data), MAX_CALIBRATION)
+
+    def _mostly_clean(
+        self: Any, rows: torch.Tensor, weights: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """The rows to train on: of a known share of anomalies, without the most isolated ones.
+
+        A density would learn an anomaly that comes again and again, and find it usual.
+        """
+        if isinstance(self.contamination, str):
+            return rows, weights
+        forest = IsolationForest(contamination=self.contamination, random_state=self.seed_)
+        kept = torch.as_tensor(forest.fit_predict(rows.numpy()) > 0)
+        return rows[kept], None if weights is None else weights[kept]
 
     def _calibrate(
         self: Any, frame: pd.DataFrame, fresh: np.ndarray, weights: np.ndarray | None

@@ -34,8 +34,7 @@ class VAEFlowDetector(DetectorSettings, Programs, Calibrated, OutlierMixin, Base
 
     A row's score is :math:`\log p(x)` in nats by importance sampling: low = anomalous. It
     depends on the row and the seed alone. Columns can be numbers, categories, booleans, texts and
-    dates, with missing entries; NumPy arrays will do as well. Where many training rows have gaps, a
-    row with gaps is scored as if it were complete: see `pyro_vaeflow.detector.gaps`.
+    dates, with gaps, as `pyro_vaeflow.detector.gaps` says; NumPy arrays will do as well.
 
     Args:
         flow: the posterior, a name in `pyro_vaeflow.programs.flows.FLOWS`.
@@ -48,14 +47,11 @@ class VAEFlowDetector(DetectorSettings, Programs, Calibrated, OutlierMixin, Base
         num_samples: samples of z for a row's score, at least 2.
         criterion: ``importance``, or ``reconstruction`` for E_q[log p(x | z)], the negative of the
             paper's A(x).
-        contamination: the share to flag of fresh rows like the training rows, in (0, 0.5]; "auto"
-            is 0.05. Of n rows that are kept for calibration (a tenth of the training rows, unless
-            it is set) no threshold flags less than one in n + 1. Without such rows it is the share
-            of the training rows.
+        contamination: the share of anomalies, in (0, 0.5]: so many rows like the training rows are
+            flagged, and the most isolated are not trained on; ``"auto"``: 0.05, and all are.
         kinds: column name -> ``categorical``, ``discrete``, ``continuous``, ``positive`` or
             ``date``, where the training rows should not decide. They find heavy tails above 0 to be
-            positive: then 0 and below are as far away as a number can be. It keeps identifiers,
-            which are else left out.
+            positive. Identifiers are left out unless it names them.
         prior: ``exemplar``, a mixture around training rows, or ``normal``.
         calibration_share: of the training rows, kept from training for conformal p-values.
         validation_share: of the others, at most 500, whose ELBO chooses the step to keep.
@@ -133,6 +129,7 @@ class VAEFlowDetector(DetectorSettings, Programs, Calibrated, OutlierMixin, Base
             self.encoder_ = MixedEncoder(self._kinds(frame)).fit(frame.iloc[used])
         rows, _ = self.encoder_.encode(frame.iloc[used], is_training=True)
         drawn = None if weights is None else torch.as_tensor(weights[used])
+        rows, drawn = self._mostly_clean(rows, drawn)
         if goes_on:
             self._convert(torch.float32)
             rows, drawn = self._with_earlier(rows, drawn)

@@ -164,9 +164,14 @@ def _dates(values: pd.Series) -> Spelling | None:
         return None
     if pd.api.types.infer_dtype(values, skipna=True) in DATES:
         return Spelling(dates=TYPED)
+    if values.dtype == bool:
+        return None
+    spelling = None
     if not is_numeric(values):
-        return None if values.dtype == bool else spelling_of_dates(as_text(values))
-    numbers = as_numbers(values)
+        text = as_text(values)
+        if (spelling := spelling_of(text)) is None:
+            return spelling_of_dates(text)
+    numbers = as_numbers(values, spelling)
     form = format_of_numbers(str(values.name), numbers[np.isfinite(numbers)])
     return with_marks(values, form) if form else None
 

@@ -13,7 +13,7 @@ from pyro_vaeflow.validation import warn
 POINT_MASS = 0.5  # a share of the rows in one value: above it a numeric column is discrete ...
 NEW_MASS = 0.01  # ... if so few fresh rows at most have a value that no training row shows
 MAX_LEVELS = 512
-FEW_LEVELS = 32  # of numbers that recur and leave gaps, whatever lies side by side
+FEW_LEVELS = 32  # of numbers that recur, half of which may lie side by side; of more a quarter
 HEAVY = 0.5  # nats per row by which a log-normal fits better than a normal: its sigma is then 0.8
 FEW = 0.005  # a share of the entries that may be 0 or below in a column of heavy tails
 GROUP_MASS = 1 / 32  # of a group of neighbouring numbers, unless one number alone has more
@@ -96,7 +96,7 @@ def _kind_of(numbers: np.ndarray) -> tuple[str, str]:
     if is_closed(counts):
         if counts.max() > POINT_MASS * len(numbers):
             return "discrete", "one value in most rows, the others come again"
-        if _is_sparse(values) and (len(values) <= FEW_LEVELS or _are_apart(values)):
+        if _is_sparse(values) and _are_apart(values):
             return "discrete", "few values that come again, with gaps between them: codes"
     if _is_heavy(numbers):
         return "positive", "heavy tails above 0: logarithms"
@@ -116,11 +116,13 @@ def _is_sparse(values: np.ndarray) -> bool:
 
 
 def _are_apart(values: np.ndarray) -> bool:
-    """Whether few distinct whole numbers lie side by side: counts with a long tail mostly do."""
+    """Whether few distinct numbers lie side by side: counts with a long tail mostly do."""
+    is_few = len(values) <= FEW_LEVELS
     is_whole = len(values) <= MAX_LEVELS and (values == np.floor(values)).all()
     with np.errstate(over="ignore", invalid="ignore"):
         gaps = np.diff(values)
-        return bool(is_whole and (gaps <= 1.5 * gaps.min()).mean() < 0.25)
+        side_by_side = ((gaps <= 1.5 * gaps.min()).sum() - 1) / len(gaps)  # as the nearest two
+    return bool((is_few or is_whole) and side_by_side < (0.5 if is_few else 0.25))
 
 
 def _unit(numbers: np.ndarray) -> float | None:
@@ -159,7 +161,7 @@ def _inside(numbers: np.ndarray) -> np.ndarray:
 def fill_values(numbers: np.ndarray) -> tuple[float, ...]:
     """Numbers that recur, look like no measurement and stand apart by more than all else spans."""
     values, counts = np.unique(numbers, return_counts=True)
-    seems = np.array([FILL.fullmatch(f"{value:g}") is not None for value in values])
+    seems = np.array([FILL.fullmatch(f"{value:.15g}") is not None for value in values])
     others = np.repeat(values[~seems], counts[~seems])
     if not seems.any() or len(np.unique(others)) < 3:
         return ()
