@@ -12,9 +12,10 @@ quickstart: $(INSTALLED)
 	$(BIN)/python -m results.ring.make results/quickstart
 
 # One thread a process: the two pytest workers already fill two cores, and torch's own threads on top
-# of them would only wait for each other. The package itself never sets a number of threads.
+# of them would only wait for each other. The package itself never sets a number of threads. A file's
+# tests stay together: what they share is made once.
 test: $(INSTALLED)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -6,6 +6,7 @@ import pyro
 import pytest
 import torch
 
+import tests.processes  # noqa: F401  (what is preloaded is said before any process starts)
 from tests.programs import ZOO, Pair
 
 # A shell starts what runs in its background deaf to Ctrl-C, and so all that it starts in turn.

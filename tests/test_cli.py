@@ -2,10 +2,7 @@
 
 import os
 import signal
-import subprocess
-import sys
 import time
-from importlib import import_module
 from pathlib import Path
 
 import pandas as pd
@@ -14,6 +11,7 @@ import pytest
 from pyro_vaeflow.cli import main
 from pyro_vaeflow.experiments.results import finished_runs
 from pyro_vaeflow.experiments.study import preset_names
+from tests.processes import run_command, start
 
 STUDY = """
 description: small
@@ -54,16 +52,11 @@ def refusal(capsys, *argv: str) -> str:
         ("run ring --jobs 2 --dask tcp://host:1", "--jobs 2: the workers are those of --dask"),
         ("run ring --device meta", "device must be one that this machine has, got 'meta'"),
         ("run ring --latent_dim 0", "latent_dim: expected at least 1, got 0"),
-        ("run ring --annealing.kind sine", "one of constant, linear, cyclical, capacity"),
         ("run ring --annealing.cycles 3", "--annealing.num_cycles"),
         (
             "run ring --flow iof --num_flows 3",
             "did you mean 'iaf'? allowed: diagonal, planar, iaf",
         ),
-        ("run ring --dataset rnig", "allowed: kddcup99, ring, breast_cancer"),
-        ("run ring --likelihood gauss", "allowed: bernoulli, normal"),
-        ("run ring --flow iaf --flow_options.width 3", "allowed: hidden_dim, stable"),
-        ("run ring --num_steps 3 --num_epochs 3", "give one of num_steps and num_epochs"),
         ("run rnig", "did you mean 'ring'? allowed: adbench"),
         ("run none.yaml", "no file 'none.yaml'"),
         ("run", "presets"),
@@ -96,40 +89,38 @@ def test_run_writes_what_it_says_and_runs_nothing_twice(file, capsys, tmp_path) 
     assert main(["run", file, "--out", str(out), "--seeds", "1", "2"]) == 0
     assert "2 run, 2 already finished" in capsys.readouterr().out
     assert len(finished_runs(out)) == 6
+    heads = {"md": "| dataset ", "csv": "dataset,flow,num_flows,seed,score,f1_top20"}
+    for style, head in {**heads, "latex": r"\begin{tabular}"}.items():
+        assert main(["table", str(out), "--format", style]) == 0
+        assert capsys.readouterr().out.startswith(head)
+    assert main(["table", str(out)]) == 0
+    assert capsys.readouterr().out.startswith("| dataset ")
 
 
 def test_overrides_reach_every_run(file, tmp_path) -> None:
     out = tmp_path / "out"
     change = "--seeds 3 --num_steps 2 --encoder_dims [6,5] --annealing.stop 0.5 --clip_norm 1"
+    change += " --split_seed null"  # of its own for each seed
     assert main(["run", file, "--out", str(out), *change.split()]) == 0
     configs = [run.config for run in finished_runs(out)]
     assert [config.flow for config in configs] == ["diagonal", "planar"]
     for config in configs:
         assert (config.seed, config.num_steps, config.encoder_dims) == (3, 2, (6, 5))
         assert (config.annealing.stop, config.clip_norm) == (0.5, 1.0)
+        assert (config.split_seed, config.rows_seed) == (None, 3)
 
 
-def test_a_split_of_its_own_for_each_seed_is_one_override_away(file, tmp_path) -> None:
-    out = tmp_path / "out"
-    assert main(["run", file, "--split_seed", "null", "--num_steps", "1", "--out", str(out)]) == 0
-    configs = [run.config for run in finished_runs(out)]
-    assert {(config.split_seed, config.rows_seed) for config in configs} == {(None, 0), (None, 1)}
-
-
-def test_results_of_a_quick_call_lie_beside_those_of_the_study(file, tmp_path, monkeypatch) -> None:
+def test_results_of_a_quick_call_lie_beside_those_of_a_study_and_each_study_has_a_folder(
+    file, tmp_path, monkeypatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     assert main(["run", file, "--quick", "--seeds", "0"]) == 0
     runs = finished_runs(Path("results/mine-quick"))
     assert [run.config.num_steps for run in runs] == [3, 3]
     assert not Path("results/mine").exists()
-
-
-def test_two_studies_have_a_folder_each(file, tmp_path) -> None:
-    other = tmp_path / "other.yaml"
-    other.write_text(STUDY.replace("num_steps: 5", "num_steps: 4"))
-    out = tmp_path / "out"
-    assert main(["run", file, str(other), "--out", str(out), "--seeds", "0"]) == 0
-    assert {path.name for path in out.iterdir()} == {"mine", "other"}
+    Path("other.yaml").write_text(STUDY.replace("num_steps: 5", "num_steps: 4"))
+    assert main(["run", file, "other.yaml", "--out", "out", "--seeds", "0"]) == 0
+    assert {path.name for path in Path("out").iterdir()} == {"mine", "other"}
 
 
 def test_a_failed_run_is_reported_and_the_others_are_kept(file, capsys, tmp_path) -> None:
@@ -143,18 +134,6 @@ def test_a_failed_run_is_reported_and_the_others_are_kept(file, capsys, tmp_path
     assert not (out / "summary.csv").exists()
 
 
-def test_table_in_each_format(file, capsys, tmp_path) -> None:
-    out = str(tmp_path / "out")
-    main(["run", file, "--out", out])
-    capsys.readouterr()
-    first = {"md": "| dataset ", "csv": "dataset,flow,num_flows,seed,score,f1_top20"}
-    for style, start in {**first, "latex": r"\begin{tabular}"}.items():
-        assert main(["table", out, "--format", style]) == 0
-        assert capsys.readouterr().out.startswith(start)
-    assert main(["table", out]) == 0
-    assert capsys.readouterr().out.startswith("| dataset ")
-
-
 def test_presets_are_listed_with_their_size(capsys) -> None:
     assert main(["presets"]) == 0
     lines = capsys.readouterr().out.splitlines()
@@ -162,50 +141,22 @@ def test_presets_are_listed_with_their_size(capsys) -> None:
     assert lines[0].startswith("adbench: 3 variants x 5 seeds x 19 data sets.")
 
 
-@pytest.mark.parametrize("argv", ["--help", "run --help", "score --help", "presets"])
-def test_help_does_not_wait_for_torch(argv: str) -> None:
-    code = (
-        "import sys\nfrom pyro_vaeflow.cli import main\n"
-        "try:\n    main(sys.argv[1:])\n"
-        "except SystemExit as stopped:\n    assert not stopped.code\n"
-        "sys.exit(len({'torch', 'pandas', 'sklearn'} & sys.modules.keys()))"
-    )
-    command = [sys.executable, "-c", code, *argv.split()]
-    assert subprocess.run(command, capture_output=True).returncode == 0
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize("jobs", ["1", "2"])
-def test_an_interruption_keeps_finished_runs_and_leaves_no_worker(file, jobs, tmp_path) -> None:
-    out = tmp_path / "out"
-    command = [sys.executable, "-m", "pyro_vaeflow", "run", file, "--out", str(out)]
-    command += ["--jobs", jobs, "--num_steps", "300", "--seeds", *map(str, range(20))]
-    process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
-    )
-    deadline = time.monotonic() + 120
+def test_an_interruption_keeps_finished_runs_and_leaves_no_worker(file, tmp_path) -> None:
+    out, said = tmp_path / "out", tmp_path / "said"
+    argv = ["run", file, "--out", str(out), "--jobs", "2", "--num_steps", "300"]
+    process = start(run_command, [*argv, "--seeds", *map(str, range(20))], said)
+    deadline = time.monotonic() + 400
     while not list(out.glob("runs/[!.]*")) and time.monotonic() < deadline:
         time.sleep(0.05)
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does
-    said = process.communicate(timeout=60)[1]
-    assert process.returncode == 130
-    assert "stopped; what is finished is kept" in said
-    assert "Traceback" not in said
+    process.join(60)
+    assert process.exitcode == 130
+    assert "stopped; what is finished is kept" in said.read_text()
+    assert "Traceback" not in said.read_text()
     assert 0 < len(finished_runs(out)) < 40
     assert not list(out.glob("runs/.*.partial"))
     with pytest.raises(ProcessLookupError):
         for _ in range(100):  # workers end within ten seconds
             os.killpg(process.pid, 0)
             time.sleep(0.1)
-
-
-@pytest.mark.slow
-@pytest.mark.skipif("VAEFLOW_DATA" not in os.environ, reason="needs VAEFLOW_DATA")
-def test_the_paper_runs_on_the_real_file_in_a_small_budget(tmp_path) -> None:
-    argv = ["run", "kdd-paper", "--quick", "--seeds", "0", "--out", str(tmp_path)]
-    assert main(argv) == 0
-    table = pd.read_csv(tmp_path / "summary.csv")
-    assert len(table) == 5 * 2
-    assert set(table["dataset"]) == {"kddcup99"}
-    import_module("results.kdd-paper.make").write_paper(tmp_path)
-    assert "0.938 ± 0.0008" in (tmp_path / "paper.md").read_text()

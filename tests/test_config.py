@@ -1,9 +1,9 @@
 """Configurations: what they refuse, and that a file holds all of them; studies made of them."""
 
-import subprocess
-import sys
+import re
 from collections.abc import Mapping
 from dataclasses import fields, replace
+from itertools import product
 
 import pytest
 
@@ -50,11 +50,6 @@ def test_every_setting_survives_its_file_and_counts_in_the_digest(name: str) -> 
     assert (config.run_name == CONFIG.run_name) is (name == "study")
 
 
-def test_the_last_learning_rate_counts_in_the_digest() -> None:
-    config = changed("learning_rate_stop")
-    assert replace(config, learning_rate_stop=0.02).digest != config.digest
-
-
 @pytest.mark.parametrize(
     ("values", "said"),
     [
@@ -90,30 +85,21 @@ def test_the_last_learning_rate_counts_in_the_digest() -> None:
     ],
 )
 def test_a_wrong_key_or_value_is_refused_with_what_is_allowed(values: dict, said: str) -> None:
-    with pytest.raises(ConfigError) as refused:
+    with pytest.raises(ConfigError, match=re.escape(said)):
         ExperimentConfig.from_dict({"num_steps": 10} | values)
-    assert said in str(refused.value)
 
 
-def test_numbers_that_yaml_reads_as_text_are_numbers() -> None:
-    assert ExperimentConfig.from_yaml("{num_steps: 10, learning_rate: 5e-4}").learning_rate == 5e-4
-
-
-def test_seed_zero_is_a_seed_and_stands_in_the_file() -> None:
+def test_what_a_file_says_is_what_counts() -> None:
+    """Numbers that YAML reads as text, seed 0, the last rate, options as they were at first."""
+    text, options = "{num_steps: 10, learning_rate: 5e-4}", {"hidden_dim": 8}
+    assert ExperimentConfig.from_yaml(text).learning_rate == 5e-4
     assert "seed: 0\n" in CONFIG.to_yaml()
     assert parse_study("{num_steps: 1, seed: 0, seeds: [0, 3]}").expand()[0].seed == 0
-
-
-def test_a_changed_option_after_the_fact_does_not_reach_the_configuration() -> None:
-    options = {"hidden_dim": 8}
+    config = changed("learning_rate_stop")
+    assert replace(config, learning_rate_stop=0.02).digest != config.digest
     config = replace(CONFIG, flow_options=options)
     options["hidden_dim"] = 9
     assert config.flow_options == {"hidden_dim": 8}
-
-
-def test_configurations_need_no_torch() -> None:
-    code = "import sys, pyro_vaeflow.experiments.study; sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
 @pytest.mark.parametrize("name", preset_names())
@@ -177,14 +163,13 @@ def test_an_override_of_the_budget_or_the_posterior_leaves_no_contradiction() ->
     assert merge(head, {"likelihood": "normal"}) == head
 
 
-@pytest.mark.parametrize("kind", ["constant", "linear", "cyclical", "capacity"])
-@pytest.mark.parametrize("rate", ["constant", "linear", "cosine"])
 @pytest.mark.parametrize("name", preset_names())
-def test_an_override_of_a_schedule_drops_what_the_new_one_ignores(name, rate, kind) -> None:
-    study = load_study(name)
-    change = {"learning_rate_schedule": rate, "annealing": {"kind": kind}}
-    for config in study.expand(change, seeds=[0]):
-        assert (config.learning_rate_schedule, config.annealing.kind) == (rate, kind)
+def test_an_override_of_a_schedule_drops_what_the_new_one_ignores(name) -> None:
+    study, kinds = load_study(name), ("constant", "linear", "cyclical", "capacity")
+    for rate, kind in product(("constant", "linear", "cosine"), kinds):
+        change = {"learning_rate_schedule": rate, "annealing": {"kind": kind}}
+        for config in study.expand(change, seeds=[0]):
+            assert (config.learning_rate_schedule, config.annealing.kind) == (rate, kind)
 
 
 def test_variants_that_an_override_makes_alike_run_once() -> None:
@@ -216,16 +201,8 @@ def test_a_runs_config_is_a_study() -> None:
     ],
 )
 def test_a_wrong_study_file_is_refused_with_what_is_allowed(text: str, said: str) -> None:
-    with pytest.raises(ConfigError) as refused:
+    with pytest.raises(ConfigError, match=re.escape(said)):
         parse_study(text)
-    assert said in str(refused.value)
-
-
-def test_an_unknown_preset_is_refused_with_the_presets(tmp_path) -> None:
-    with pytest.raises(ConfigError, match=r"did you mean 'ring'\? allowed: .*kdd-paper"):
-        load_study("rnig")
-    with pytest.raises(ConfigError, match=r"no file .*kdd-paper"):
-        load_study(str(tmp_path / "none.yaml"))
 
 
 def test_files_of_version_0_1_are_read() -> None:

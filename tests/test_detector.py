@@ -1,4 +1,5 @@
-import joblib
+from concurrent.futures import ProcessPoolExecutor
+
 import numpy as np
 import pandas as pd
 import pyro
@@ -17,6 +18,7 @@ from pyro_vaeflow import Guide, Model, VAEFlowDetector, score
 from pyro_vaeflow.detector.conformal import threshold
 from pyro_vaeflow.plots.charts import plot_scores
 from pyro_vaeflow.programs import fitting
+from tests.processes import CONTEXT
 from tests.programs import LinearGaussian
 
 QUICK = {"num_steps": 20, "num_samples": 5, "random_state": 0}
@@ -27,7 +29,9 @@ EXEMPT = {
 
 
 @parametrize_with_checks(
-    [VAEFlowDetector(**QUICK)], expected_failed_checks=lambda _: EXEMPT, xfail_strict=True
+    [VAEFlowDetector(**QUICK | {"num_steps": 3, "hidden_dims": (8,)})],
+    expected_failed_checks=lambda _: EXEMPT,
+    xfail_strict=True,
 )
 def test_scikit_learns_checks(estimator, check) -> None:
     check(estimator)
@@ -218,8 +222,9 @@ def test_in_pipelines_searches_and_other_processes(fitted: VAEFlowDetector) -> N
     assert set(search.predict(rows)) <= {-1, 1}
     copy = clone(fitted)
     assert not hasattr(copy, "model_") and copy.get_params() == fitted.get_params()
-    there = joblib.Parallel(n_jobs=2)([joblib.delayed(fitted.score_samples)(table(9))])
-    np.testing.assert_array_equal(there[0], fitted.score_samples(table(9)))
+    with ProcessPoolExecutor(1, CONTEXT) as pool:
+        there = pool.submit(fitted.score_samples, table(9)).result()
+    np.testing.assert_array_equal(there, fitted.score_samples(table(9)))
 
 
 def test_warm_start_goes_on_with_new_rows_and_keeps_the_old() -> None:

@@ -14,9 +14,8 @@ from torch.utils._pytree import tree_leaves
 
 from pyro_vaeflow import Guide, Model, VAEFlowDetector
 from pyro_vaeflow.experiments.experiment import run
-from pyro_vaeflow.inference.devices import check_device
 from pyro_vaeflow.inference.noise import RowNoise
-from pyro_vaeflow.inference.parameters import seeded
+from pyro_vaeflow.inference.parameters import check_device, seeded
 from pyro_vaeflow.programs.priors import ExemplarPrior
 from pyro_vaeflow.tables.columns import Column
 from tests.test_fanout import TINY

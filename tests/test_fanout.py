@@ -2,35 +2,32 @@
 
 import os
 import signal
-import subprocess
-import sys
 import threading
 import time
 from concurrent.futures import BrokenExecutor
 from dataclasses import replace
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import joblib
 import pandas as pd
 import pytest
+from distributed import Client
 
 from pyro_vaeflow import workers
 from pyro_vaeflow.experiments import experiment, fanout
 from pyro_vaeflow.experiments.config import ExperimentConfig
 from pyro_vaeflow.experiments.fanout import Call, attempt, run_all
-from pyro_vaeflow.experiments.results import finished_runs
+from pyro_vaeflow.experiments.results import COLUMNS, finished_runs, read_summary
 from pyro_vaeflow.experiments.run_folder import lock_of
 from pyro_vaeflow.locks import hold_lock
 from pyro_vaeflow.validation import ConfigError
 from pyro_vaeflow.workers import THREADS, Processes
+from tests.processes import CONTEXT, ForkedPool, dask_cluster, die, run_command, start
 
 TINY = ExperimentConfig(
     dataset="breast_cancer", num_steps=4, num_samples=3, encoder_dims=(8,), decoder_dims=(8,)
 )
-
-
-def die(*args, **kwargs) -> None:
-    os.kill(os.getpid(), signal.SIGKILL)
 
 
 def attempt_that_dies(config: ExperimentConfig, call: Call):
@@ -57,25 +54,21 @@ def names_in(out: Path) -> list[str]:
 # Locks
 
 
+def hold(path: Path, answer: Connection) -> None:
+    with hold_lock(path) as mine:
+        answer.send(mine)
+        time.sleep(60)
+
+
 def test_a_lock_is_one_holders_until_it_is_killed(tmp_path) -> None:
     path = tmp_path / "work.lock"
-    code = f"""
-import time
-from pathlib import Path
-from pyro_vaeflow.locks import hold_lock
-with hold_lock(Path({str(path)!r})) as mine:
-    print(mine, flush=True)
-    time.sleep(60)
-"""
-    holder = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
-    try:
-        assert holder.stdout.readline() == "True\n"
-        with hold_lock(path, patience=0.1) as mine:
-            assert not mine
-    finally:
-        holder.kill()
-        holder.wait()
-        holder.stdout.close()
+    answer, theirs = CONTEXT.Pipe(duplex=False)
+    holder = start(hold, path, theirs)
+    assert answer.recv() is True
+    with hold_lock(path, patience=0.1) as mine:
+        assert not mine
+    holder.kill()
+    holder.join()
     assert path.exists()  # a dead holder's file, which means nothing
     with hold_lock(path, patience=10.0) as mine:
         assert mine
@@ -154,15 +147,21 @@ def test_a_killed_worker_takes_no_other_call_with_it(monkeypatch) -> None:
         pool.shutdown()
 
 
-@pytest.mark.slow
 def test_the_run_of_a_killed_worker_is_made_again_and_no_other(tmp_path, monkeypatch) -> None:
+    """And worker processes find the numbers of this one."""
+    here, out = tmp_path / "here", tmp_path / "out"
+    run_all(seeds(3), here, progress=False)
     monkeypatch.setattr(fanout, "attempt", attempt_that_dies)
-    outcome = run_all(seeds(3), tmp_path, jobs=2, progress=False)
+    monkeypatch.setattr(workers, "ProcessPoolExecutor", ForkedPool)
+    outcome = run_all(seeds(3), out, jobs=2, progress=False)
     names = [config.run_name for config in seeds(3)]
     assert sorted(outcome.finished) == names and not outcome.failed
-    log = (tmp_path / "attempts").read_text().split()
+    log = (out / "attempts").read_text().split()
     assert sorted(log) == ["seed0", "seed0", "seed1", "seed2"]
-    assert [name for name in names_in(tmp_path) if not name.endswith(".lock")] == names
+    assert [name for name in names_in(out) if not name.endswith(".lock")] == names
+    columns = [name for name in COLUMNS if not name.endswith("_seconds")]
+    one, two = (read_summary(folder)[columns] for folder in (here, out))
+    pd.testing.assert_frame_equal(one, two, rtol=1e-4)
 
 
 def test_a_run_under_which_processes_die_again_and_again_is_called_failed(
@@ -184,17 +183,17 @@ def test_a_run_under_which_processes_die_again_and_again_is_called_failed(
     assert "died at it 3 times" in (tmp_path / "failed" / first / "error.txt").read_text()
 
 
-@pytest.mark.slow
 def test_two_studies_in_one_folder_share_the_runs(tmp_path) -> None:
-    study = tmp_path / "mine.yaml"
+    study, out = tmp_path / "mine.yaml", tmp_path / "out"
     study.write_text(TINY.to_yaml().replace("seed: 0", "seeds: [0, 1, 2, 3, 4, 5]"))
-    out = tmp_path / "out"
-    call = [sys.executable, "-m", "pyro_vaeflow", "run", str(study), "--out", str(out)]
-    call += ["--num_steps", "200"]
-    both = [subprocess.Popen(call, stdout=subprocess.PIPE, text=True) for _ in range(2)]
-    said = [process.communicate()[0] for process in both]
-    assert [process.returncode for process in both] == [0, 0]
-    counts = [line.split() for text in said for line in text.splitlines() if " run, " in line]
+    call = ["run", str(study), "--out", str(out), "--num_steps", "50"]
+    said = [tmp_path / "one", tmp_path / "two"]
+    both = [start(run_command, call, path) for path in said]
+    for process in both:
+        process.join(300)
+    assert [process.exitcode for process in both] == [0, 0]
+    lines = [line for path in said for line in path.read_text().splitlines()]
+    counts = [line.split() for line in lines if " run, " in line]
     made, found = (sum(int(words[place]) for words in counts) for place in (0, 2))
     assert (made, made + found) == (6, 12)
     assert len(names_in(out)) == len(finished_runs(out)) == 6
@@ -205,10 +204,7 @@ def test_two_studies_in_one_folder_share_the_runs(tmp_path) -> None:
 # A Dask cluster
 
 
-@pytest.mark.slow
 def test_a_dask_cluster_survives_the_death_of_a_worker(tmp_path) -> None:
-    from distributed import LocalCluster
-
     kept = {}
 
     def kill_a_worker(client) -> None:
@@ -219,23 +215,21 @@ def test_a_dask_cluster_survives_the_death_of_a_worker(tmp_path) -> None:
         pids, busy = client.run(os.getpid), client.processing()
         os.kill(next(pids[name] for name, calls in busy.items() if calls), signal.SIGKILL)
 
-    options = {"processes": True, "threads_per_worker": 1, "dashboard_address": None}
-    with LocalCluster(n_workers=2, silence_logs=50, **options) as cluster:
-        with cluster.get_client() as client:
+    with dask_cluster() as address:
+        with Client(address) as client:
             killer = threading.Thread(target=kill_a_worker, args=(client,))
             killer.start()
-            configs = seeds(3, num_steps=200)
-            address = cluster.scheduler_address
+            configs = seeds(3, num_steps=100)
             outcome = run_all(configs, tmp_path, progress=False, dask=address)
             killer.join()
             assert not outcome.failed and kept
             assert {path: path.stat().st_mtime_ns for path in kept} == kept
             assert [run.config for run in finished_runs(tmp_path)] == configs
             with joblib.parallel_config(backend="dask"):
-                again = run_all(seeds(4, num_steps=200), tmp_path, progress=False)
+                again = run_all(seeds(4, num_steps=100), tmp_path, progress=False)
     assert len(again.finished) == 1 and len(again.skipped) == 3
     left = [name for name in names_in(tmp_path) if not name.endswith(".lock")]
-    assert left == sorted(config.run_name for config in seeds(4, num_steps=200))
+    assert left == sorted(config.run_name for config in seeds(4, num_steps=100))
 
 
 def test_dask_workers_with_many_threads_or_none_at_all_are_named() -> None:

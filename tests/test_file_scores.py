@@ -1,12 +1,7 @@
 """Scores of files: laws of the folder, kills at every moment, refusals, worker processes."""
 
 import json
-import multiprocessing
 import os
-import signal
-import subprocess
-import sys
-import time
 from concurrent.futures import BrokenExecutor, Future
 from contextlib import nullcontext
 from pathlib import Path
@@ -20,6 +15,7 @@ from pyro_vaeflow.cli import main
 from pyro_vaeflow.files.score import score_chunk, score_files
 from pyro_vaeflow.validation import ConfigError
 from pyro_vaeflow.workers import Here
+from tests.processes import ForkedPool, dask_cluster, die, is_killed
 
 QUICK = {
     "num_steps": 20,
@@ -145,10 +141,10 @@ def killed_at(call: str, number: int, before: bool, *arguments) -> None:
         nonlocal count
         count += 1
         if before and count == number:
-            os.kill(os.getpid(), signal.SIGKILL)
+            die()
         result = plain(*given)
         if count == number:
-            os.kill(os.getpid(), signal.SIGKILL)
+            die()
         return result
 
     setattr(os, call, counted)
@@ -161,8 +157,6 @@ def test_a_kill_at_any_moment_loses_no_row_and_scores_none_twice(model, data, tm
     score_files(model, str(data), whole, chunk_rows=9)
     parts = {path.name: path.read_bytes() for path in whole.glob("part-*")}
     assert len(parts) == 11
-    context = multiprocessing.get_context("forkserver")  # a process that has imported torch
-    context.set_forkserver_preload(["pyro_vaeflow.files.score"])
     finished = []
     # (what is called, which call of it, before it or after): a file is fsynced, renamed, and its
     # folder fsynced. The first three kills fall on the manifest, others on rejects and parts.
@@ -175,38 +169,18 @@ def test_a_kill_at_any_moment_loses_no_row_and_scores_none_twice(model, data, tm
         ("replace", 4, False),
         ("replace", 1, True),
     ]:
-        process = context.Process(target=killed_at, args=(*moment, model, str(data), out))
-        process.start()
-        process.join(60)
-        assert process.exitcode == -signal.SIGKILL
+        assert is_killed(killed_at, *moment, model, str(data), out)
         there = {path.name: path for path in out.glob("part-*")}
         assert all(path.read_bytes() == parts[name] for name, path in there.items())
         finished.append(len(there))
     assert finished == sorted(finished) and 0 < finished[-1] < 11
     assert list(out.glob(".*.partial"))
-    done = score_files(model, str(data), out, chunk_rows=9)
-    assert (done.num_parts, done.num_resumed) == (11, finished[-1])
+    kept = {path: path.stat().st_mtime_ns for path in out.glob("part-*")}
+    assert main(["score", str(model), str(data), str(out), "--chunk_rows", "9"]) == 3
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept
     assert {path.name: path.read_bytes() for path in out.glob("part-*")} == parts
     same(out, whole)
     assert not list(out.rglob(".*"))
-
-
-@pytest.mark.slow
-def test_the_command_goes_on_after_a_kill(model: Path, data: Path, tmp_path: Path) -> None:
-    whole, out = tmp_path / "whole", tmp_path / "out"
-    command = ["score", str(model), str(data), str(out), "--chunk_rows", "3"]
-    process = subprocess.Popen([sys.executable, "-m", "pyro_vaeflow", *command])
-    deadline = time.monotonic() + 120
-    while len(list(out.glob("part-*"))) < 3 and time.monotonic() < deadline:
-        time.sleep(0.005)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    finished = {path: path.stat().st_mtime_ns for path in out.glob("part-*")}
-    assert 3 <= len(finished) < 31
-    assert main(command) == 3
-    assert {path: path.stat().st_mtime_ns for path in finished} == finished
-    score_files(model, str(data), whole, chunk_rows=3)
-    same(out, whole)
 
 
 def test_another_model_input_or_setting_is_refused_by_name(model, data, tmp_path, capsys) -> None:
@@ -380,30 +354,21 @@ def score_that_dies_once(job, number, chunk) -> int:
     mark = Path(job.out).parent / "died"
     if number == 1 and not mark.exists():
         mark.touch()
-        os.kill(os.getpid(), signal.SIGKILL)
+        die()
     return score_chunk(job, number, chunk)
 
 
-@pytest.mark.slow
-def test_the_chunk_of_a_killed_process_goes_to_another(model, data, tmp_path, monkeypatch) -> None:
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+def test_workers_write_the_same_parts_though_one_is_killed(
+    model, data, tmp_path, monkeypatch
+) -> None:
     score_files(model, str(data), tmp_path / "one", chunk_rows=9)
     monkeypatch.setattr("pyro_vaeflow.files.score.score_chunk", score_that_dies_once)
-    done = score_files(model, str(data), tmp_path / "two", chunk_rows=9, jobs=2)
-    assert (tmp_path / "died").exists()
-    assert (done.num_scored, done.num_parts, done.num_resumed) == (88, 11, 0)
-    same(tmp_path / "one", tmp_path / "two")
-
-
-@pytest.mark.slow
-def test_a_dask_cluster_writes_the_same_parts(model, data, tmp_path, monkeypatch) -> None:
-    from distributed import LocalCluster
-
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    score_files(model, str(data), tmp_path / "one", chunk_rows=9)
-    options = {"threads_per_worker": 1, "processes": True, "dashboard_address": None}
-    with LocalCluster(n_workers=2, **options) as cluster:
-        address = cluster.scheduler_address
-        done = score_files(model, str(data), tmp_path / "two", chunk_rows=9, dask=address)
-    assert (done.num_scored, done.num_parts, done.num_resumed) == (88, 11, 0)
-    same(tmp_path / "one", tmp_path / "two")
+    monkeypatch.setattr("pyro_vaeflow.workers.ProcessPoolExecutor", ForkedPool)
+    with dask_cluster() as address:
+        for name, workers in {"forks": {"jobs": 2}, "cluster": {"dask": address}}.items():
+            (tmp_path / name).mkdir()
+            out = tmp_path / name / "out"
+            done = score_files(model, str(data), out, chunk_rows=9, **workers)
+            assert (tmp_path / name / "died").exists()
+            assert (done.num_scored, done.num_parts, done.num_resumed) == (88, 11, 0)
+            same(tmp_path / "one", out)

@@ -14,8 +14,9 @@ from pyro.nn import ConditionalAutoRegressiveNN, DenseNN
 from torch import nn
 
 from pyro_vaeflow import FLOWS, Guide, Model, score, train
+from pyro_vaeflow.programs import fused as fused_layers
 from pyro_vaeflow.programs.flows import MAX_FLOWS, planar
-from pyro_vaeflow.programs.fused import FusedLayers, fused
+from pyro_vaeflow.programs.fused import HIDDEN, FusedLayers, fused
 from tests.programs import ZOO, rows
 
 CONTEXT = 3
@@ -23,6 +24,7 @@ KINDS = {"planar": ("planar", {}), "iaf": ("iaf", {}), "iaf_scaled": ("iaf", {"s
 KINDS["spline"] = ("spline", {"count_bins": 4})
 kinds = pytest.mark.parametrize("kind", KINDS)
 affine = pytest.mark.parametrize("kind", ["iaf", "iaf_scaled"])
+affine_or_planar = pytest.mark.parametrize("kind", ["planar", "iaf", "iaf_scaled"])
 invertible = pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "planar"])
 conditioned = pytest.mark.parametrize("conditioned", [True, False])
 
@@ -197,6 +199,19 @@ def test_layers_run_together_are_pyros_one_by_one(kind, conditioned, shape, num_
     assert_pyros_numbers(layers, shape, runs=num_flows if kind == "spline" else 1)
     modules = {type(layer).__module__ for layer in layers}
     assert all(name.startswith("pyro.distributions.transforms") for name in modules)
+
+
+@pytest.mark.usefixtures("float64")
+@affine_or_planar
+@conditioned
+def test_blocks_of_draws_are_the_whole(kind: str, conditioned: bool, monkeypatch) -> None:
+    layers = fused(layers_of(kind, 3, conditioned))
+    context, z = torch.randn(6, CONTEXT), torch.randn(5, 6, 3)
+    expected = push(given(layers, context), z)
+    monkeypatch.setattr(fused_layers, "CACHED", 2 * HIDDEN * 6 * 3)  # two draws of six rows
+    with torch.no_grad():
+        for part, whole in zip(push(given(layers, context), z), expected, strict=True):
+            torch.testing.assert_close(part, whole)
 
 
 class Doubled(nn.Module):

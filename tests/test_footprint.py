@@ -1,14 +1,11 @@
-"""Memory: chunks from a budget, blocks of draws, and no growth with the rows."""
+"""Memory: chunks from a budget, and no growth with the rows."""
 
 import pytest
 import torch
 
-from pyro_vaeflow import Guide, Model, contributions, score
+from pyro_vaeflow import Guide, Model, score
 from pyro_vaeflow.inference import draws
-from pyro_vaeflow.inference.contributions import feature_log_prob
 from pyro_vaeflow.inference.draws import peak_bytes
-from pyro_vaeflow.inference.parameters import seeded
-from pyro_vaeflow.programs.lean import NUMBERS, InBlocks, draws_of_a_block
 from tests.programs import ZOO
 
 
@@ -48,32 +45,9 @@ def test_memory_of_scores_does_not_grow_with_the_rows() -> None:
     assert many - 10 * 2000 * 8 < 1.1 * few  # seven fields of each row stay, and their parts
 
 
-@pytest.mark.usefixtures("float64")
-def test_blocks_of_draws_are_the_whole() -> None:
-    model = Model(5, latent_dim=2, hidden_dims=(8,), dropout=0.0)
-    z, x = torch.randn(11, 7, 2), torch.rand(7, 5)
-    whole, blocks = model.decode(z), InBlocks(model.decode, z, 3, torch.Size([5]))
-    torch.testing.assert_close(blocks.log_prob(x), whole.log_prob(x))
-    torch.testing.assert_close(feature_log_prob(blocks, x), whole.base_dist.log_prob(x))
-    wider = blocks.expand((2, 11, 7))
-    torch.testing.assert_close(wider.log_prob(x), whole.log_prob(x).expand(2, 11, 7))
-    with seeded(1):
-        drawn = whole.sample()
-    with seeded(1):
-        assert torch.equal(blocks.sample(), drawn)
-
-
-def test_each_thread_adds_as_much_to_a_chunk_and_to_a_block(monkeypatch) -> None:
+def test_each_thread_adds_as_much_to_a_chunk(monkeypatch) -> None:
     monkeypatch.setattr("torch.get_num_threads", lambda: 3)
     monkeypatch.setattr(draws, "DRAWS_PER_CHUNK", 20)
     chunks = draws.trace_chunks(Model(5), Guide(5), torch.rand(15, 5), num_samples=10)
     sizes = [guide_trace.nodes["z"]["value"].shape[:2] for _, guide_trace in chunks]
     assert sizes == [(10, 6), (10, 6), (10, 3)]
-    assert draws_of_a_block(NUMBERS // 4) == 12
-
-
-def test_contributions_of_a_model_in_blocks_have_no_dropout(monkeypatch) -> None:
-    model, guide, x = Model(5, dropout=0.9), Guide(5), torch.rand(4, 5)
-    expected = contributions(model, guide, x, num_samples=50)
-    monkeypatch.setattr("pyro_vaeflow.programs.lean.NUMBERS", 4 * 128)
-    torch.testing.assert_close(contributions(model, guide, x, num_samples=50), expected)

@@ -23,7 +23,7 @@ def test_two_pairs_of_one_class_both_learn_and_the_global_store_is_left_alone(na
     for made in (ZOO[name](), ZOO[name]()):
         made.fit(num_steps=1, learning_rate=0.0)  # makes the parameters
         before = made.parameters()
-        made.fit(num_steps=8)
+        made.fit(num_steps=4)
         after = made.parameters()
         assert before.keys() == after.keys() and len(after) > 0
         assert not [key for key in after if torch.equal(before[key], after[key])]
@@ -37,7 +37,7 @@ def test_the_seed_alone_decides_the_parameters(name: str) -> None:
         with seeded(5):
             made = ZOO[name]()
         torch.randn(3)  # the caller's state does not matter
-        made.fit(num_steps=5, batch_size=8, seed=seed)
+        made.fit(num_steps=3, batch_size=8, seed=seed)
         ends.append(made.parameters())
     one, other, third = ends
     assert all(torch.equal(one[key], other[key]) for key in one)

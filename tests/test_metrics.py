@@ -45,11 +45,15 @@ def test_a_tie_at_the_cut_counts_as_its_mean_over_random_orders() -> None:
     assert flag_top(truth, score, 15)["f1"] == pytest.approx(np.mean(broken), abs=0.005)
 
 
-def test_metrics_do_not_depend_on_the_order_of_tied_rows(rows) -> None:
+def test_neither_the_order_of_tied_rows_nor_the_scale_of_scores_matters(rows) -> None:
     truth, score = rows
+    assert detection_metrics(truth, score) == detection_metrics(truth, np.exp(score) * 1e-30)
     score = np.round(score)
     order = np.random.default_rng(2).permutation(len(truth))
     assert detection_metrics(truth, score) == detection_metrics(truth[order], score[order])
+    finite = np.where(score > 2, 100.0, np.where(score < -2, -100.0, score))
+    infinite = np.where(score > 2, np.inf, np.where(score < -2, -np.inf, score))
+    assert detection_metrics(truth, infinite) == detection_metrics(truth, finite)
 
 
 def test_a_constant_score_finds_anomalies_at_their_base_rate() -> None:
@@ -58,18 +62,6 @@ def test_a_constant_score_finds_anomalies_at_their_base_rate() -> None:
     assert metrics["precision_top20"] == pytest.approx(0.3)
     assert metrics["f1_true_ratio"] == pytest.approx(0.3)
     assert metrics["auroc"] == 0.5
-
-
-def test_only_the_order_of_scores_matters(rows) -> None:
-    truth, score = rows
-    assert detection_metrics(truth, score) == detection_metrics(truth, np.exp(score) * 1e-30)
-
-
-def test_infinite_scores_are_in_order(rows) -> None:
-    truth, score = rows
-    finite = np.where(score > 2, 100.0, np.where(score < -2, -100.0, score))
-    infinite = np.where(score > 2, np.inf, np.where(score < -2, -np.inf, score))
-    assert detection_metrics(truth, infinite) == detection_metrics(truth, finite)
 
 
 def test_the_sign_is_high_for_odd(rows) -> None:
@@ -105,17 +97,11 @@ def test_wrong_rows_are_refused(truth, score, said: str) -> None:
             metric(truth, score)
 
 
-@pytest.mark.parametrize("num_flagged", [0, 3, -1])
-def test_a_wrong_number_of_flagged_rows_is_refused(num_flagged: int) -> None:
-    with pytest.raises(ValueError, match="num_flagged must be from 1 to 2"):
-        flag_top([1, 0], [1.0, 0.0], num_flagged)
-
-
-@pytest.mark.parametrize("fraction", [0.0, 1.1, float("nan")])
-def test_a_wrong_fraction_is_refused(fraction: float) -> None:
-    with pytest.raises(ValueError, match="fraction"):
-        number_flagged(10, fraction)
-
-
-def test_a_small_fraction_flags_one_row() -> None:
+def test_wrong_numbers_and_fractions_are_refused_and_a_small_one_flags_one_row() -> None:
+    for num_flagged in (0, 3, -1):
+        with pytest.raises(ValueError, match="num_flagged must be from 1 to 2"):
+            flag_top([1, 0], [1.0, 0.0], num_flagged)
+    for fraction in (0.0, 1.1, float("nan")):
+        with pytest.raises(ValueError, match="fraction"):
+            number_flagged(10, fraction)
     assert number_flagged(3, 0.01) == 1

@@ -4,7 +4,6 @@ import configparser
 import re
 import shutil
 import subprocess
-import sys
 from importlib.metadata import entry_points, version
 from importlib.resources import files
 from importlib.util import find_spec
@@ -20,12 +19,6 @@ DATA_OR_CHECKPOINT = re.compile(
 )
 
 
-def run_python(code: str) -> str:
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
 def source_files() -> list[Path]:
     """Files that are tracked, or would be by ``git add``."""
     if not (ROOT / ".git").exists() or not shutil.which("git"):
@@ -33,31 +26,6 @@ def source_files() -> list[Path]:
     command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
     listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     return [ROOT / name for name in listed.stdout.split("\0") if name and (ROOT / name).is_file()]
-
-
-def test_import_of_every_module_changes_no_global_state():
-    run_python(
-        """
-import pkgutil, random, warnings, numpy, pyro, torch
-
-def state():
-    return (
-        torch.get_num_threads(), torch.get_num_interop_threads(), torch.get_default_dtype(),
-        torch.is_grad_enabled(), torch.get_rng_state().tolist(), random.getstate(),
-        str(numpy.random.get_state()), pyro.distributions.Distribution.__dict__.keys(),
-        pyro.settings.get(), len(pyro.get_param_store()), torch.distributions.Distribution
-        ._validate_args, numpy.geterr(),
-    )
-
-before = state()
-import pyro_vaeflow
-for module in pkgutil.walk_packages(pyro_vaeflow.__path__, "pyro_vaeflow."):
-    if not module.name.endswith("__main__"):
-        __import__(module.name)
-after = state()
-assert before == after, [(a, b) for a, b in zip(before, after) if a != b]
-"""
-    )
 
 
 def test_installed_metadata():
@@ -93,11 +61,6 @@ def test_no_data_and_no_checkpoint_in_the_repository():
     found = source_files()
     assert [p.name for p in found if DATA_OR_CHECKPOINT.search(p.name)] == []
     assert [p.name for p in found if p.stat().st_size > 600_000] == []
-
-
-def test_package_never_sets_threads():
-    for path in (ROOT / "pyro_vaeflow").rglob("*.py"):
-        assert not re.search(r"set_num(_interop)?_threads\(", path.read_text()), path
 
 
 def test_make_and_continuous_integration_agree():

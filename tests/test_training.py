@@ -11,8 +11,7 @@ from pyro.infer import Trace_ELBO, TraceGraph_ELBO, TraceMeanField_ELBO
 from pyro.optim.clipped_adam import ClippedAdam
 
 from pyro_vaeflow import Guide, Model, NonFiniteError, constant, cosine, linear, train
-from pyro_vaeflow.inference.batches import Batches
-from pyro_vaeflow.inference.svi import LastTraces
+from pyro_vaeflow.inference.svi import Batches, LastTraces
 from tests.programs import ZOO, LinearGaussian, Pair, rows
 
 COLUMNS = [

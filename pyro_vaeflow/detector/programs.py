@@ -12,10 +12,9 @@ from numpy.typing import ArrayLike
 from sklearn.utils import check_array, check_consistent_length, column_or_1d
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from pyro_vaeflow.inference.checkpoint import state_of
-from pyro_vaeflow.inference.devices import check_device, move
-from pyro_vaeflow.inference.fingerprint import named_digest, structure, tensor_digest
-from pyro_vaeflow.inference.parameters import Program, modules
+from pyro_vaeflow.inference.checkpoint import structure
+from pyro_vaeflow.inference.parameters import Program, check_device, modules, move
+from pyro_vaeflow.inference.saved_folder import named_digest, state_of, tensor_digest
 from pyro_vaeflow.inference.scoring import KhatWarning, NoScoreWarning, Scores
 from pyro_vaeflow.programs.fitting import build, score_rows, unshared
 from pyro_vaeflow.programs.priors import ExemplarPrior

@@ -10,10 +10,17 @@ import pandas as pd
 import torch
 
 from pyro_vaeflow.detector.gaps import GapScale
-from pyro_vaeflow.inference.checkpoint import check_fits, make_parameters, restore, state_of
-from pyro_vaeflow.inference.fingerprint import package_versions
 from pyro_vaeflow.inference.parameters import Program
-from pyro_vaeflow.inference.saved_folder import CheckpointError, check_keys, read, write
+from pyro_vaeflow.inference.saved_folder import (
+    CheckpointError,
+    check_fits,
+    check_keys,
+    make_parameters,
+    read,
+    restore,
+    state_of,
+    write,
+)
 from pyro_vaeflow.programs.fitting import build
 from pyro_vaeflow.programs.settings import Settings
 from pyro_vaeflow.tables.columns import Column
@@ -53,7 +60,7 @@ def save_detector(detector: Any, folder: str | Path) -> None:
     tensors["calibration_scores"] = torch.as_tensor(detector.calibration_scores_)
     tensors["reference"] = torch.as_tensor(detector.reference_)
     tensors["history"] = torch.as_tensor(history.to_numpy(dtype=np.float64, copy=True))
-    write(folder, _plain(content, "detector"), tensors, package_versions())
+    write(folder, _plain(content, "detector"), tensors)
 
 
 def load_detector(detector: Any, folder: str | Path) -> Any:

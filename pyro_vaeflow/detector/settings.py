@@ -9,8 +9,7 @@ from typing import Any
 import numpy as np
 from sklearn.utils import check_random_state
 
-from pyro_vaeflow.inference.devices import Device, check_device
-from pyro_vaeflow.inference.parameters import Program
+from pyro_vaeflow.inference.parameters import Device, Program, check_device
 from pyro_vaeflow.programs.settings import Settings
 from pyro_vaeflow.validation import ConfigError, checked_values, setting
 

@@ -21,9 +21,14 @@ from pyro_vaeflow.experiments.measurements import (
 )
 from pyro_vaeflow.experiments.tasks import check_task, load_task
 from pyro_vaeflow.inference.callbacks import Callback, InterruptedWarning
-from pyro_vaeflow.inference.checkpoint import state_of
-from pyro_vaeflow.inference.devices import Device, check_device, move
-from pyro_vaeflow.inference.parameters import named_parameters, param_scope
+from pyro_vaeflow.inference.parameters import (
+    Device,
+    check_device,
+    move,
+    named_parameters,
+    param_scope,
+)
+from pyro_vaeflow.inference.saved_folder import state_of
 from pyro_vaeflow.inference.training import History
 from pyro_vaeflow.programs.fitting import PROGRAMS, Make, build, check_pair, fit, score_rows, vae
 from pyro_vaeflow.tables.columns import Column

@@ -19,7 +19,7 @@ from pyro_vaeflow.experiments.config import ExperimentConfig
 from pyro_vaeflow.experiments.experiment import check_registered, run
 from pyro_vaeflow.experiments.run_folder import is_finished, lock_of, sweep, write
 from pyro_vaeflow.inference.callbacks import TensorBoard
-from pyro_vaeflow.inference.devices import Device, check_device
+from pyro_vaeflow.inference.parameters import Device, check_device
 from pyro_vaeflow.inference.training import NonFiniteError
 from pyro_vaeflow.locks import hold_lock
 from pyro_vaeflow.validation import ConfigError

@@ -14,10 +14,13 @@ from pyro_vaeflow.experiments.config import ExperimentConfig
 from pyro_vaeflow.experiments.experiment import Result, maker
 from pyro_vaeflow.experiments.programs_file import is_file
 from pyro_vaeflow.experiments.results import read_json
-from pyro_vaeflow.inference.checkpoint import make_parameters, restore
-from pyro_vaeflow.inference.fingerprint import package_versions
 from pyro_vaeflow.inference.parameters import Program
-from pyro_vaeflow.inference.saved_folder import CheckpointError
+from pyro_vaeflow.inference.saved_folder import (
+    CheckpointError,
+    make_parameters,
+    package_versions,
+    restore,
+)
 from pyro_vaeflow.locks import hold_lock
 from pyro_vaeflow.programs.fitting import Make, build
 from pyro_vaeflow.tables.columns import Column

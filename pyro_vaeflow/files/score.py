@@ -26,7 +26,7 @@ from pyro_vaeflow.files.table_files import (
     read_schemas,
     reader_of,
 )
-from pyro_vaeflow.inference.devices import check_device
+from pyro_vaeflow.inference.parameters import check_device
 from pyro_vaeflow.inference.saved_folder import CheckpointError
 from pyro_vaeflow.validation import ConfigError, check_size
 from pyro_vaeflow.workers import DEATHS, as_ended, died, workers

@@ -21,8 +21,7 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
 from pyro_vaeflow.files.readers import Reject
-from pyro_vaeflow.inference.fingerprint import package_versions
-from pyro_vaeflow.inference.saved_folder import write_whole
+from pyro_vaeflow.inference.saved_folder import package_versions, write_whole
 from pyro_vaeflow.tables.reading import Shares, strange_columns
 from pyro_vaeflow.validation import ConfigError
 

@@ -166,14 +166,13 @@ class BestOnHeldOut(Callback):
             for name, value in of_store.items():
                 stored[name].copy_(value)
 
+    _STATE = ("best", "step", "evaluations_since", "states")
+
     def state_dict(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in self._STATE}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        for name in self._STATE:
-            setattr(self, name, state[name])
-
-    _STATE = ("best", "step", "evaluations_since", "states")
+        vars(self).update({name: state[name] for name in self._STATE})
 
 
 class CtrlC(Callback):

@@ -1,7 +1,9 @@
 """Everything that a training saves to go on later, to the very same end, after it was killed."""
 
+import hashlib
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,15 +11,22 @@ import numpy as np
 import pyro
 import torch
 from filelock import FileLock, Timeout
+from pyro.infer import ELBO
 from pyro.util import get_rng_state, set_rng_state
-from torch import nn
 from torch.distributions import constraints
 
 from pyro_vaeflow.inference.callbacks import RECORD, Callback, Run
-from pyro_vaeflow.inference.fingerprint import fingerprint, is_plain, package_versions, structure
-from pyro_vaeflow.inference.parameters import Program, modules, param_scope
-from pyro_vaeflow.inference.saved_folder import CheckpointError, check_keys, read, write
-from pyro_vaeflow.inference.traces import run_once
+from pyro_vaeflow.inference.parameters import Program, modules
+from pyro_vaeflow.inference.saved_folder import (
+    CheckpointError,
+    check_keys,
+    is_plain,
+    read,
+    restore,
+    state_of,
+    tensor_digest,
+    write,
+)
 from pyro_vaeflow.validation import check_size
 
 LEAST_EVERY = 500  # steps
@@ -58,9 +67,9 @@ class Checkpoint(Callback):
     def start(self, run: Run) -> None:
         folder = Path(self.folder)
         self.lock = _locked(folder)
-        for partial in folder.glob(".training-*.partial"):  # of a killed process
-            partial.unlink()
-        self.finished, self.versions = False, package_versions()
+        for unfinished in folder.glob(".training-*.partial"):  # of a killed process
+            unfinished.unlink()
+        self.finished = False
         programs = {"model": structure(run.model), "guide": structure(run.guide)}
         optimizer = repr(run.optim.torch_optimizer)
         self.call = fingerprint(run.call) | {"optimizer": optimizer} | programs
@@ -96,7 +105,7 @@ class Checkpoint(Callback):
         state = _packed(_state_of_run(run), tensors, "training")
         content = {"call": self.call, "finished": finished, "run": state}
         try:
-            write(self.folder, content, tensors, self.versions, "training")
+            write(self.folder, content, tensors, "training")
         except OSError as error:
             said = "the one before it, if any, is whole: mend the disk, and the same call goes on"
             message = f"the checkpoint in {self.folder} could not be written ({error}); {said}"
@@ -193,73 +202,46 @@ def _other_buffers(run: Run) -> list[torch.Tensor]:
     return [buffer for part in others for buffer in part.buffers(recurse=False)]
 
 
-def state_of(model: Program, guide: Program) -> dict[str, torch.Tensor]:
-    """The tensors of a pair: ``model.*`` and ``guide.*`` of modules, ``param.*`` of ``pyro.param``.
+def structure(program: Program) -> str:
+    """The sha256 of a program's make: its modules' classes and plain settings, not its parameters.
 
-    Buffers too, and what modules hold as attributes, such as the permutations of Pyro's
-    autoregressive networks.
+    Example:
+        >>> structure(torch.nn.Dropout(0.1)) == structure(torch.nn.Dropout(0.2))
+        False
     """
-    state: dict[str, torch.Tensor] = {}
-    for role, module in _roles(model, guide):
-        state |= {f"{role}.{k}": v for k, v in module.state_dict().items()}
-        state |= {f"{role}.{k}": getattr(part, name) for k, part, name in _attributes(module)}
-    state |= {f"param.{name}": value.detach() for name, value in _stored(model, guide).items()}
-    return {name: value.contiguous() for name, value in state.items()}
+    bound: list[Any] = []
+    whole = program
+    while isinstance(program, partial):
+        bound += [*program.args, *program.keywords.items()]
+        program = program.func
+    parts: list[Any] = [getattr(program, "__qualname__", ""), [v for v in bound if is_plain(v)]]
+    for module in modules(whole):
+        for path, part in module.named_modules():
+            parts += [path, _plain_text(part)]
+    return hashlib.sha256(repr(parts).encode()).hexdigest()
 
 
-def restore(model: Program, guide: Program, tensors: Mapping[str, torch.Tensor]) -> None:
-    """Puts the tensors of `state_of` into programs of the same make.
-
-    Raises:
-        CheckpointError: a name is missing or unknown, or a shape or dtype is another.
-    """
-    check_fits(state_of(model, guide), tensors)
-    with torch.no_grad():
-        for role, module in _roles(model, guide):
-            module.load_state_dict({k: tensors[f"{role}.{k}"] for k in module.state_dict()})
-            for key, part, name in _attributes(module):
-                setattr(part, name, tensors[f"{role}.{key}"].clone())
-        for name, value in _stored(model, guide).items():
-            value.copy_(tensors[f"param.{name}"])
+def fingerprint(call: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of `train` as plain values: tensors, and the values of schedules, as hashes."""
+    return {name: _as_plain(value, call["num_steps"]) for name, value in call.items()}
 
 
-def make_parameters(model: Program, guide: Program, x: torch.Tensor) -> None:
-    """Runs the programs on the rows `x`, so that their ``pyro.param`` exist to be restored."""
-    with param_scope(model, guide), torch.no_grad():
-        run_once(model, guide, (x,))
+def _as_plain(value: Any, num_steps: int) -> Any:
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, torch.Tensor | tuple):
+        return tensor_digest(value if isinstance(value, tuple) else [value])
+    if callable(value) and not isinstance(value, ELBO):
+        steps = [value(step) for step in range(num_steps)]
+        return tensor_digest([torch.tensor(steps, dtype=torch.float64)])
+    return value if is_plain(value) else _plain_text(value)
 
 
-def check_fits(expected: Mapping[str, torch.Tensor], tensors: Mapping[str, torch.Tensor]) -> None:
-    """Raises a CheckpointError that names tensors whose names, shapes or dtypes are others."""
-    missing, unknown = expected.keys() - tensors.keys(), tensors.keys() - expected.keys()
-    if missing or unknown:
-        names = f"missing {sorted(missing)[:5]}, unknown {sorted(unknown)[:5]}"
-        raise CheckpointError(f"the tensors are not those of these programs: {names}")
-    for name, value in expected.items():
-        wanted, got = ((tuple(t.shape), t.dtype) for t in (value, tensors[name]))
-        if got != wanted:
-            raise CheckpointError(f"tensor {name!r}: expected {wanted}, got {got}")
-
-
-def _roles(model: Program, guide: Program) -> list[tuple[str, nn.Module]]:
-    pairs = (("model", model), ("guide", guide))
-    return [(role, module) for role, program in pairs for module in modules(program)]
-
-
-def _attributes(module: nn.Module) -> Iterator[tuple[str, nn.Module, str]]:
-    """Name, owner and attribute of each tensor outside the state dict; caches are private."""
-    for path, part in module.named_modules():
-        for name, value in list(vars(part).items()):
-            if isinstance(value, torch.Tensor) and not name.startswith("_"):
-                yield f"{path}#{name}", part, name
-
-
-def _stored(model: Program, guide: Program) -> dict[str, torch.Tensor]:
-    """The pair's unconstrained parameters in Pyro's store, without those of its modules."""
-    of_modules = {id(p) for module in modules(model, guide) for p in module.parameters()}
-    with param_scope(model, guide):
-        stored = dict(pyro.get_param_store().named_parameters())
-    return {name: value for name, value in stored.items() if id(value) not in of_modules}
+def _plain_text(thing: Any) -> str:
+    """An object's class and its public attributes that are plain, in alphabetical order."""
+    attributes = sorted(vars(thing).items())
+    plain = [(k, v) for k, v in attributes if k[0] != "_" and k != "training" and is_plain(v)]
+    return f"{type(thing).__qualname__} {plain}"
 
 
 def _packed(value: Any, tensors: dict[str, torch.Tensor], where: str) -> Any:

@@ -80,8 +80,6 @@ def feature_log_prob(distribution: Any, value: torch.Tensor) -> torch.Tensor:
     """
     if hasattr(distribution, "feature_log_prob"):
         return distribution.feature_log_prob(value)
-    if hasattr(distribution, "blocks"):  # of draws, which are worked out one after another
-        return torch.cat([feature_log_prob(block, value) for block in distribution.blocks])
     if isinstance(distribution, MaskedDistribution):
         features = feature_log_prob(distribution.base_dist, value)
         return _masked(features, distribution._mask)

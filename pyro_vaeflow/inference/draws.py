@@ -26,8 +26,8 @@ from pyro_vaeflow.inference.traces import (
 from pyro_vaeflow.validation import check_size
 
 # Rows times draws of one chunk, for each thread, if they fit into memory: the more, the less does
-# the time around a run of the programs count, some 3 ms; with more than these, programs that know
-# nothing of blocks fall out of the cache.
+# the time around a run of the programs count, some 3 ms; with more than these, programs fall out of
+# the cache.
 DRAWS_PER_CHUNK = 30_000
 MEMORY_BUDGET = 512 * 2**20  # bytes of tensors that a chunk may hold at once
 

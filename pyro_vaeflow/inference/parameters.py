@@ -1,4 +1,4 @@
-"""What surrounds a run of two Pyro programs: whose parameters, which random state, which mode.
+"""What surrounds a run of two programs: whose parameters, random state, mode and device.
 
 Pyro keeps parameters in one global store, by name. Two models of one class therefore share an
 entry, and the second one silently never learns. Here each pair (model, guide) has a store of its
@@ -6,7 +6,6 @@ own, and the parameters of modules are found in the modules.
 """
 
 import inspect
-import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -22,7 +21,10 @@ from pyro.poutine.runtime import Message
 from pyro.util import get_rng_state, set_rng_state
 from torch.nn.modules.module import register_module_forward_pre_hook
 
+from pyro_vaeflow.validation import ConfigError
+
 Program = Callable[..., Any]
+Device = str | torch.device
 
 _STORES: WeakKeyDictionary[Any, WeakKeyDictionary[Any, dict]] = WeakKeyDictionary()
 # The scopes that are open, the innermost last: the pair's state, and what the store held before.
@@ -35,15 +37,13 @@ def _owner(program: Program) -> Any:
     return program.__self__ if inspect.ismethod(program) else program
 
 
-def _unwrapped(program: Program) -> Program:
-    while isinstance(program, partial):
-        program = program.func
-    return program
-
-
 def modules(*programs: Program) -> list[torch.nn.Module]:
     """The modules behind the programs, each once; none for plain functions."""
-    owners = [_owner(_unwrapped(program)) for program in programs]
+    owners = []
+    for program in programs:
+        while isinstance(program, partial):
+            program = program.func
+        owners.append(_owner(program))
     return list({id(m): m for m in owners if isinstance(m, torch.nn.Module)}.values())
 
 
@@ -186,27 +186,13 @@ def module_mode(*programs: Program, training: bool) -> Iterator[None]:
     for module in modules(*programs):
         for part in module.modules():
             switch(part)
-    hook = register_module_forward_pre_hook(switch)
     try:
-        yield
+        with register_module_forward_pre_hook(switch):
+            yield
     finally:
-        hook.remove()
         _SWITCHED.pop()
         for part, mode in before.items():
             part.training = mode
-
-
-@contextmanager
-def called_modules() -> Iterator[list[torch.nn.Module]]:
-    """The modules that are called inside, each once, in order."""
-    found: dict[torch.nn.Module, None] = {}
-    called: list[torch.nn.Module] = []
-    hook = register_module_forward_pre_hook(lambda part, _: found.setdefault(part))
-    try:
-        yield called
-    finally:
-        hook.remove()
-        called += found
 
 
 @contextmanager
@@ -233,14 +219,39 @@ def seeded(seed: int) -> Iterator[None]:
         raise ValueError(f"seed must be an integer from 0 to 2**32 - 1, got {seed!r}")
     state = get_rng_state()
     on_gpus = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
-    if torch.accelerator.is_available():
-        pyro.set_rng_seed(seed)
-    else:  # for want of a GPU torch would only queue the seed, with a traceback: half a ms
-        torch.default_generator.manual_seed(int(seed))
-        random.seed(seed)
-        np.random.seed(seed)  # noqa: NPY002 (the state that Pyro knows)
+    pyro.set_rng_seed(int(seed))
     try:
         yield
     finally:
         set_rng_state(state)
         torch.cuda.set_rng_state_all(on_gpus)
+
+
+def check_device(device: Device) -> torch.device:
+    """The device, once a number has been there and back: in double precision, as scores are.
+
+    Raises:
+        ConfigError: torch cannot do that on this machine; the message says why.
+
+    Example:
+        >>> check_device("cpu")
+        device(type='cpu')
+    """
+    try:
+        torch.zeros(1, dtype=torch.float64, device=device).cpu()
+    except (AssertionError, ImportError, RuntimeError, TypeError) as error:  # as builds differ
+        reason = str(error).partition("\n")[0]
+        raise ConfigError(
+            f"device must be one that this machine has, got {str(device)!r} ({reason:.200}); "
+            "device='cpu' is always there"
+        ) from error
+    return torch.device(device)
+
+
+def move(model: Program, guide: Program, device: torch.device) -> None:
+    """Takes a pair to the device, in place: its modules, and its parameters of ``pyro.param``."""
+    for module in modules(model, guide):
+        module.to(device)
+    with param_scope(model, guide):
+        for _, value in pyro.get_param_store().named_parameters():
+            value.data = value.data.to(device)  # as modules do it: the tensor stays the parameter

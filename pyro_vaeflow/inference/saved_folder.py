@@ -1,25 +1,33 @@
-"""A folder of two files: tensors by safetensors, all else JSON. Nothing in it is ever executed.
+"""A folder of two files, and the tensors of a pair of programs as they are saved in it.
 
-The JSON file names the tensor file by its hash and is written last: a folder holds what was saved
+Tensors are written by safetensors, all else as JSON; nothing in the files is ever executed. The
+JSON file names the tensor file by its hash and is written last: a folder holds what was saved
 before or the new, whole, whenever the process dies.
 """
 
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+import platform
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import pyro
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
+from torch import nn
 
+import pyro_vaeflow
+from pyro_vaeflow.inference.parameters import Program, modules, param_scope
+from pyro_vaeflow.inference.traces import run_once
 from pyro_vaeflow.validation import ConfigError, check_names
 
 FORMAT = 1  # of the two files; a reader refuses any other
 KEYS = ("format", "versions", "content", "tensors", "sha256")
-MAX_CONTENT = 2**28  # bytes of JSON
+PACKAGES = ("pyro-ppl", "torch", "numpy", "scikit-learn", "pandas")
 
 
 class CheckpointError(ValueError):
@@ -30,14 +38,12 @@ def write(
     folder: str | Path,
     content: Mapping[str, Any],
     tensors: Mapping[str, torch.Tensor],
-    versions: Mapping[str, str],
     name: str = "detector",
 ) -> None:
     """Writes a checkpoint to `folder`, over one that is there; files appear whole or not at all.
 
     Args:
         content: plain values, as JSON has them.
-        versions: what made it, for people: a reader does not look at them.
         name: of the JSON file, without its ending, and the start of the tensor file's.
 
     Raises:
@@ -48,7 +54,8 @@ def write(
     # Copies: safetensors refuses tensors that share memory, as those of one module in two roles do.
     data = save({k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()})
     digest = hashlib.sha256(data).hexdigest()
-    document = {"format": FORMAT, "versions": dict(versions), "content": content, "tensors": digest}
+    document = {"format": FORMAT, "versions": package_versions()}
+    document |= {"content": content, "tensors": digest}
     # Through text, so that what is hashed is what a reader will see.
     document = json.loads(json.dumps(document, allow_nan=False))
     text = json.dumps(document | {"sha256": _digest(document)}, indent=1) + "\n"
@@ -74,17 +81,16 @@ def read(folder: str | Path, name: str = "detector") -> tuple[Any, dict[str, tor
     """
     folder = Path(folder)
     path = folder / f"{name}.json"
-    data = _bytes(path, MAX_CONTENT)
+    data = _bytes(path)
     try:
-        document = json.loads(data, parse_constant=_refuse_constant)
+        document = json.loads(data)
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} is not JSON: {error}") from error
-    if not isinstance(document, dict):
-        raise CheckpointError(f"{path} must hold an object, got {type(document).__name__}")
-    if document.get("format") != FORMAT:
+    found = document.get("format") if isinstance(document, dict) else document
+    if found != FORMAT:
         raise CheckpointError(
-            f"{path}: this version reads format {FORMAT}, got {document.get('format')!r:.60}; use "
-            "the version that saved it and save anew"
+            f"{path}: this version reads format {FORMAT}, got {found!r:.60}; use the version that "
+            "saved it and save anew"
         )
     check_keys(document, KEYS, str(path))
     if document.pop("sha256") != _digest(document):
@@ -137,22 +143,126 @@ def write_whole(path: Path, data: bytes) -> None:
         os.close(folder)
 
 
+def state_of(model: Program, guide: Program) -> dict[str, torch.Tensor]:
+    """The tensors of a pair: ``model.*`` and ``guide.*`` of modules, ``param.*`` of ``pyro.param``.
+
+    Buffers too, and what modules hold as attributes, such as the permutations of Pyro's
+    autoregressive networks.
+    """
+    state: dict[str, torch.Tensor] = {}
+    for role, module in _roles(model, guide):
+        state |= {f"{role}.{k}": v for k, v in module.state_dict().items()}
+        state |= {f"{role}.{k}": getattr(part, name) for k, part, name in _attributes(module)}
+    state |= {f"param.{name}": value.detach() for name, value in _stored(model, guide).items()}
+    return {name: value.contiguous() for name, value in state.items()}
+
+
+def restore(model: Program, guide: Program, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Puts the tensors of `state_of` into programs of the same make.
+
+    Raises:
+        CheckpointError: a name is missing or unknown, or a shape or dtype is another.
+    """
+    check_fits(state_of(model, guide), tensors)
+    with torch.no_grad():
+        for role, module in _roles(model, guide):
+            module.load_state_dict({k: tensors[f"{role}.{k}"] for k in module.state_dict()})
+            for key, part, name in _attributes(module):
+                setattr(part, name, tensors[f"{role}.{key}"].clone())
+        for name, value in _stored(model, guide).items():
+            value.copy_(tensors[f"param.{name}"])
+
+
+def make_parameters(model: Program, guide: Program, x: torch.Tensor) -> None:
+    """Runs the programs on the rows `x`, so that their ``pyro.param`` exist to be restored."""
+    with param_scope(model, guide), torch.no_grad():
+        run_once(model, guide, (x,))
+
+
+def check_fits(expected: Mapping[str, torch.Tensor], tensors: Mapping[str, torch.Tensor]) -> None:
+    """Raises a CheckpointError that names tensors whose names, shapes or dtypes are others."""
+    missing, unknown = expected.keys() - tensors.keys(), tensors.keys() - expected.keys()
+    if missing or unknown:
+        names = f"missing {sorted(missing)[:5]}, unknown {sorted(unknown)[:5]}"
+        raise CheckpointError(f"the tensors are not those of these programs: {names}")
+    for name, value in expected.items():
+        wanted, got = ((tuple(t.shape), t.dtype) for t in (value, tensors[name]))
+        if got != wanted:
+            raise CheckpointError(f"tensor {name!r}: expected {wanted}, got {got}")
+
+
+def package_versions(more: Sequence[str] = ()) -> dict[str, str]:
+    """Package -> version, of this one, Python, `PACKAGES` and `more`.
+
+    Example:
+        >>> package_versions()["pyro-vaeflow"] == pyro_vaeflow.__version__
+        True
+    """
+    ours = {"pyro-vaeflow": pyro_vaeflow.__version__, "python": platform.python_version()}
+    return ours | {name: version(name) for name in (*PACKAGES, *more)}
+
+
+def tensor_digest(values: Iterable[Any]) -> str:
+    """The sha256 of tensors' types, shapes and values; of other values, of what is plain in them.
+
+    Example:
+        >>> tensor_digest([torch.zeros(2)]) == tensor_digest([torch.zeros(2).double()])
+        False
+    """
+    digest = hashlib.sha256()
+    for value in values:
+        if isinstance(value, torch.Tensor):
+            digest.update(f"{value.dtype} {tuple(value.shape)}".encode())
+            data = value.detach().cpu().contiguous().flatten()
+            digest.update(data.view(torch.uint8).numpy().data)
+        else:
+            digest.update(repr(value if is_plain(value) else type(value).__qualname__).encode())
+    return digest.hexdigest()
+
+
+def named_digest(tensors: Mapping[str, torch.Tensor]) -> str:
+    """The sha256 of named tensors, whatever their order."""
+    return tensor_digest(part for name in sorted(tensors) for part in (name, tensors[name]))
+
+
+def is_plain(value: Any) -> bool:
+    """Whether a value is a number, text or None, or a list or tuple of those."""
+    if isinstance(value, list | tuple):
+        return all(is_plain(item) for item in value)
+    return value is None or isinstance(value, bool | int | float | str)
+
+
+def _roles(model: Program, guide: Program) -> list[tuple[str, nn.Module]]:
+    pairs = (("model", model), ("guide", guide))
+    return [(role, module) for role, program in pairs for module in modules(program)]
+
+
+def _attributes(module: nn.Module) -> Iterator[tuple[str, nn.Module, str]]:
+    """Name, owner and attribute of each tensor outside the state dict; caches are private."""
+    for path, part in module.named_modules():
+        for name, value in list(vars(part).items()):
+            if isinstance(value, torch.Tensor) and not name.startswith("_"):
+                yield f"{path}#{name}", part, name
+
+
+def _stored(model: Program, guide: Program) -> dict[str, torch.Tensor]:
+    """The pair's unconstrained parameters in Pyro's store, without those of its modules."""
+    of_modules = {id(p) for module in modules(model, guide) for p in module.parameters()}
+    with param_scope(model, guide):
+        stored = dict(pyro.get_param_store().named_parameters())
+    return {name: value for name, value in stored.items() if id(value) not in of_modules}
+
+
 def _tensor_file(name: str, digest: str) -> str:
     start = "tensors" if name == "detector" else name  # as version 0.1 has named a detector's
     return f"{start}-{digest[:16]}.safetensors"
 
 
-def _bytes(path: Path, limit: int | None = None) -> bytes:
+def _bytes(path: Path) -> bytes:
     if not path.is_file():  # nor a pipe, which would wait for ever
         raise FileNotFoundError(f"{path} is not there: the folder holds no complete checkpoint")
-    if limit is not None and path.stat().st_size > limit:
-        raise CheckpointError(f"{path} has {path.stat().st_size} bytes, more than {limit}")
     return path.read_bytes()
 
 
 def _digest(document: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
-
-
-def _refuse_constant(name: str) -> None:
-    raise ValueError(f"{name} is no JSON number")

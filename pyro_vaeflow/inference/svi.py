@@ -1,4 +1,4 @@
-"""What ``pyro.infer.SVI`` is given by `train`: one optimizer, sums as means over rows, traces."""
+"""What `train` puts around ``pyro.infer.SVI``: batches, one optimizer, means over rows, traces."""
 
 import math
 from collections.abc import Callable
@@ -17,6 +17,59 @@ from pyro.poutine.trace_struct import Trace
 from pyro_vaeflow.inference.parameters import Program, UnseenParams, without_names
 
 
+class Batches:
+    """Mini-batches as a function of the seed and the step: a training can go on from any step.
+
+    Rows are drawn without replacement within a pass over the data or, by their weights, with it.
+
+    Args:
+        rows: ``(num_data, ...)``.
+        batch_size: rows a step; all, if there are fewer.
+        weights: ``(num_data,)``, or None.
+
+    Raises:
+        ValueError: the weights are not one number of at least 0 a row.
+
+    Example:
+        >>> batches = Batches(torch.zeros(4, 2), batch_size=2, weights=None, seed=0)
+        >>> torch.cat([batches(0), batches(1)]).sort().values
+        tensor([0, 1, 2, 3])
+    """
+
+    def __init__(
+        self, rows: torch.Tensor, batch_size: int, weights: torch.Tensor | None, seed: int
+    ) -> None:
+        self.num_data, self.device, self.seed = len(rows), rows.device, seed
+        self.batch_size = min(batch_size, self.num_data)
+        self.per_pass = self.num_data // self.batch_size
+        self.weights = None if weights is None else torch.as_tensor(weights)
+        self.current: tuple[int, torch.Tensor] = (-1, torch.empty(0))  # a pass and its batches
+        if (given := self.weights) is not None:
+            total = given.sum()
+            one_a_row = given.shape == (self.num_data,)
+            if not (one_a_row and (given >= 0).all() and 0 < total < math.inf):
+                raise ValueError(
+                    f"weights must be {self.num_data} numbers of at least 0, one a row of x, not "
+                    f"all 0; got shape {tuple(given.shape)} and sum {total:.3g}"
+                )
+
+    def __call__(self, step: int) -> torch.Tensor:
+        """The indices of the step's rows, ``(batch_size,)``."""
+        number, place = divmod(step, self.per_pass)
+        if self.current[0] != number:
+            self.current = number, self._pass(number)
+        return self.current[1][place].to(self.device)
+
+    def _pass(self, number: int) -> torch.Tensor:
+        generator = torch.Generator().manual_seed((self.seed * 1_000_003 + number) % 2**63)
+        count = self.per_pass * self.batch_size
+        if self.weights is None:
+            order = torch.randperm(self.num_data, generator=generator)[:count]
+        else:
+            order = self.weights.cpu().multinomial(count, replacement=True, generator=generator)
+        return order.view(self.per_pass, self.batch_size)
+
+
 def make_svi(model: Program, guide: Program, optim: "OneOptimizer", loss: ELBO) -> SVI:
     """An SVI object that leaves the finding of parameters to the optimizer.
 
@@ -32,11 +85,6 @@ class OneOptimizer(PyroOptim):
 
     Pyro's own makes an optimizer object a parameter: a fifth of a step's time for small networks.
     It is a ``PyroOptim`` only because SVI checks the type.
-
-    Args:
-        parameters: name -> unconstrained parameter.
-        optimizer: makes a torch optimizer from parameters and ``lr``.
-        clip_norm: the largest norm of the whole gradient, or None.
 
     Attributes:
         learning_rate: of the last step.

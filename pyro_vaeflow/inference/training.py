@@ -14,9 +14,10 @@ import pandas as pd
 import pyro
 import torch
 from pyro.infer import ELBO, Trace_ELBO
+from torch import nn
+from torch.nn.modules.module import register_module_forward_pre_hook
 
 from pyro_vaeflow.inference.annealing import CapacityELBO, Schedule, anneal, constant
-from pyro_vaeflow.inference.batches import Batches
 from pyro_vaeflow.inference.callbacks import (
     RECORD,
     BestOnHeldOut,
@@ -32,13 +33,12 @@ from pyro_vaeflow.inference.contract import check_contract
 from pyro_vaeflow.inference.draws import hold_memory
 from pyro_vaeflow.inference.parameters import (
     Program,
-    called_modules,
     module_mode,
     named_parameters,
     param_scope,
     seeded,
 )
-from pyro_vaeflow.inference.svi import LastTraces, OneOptimizer, PerRow, make_svi
+from pyro_vaeflow.inference.svi import Batches, LastTraces, OneOptimizer, PerRow, make_svi
 from pyro_vaeflow.inference.traces import Args, as_args, row_terms, run_once, take_rows
 from pyro_vaeflow.validation import check_size
 
@@ -205,12 +205,13 @@ def _checked_rows(
         if held_out is None:
             raise ValueError(f"patience={patience} needs held_out rows to evaluate")
     args = as_args(x)
-    for name, rows in {"x": args, "held_out": args if held_out is None else held_out}.items():
-        if not len(as_args(rows)[0]):
+    others = args if held_out is None else as_args(held_out)
+    for name, rows in {"x": args, "held_out": others}.items():
+        if not len(rows[0]):
             raise ValueError(f"{name} has no rows")
-        shape, like = (tuple(a[0].shape[1:]) for a in (as_args(rows), args))
-        if shape != like:
-            raise ValueError(f"held_out must have rows like those of x, {like}, got {shape}")
+    shape, like = (tuple(rows[0].shape[1:]) for rows in (others, args))
+    if shape != like:
+        raise ValueError(f"held_out must have rows like those of x, {like}, got {shape}")
     return args
 
 
@@ -218,10 +219,10 @@ def _schedules(
     learning_rate: float | Schedule, schedule: Schedule | None
 ) -> tuple[Schedule, Schedule]:
     """The learning rate, and beta or the capacity, as functions of the step."""
-    level = constant(1.0) if schedule is None else schedule
-    if not callable(level):
+    if not (schedule is None or callable(schedule)):
         raise TypeError(f"schedule must be a function of the step, got {schedule!r}; say linear(9)")
-    return learning_rate if callable(learning_rate) else constant(learning_rate), level
+    rate = learning_rate if callable(learning_rate) else constant(learning_rate)
+    return rate, schedule or constant(1.0)
 
 
 def _watchers(
@@ -246,14 +247,17 @@ def _watchers(
     return watchers + ([ProgressBar()] if progress else [])
 
 
-def _make_parameters(
-    model: Program, guide: Program, batch: Args, seed: int
-) -> list[torch.nn.Module]:
+def _make_parameters(model: Program, guide: Program, batch: Args, seed: int) -> list[nn.Module]:
     """Runs the programs on a whole batch, for start values taken from it; the modules called."""
-    with module_mode(model, guide, training=False), seeded(seed), torch.no_grad():
-        with called_modules() as called:
-            run_once(model, guide, batch)
-    return called
+    called: dict[nn.Module, None] = {}
+    with (
+        module_mode(model, guide, training=False),
+        register_module_forward_pre_hook(lambda part, _: called.setdefault(part)),
+        seeded(seed),
+        torch.no_grad(),
+    ):
+        run_once(model, guide, batch)
+    return list(called)
 
 
 def _record(run: Run, loss: float, beta: float, last: LastTraces, plate: str) -> Record:
@@ -285,9 +289,9 @@ def _how_to_go_on(run: Run, checkpoint: Callback | str | Path | None) -> str:
     advice = "with a folder for its checkpoint, the same call could go on later"
     if checkpoint is not None:
         advice = f"the same call goes on from {getattr(checkpoint, 'folder', checkpoint)}"
-    steps = f"{run.step} of {run.num_steps} steps"
     return (
-        f"Ctrl-C ended training after {steps}; the programs can be used as they are, and {advice}"
+        f"Ctrl-C ended training after {run.step} of {run.num_steps} steps; the programs can be "
+        f"used as they are, and {advice}"
     )
 
 

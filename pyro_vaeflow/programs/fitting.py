@@ -49,27 +49,25 @@ def vae(settings: PairSettings, num_features: Row, x: torch.Tensor | None) -> tu
     if latent_dim is None:
         count = num_features if isinstance(num_features, int) else len(num_features)
         latent_dim = min(count, MAX_LATENT)
+    shared: dict[str, Any] = {"latent_dim": latent_dim, "dropout": settings.dropout}
+    shared["activation"] = settings.activation
     model = Model(
         num_features,
-        latent_dim=latent_dim,
         hidden_dims=settings.decoder_dims,
         likelihood=settings.likelihood,
-        dropout=settings.dropout,
-        activation=settings.activation,
         likelihood_options=settings.likelihood_options,
+        **shared,
     )
     guide = Guide(
         num_features,
-        latent_dim=latent_dim,
         hidden_dims=settings.encoder_dims,
         flow=settings.flow,
         num_flows=settings.num_flows,
         conditioned=settings.conditioned,
-        dropout=settings.dropout,
         input_dropout=settings.input_dropout,
         start_scale=settings.start_scale,
-        activation=settings.activation,
         flow_options=settings.flow_options,
+        **shared,
     )
     if settings.prior == "exemplar" and x is not None:
         model.prior = ExemplarPrior(x, guide.locate, latent_dim)
@@ -212,15 +210,14 @@ def annealing(config: AnnealingConfig, num_steps: int) -> tuple[Schedule, ELBO]:
         (0.0, 1.0, 2.0)
     """
     rise = max(1, round(config.ratio * num_steps))
-    if config.kind == "capacity":
-        return linear(rise, config.start, config.stop), CapacityELBO(gamma=config.gamma)
+    if config.kind == "constant":
+        return constant(config.stop), Trace_ELBO()
     if config.kind == "cyclical":
         cycles = min(config.num_cycles, num_steps)
         cyclic = cyclical(num_steps, cycles, config.ratio, config.start, config.stop)
         return cyclic, Trace_ELBO()
-    if config.kind == "linear":
-        return linear(rise, config.start, config.stop), Trace_ELBO()
-    return constant(config.stop), Trace_ELBO()
+    loss = CapacityELBO(gamma=config.gamma) if config.kind == "capacity" else Trace_ELBO()
+    return linear(rise, config.start, config.stop), loss
 
 
 def learning_rate(settings: TrainingSettings, num_steps: int) -> Schedule:

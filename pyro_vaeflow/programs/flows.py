@@ -93,18 +93,15 @@ def iaf(
     """
     check_size("num_flows", num_flows, 1, MAX_FLOWS)
     options = {"stable": stable, "sigmoid_bias": gate_bias(num_flows), "log_scale_min_clip": -3.0}
+    plain, conditional = transforms.AffineAutoregressive, transforms.ConditionalAffineAutoregressive
+    layer = plain if context_dim is None else conditional
     layers: list[nn.Module] = []
     for k in range(num_flows):
-        order = layer_order(latent_dim, k)
-        made = _made(latent_dim, context_dim, hidden_dim, [1, 1], order)
+        made = _made(latent_dim, context_dim, hidden_dim, [1, 1], layer_order(latent_dim, k))
         with torch.no_grad():  # a stack of any depth starts near the identity
             made.layers[-1].weight.normal_(0.0, START_SCALE / math.sqrt(made.hidden_dims[-1]))
             made.layers[-1].bias.zero_()
-        plain, conditional = (
-            transforms.AffineAutoregressive,
-            transforms.ConditionalAffineAutoregressive,
-        )
-        layers.append((plain if context_dim is None else conditional)(made, **options))
+        layers.append(layer(made, **options))
     return layers
 
 
@@ -135,11 +132,11 @@ def spline(
     check_size("num_flows", num_flows, 1, MAX_FLOWS)
     param_dims = [count_bins, count_bins, count_bins - 1, count_bins]
     plain, conditional = transforms.SplineAutoregressive, transforms.ConditionalSplineAutoregressive
+    layer = plain if context_dim is None else conditional
     layers: list[nn.Module] = []
     for k in range(num_flows):
         order = layer_order(latent_dim, num_flows - 1 - k)  # the last layer has the columns'
         made = _made(latent_dim, context_dim, hidden_dim, param_dims, order)
-        layer = plain if context_dim is None else conditional
         layers.append(layer(latent_dim, made, count_bins=count_bins, bound=bound))
     return layers
 

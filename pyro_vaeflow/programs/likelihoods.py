@@ -13,9 +13,35 @@ import torch
 from pyro.distributions import TorchDistribution
 from torch import nn
 
-from pyro_vaeflow.programs.lean import BernoulliRow
 from pyro_vaeflow.programs.mixed import MixedHead, degrees_of_freedom, with_tails
 from pyro_vaeflow.validation import check_positive
+
+FACTORS = 120  # of at least 1/2, which single precision can multiply before taking a logarithm
+
+
+class BernoulliRow(dist.Independent):
+    r"""``Bernoulli(logits=l).to_event(1)``, scored with a hundredth of the logarithms.
+
+    .. math:: \log p(x) = \sum_j (x_j - \tfrac12)\, l_j - \tfrac12 |l_j| + \log \sigma(|l_j|)
+
+    The factors of the last term lie in [1/2, 1]: 120 of them are multiplied and share a logarithm.
+
+    Example:
+        >>> row = BernoulliRow(dist.Bernoulli(logits=torch.zeros(3), validate_args=False), 1)
+        >>> row.log_prob(torch.tensor([0.0, 1.0, 1.0])).exp()
+        tensor(0.1250)
+    """
+
+    def log_prob(self, value: torch.Tensor) -> torch.Tensor:
+        """Log probability of rows ``(..., num_features)``, summed over the columns, nats."""
+        if torch.is_grad_enabled():
+            return super().log_prob(value)
+        logits = self.base_dist.logits
+        size = logits.abs()
+        # column by column: sums of large numbers would leave their rounding errors
+        twice = torch.addcmul(size, logits, 1.0 - 2.0 * value).sum(-1)
+        products = [part.prod(-1) for part in size.sigmoid_().split(FACTORS, -1)]
+        return torch.stack(products).log().sum(0) - 0.5 * twice
 
 
 class BernoulliHead(nn.Module):

@@ -81,12 +81,9 @@ class MixedRow(TorchDistribution):
 
     .. math:: \log p(x) = \sum_{j \text{ observed}} \log p_j(x_j)
 
-    A missing entry is thereby marginalised: given z the columns are independent.
-
-    Args:
-        layout: of the columns.
-        logits: ``batch_shape + (num_logits,)``, the columns' levels one after another.
-        numbers: of the continuous columns, ``batch_shape + (num_continuous,)``, each by itself.
+    A missing entry is thereby marginalised: given z the columns are independent. `logits`
+    ``(..., num_logits)`` are the columns' levels one after another, `numbers`
+    ``(..., num_continuous)`` the distributions of the continuous columns.
     """
 
     arg_constraints: dict[str, constraints.Constraint] = {}
@@ -170,9 +167,7 @@ class MixedHead(nn.Module):
 
     def forward(self, h: torch.Tensor) -> MixedRow:
         out = self.out(h)
-        logits, loc = out.split(
-            [self.layout.num_logits, out.shape[-1] - self.layout.num_logits], -1
-        )
+        logits, loc = out.tensor_split([self.layout.num_logits], -1)
         scale = self.log_scale.exp() + self.min_scale
         numbers = dist.Normal(loc, scale, validate_args=False)
         if self.log_df is not None:

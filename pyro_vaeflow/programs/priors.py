@@ -27,8 +27,7 @@ class ExemplarMixture(TorchDistribution):
     distances to all centres come from one matrix product.
 
     Args:
-        log_weights: ``batch_shape + (num_centres + 1,)``, that of the wide normal last; need not be
-            normalised.
+        log_weights: ``batch_shape + (num_centres + 1,)``, the wide normal's last; not normalised.
         centres: ``(num_centres, latent_dim)``.
         width, broad: h and b, ``(latent_dim,)``.
     """
@@ -141,16 +140,16 @@ class ExemplarPrior(nn.Module):
 
     def forward(self, x: torch.Tensor) -> ExemplarMixture:
         """The prior of the rows `x`; they differ in it only while training."""
+        rows = self.rows
+        if self.training:
+            rows = rows[torch.randperm(len(rows))[: self.per_step]]
+            is_other = row_hash(x)[:, None] != row_hash(rows)  # by content: a copy is no other row
+            near = is_other.to(x.dtype)
+        else:
+            near = x.new_ones(len(rows))
+        far = x.new_full((*near.shape[:-1], 1), BROAD_WEIGHT * len(rows))
         scales = self.log_width.exp(), self.log_broad.exp()
-        if not self.training:
-            weights = x.new_ones(len(self.rows) + 1)
-            weights[-1] = BROAD_WEIGHT * len(self.rows)
-            return ExemplarMixture(weights.log(), self.locate(self.rows), *scales)
-        rows = self.rows[torch.randperm(len(self.rows))[: self.per_step]]
-        is_other = row_hash(x)[:, None] != row_hash(rows)  # by content: a copy is no other row
-        far = x.new_full((len(x), 1), BROAD_WEIGHT * len(rows))
-        weights = torch.cat([is_other.to(x.dtype), far], -1)
-        return ExemplarMixture(weights.log(), self.locate(rows), *scales)
+        return ExemplarMixture(torch.cat([near, far], -1).log(), self.locate(rows), *scales)
 
 
 def _log_sum(a: torch.Tensor, b: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:

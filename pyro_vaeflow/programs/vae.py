@@ -14,7 +14,6 @@ from torch import nn
 
 from pyro_vaeflow.programs.flows import FLOWS
 from pyro_vaeflow.programs.fused import fused
-from pyro_vaeflow.programs.lean import NormalRow, in_blocks
 from pyro_vaeflow.programs.likelihoods import LIKELIHOODS, BernoulliHead
 from pyro_vaeflow.programs.mixed import MixedHead, MixedInput
 from pyro_vaeflow.validation import check_positive, check_size
@@ -94,8 +93,6 @@ class Model(PyroModule):
         first = nn.Linear(latent_dim, hidden_dims[0])
         self.decoder = mlp(first, hidden_dims, dropout, activation)
         self.likelihood = head(hidden_dims[-1], num_features, **(likelihood_options or {}))
-        outputs = (p.shape[0] for p in self.likelihood.parameters() if p.dim())
-        self.width = max(*hidden_dims, *outputs)
 
     def decode(self, z: torch.Tensor) -> TorchDistribution:
         """p(x | z): a distribution of rows, batch shape that of z ``(..., latent_dim)``."""
@@ -104,11 +101,11 @@ class Model(PyroModule):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if isinstance(self.likelihood, BernoulliHead):
             _check_shares(x)
-        standard = NormalRow(dist.Normal(x.new_zeros(self.latent_dim), 1.0), 1)
+        standard = dist.Normal(x.new_zeros(self.latent_dim), 1.0).to_event(1)
         prior = standard if self.prior is None else self.prior(x)
         with pyro.plate("data", len(x)):
             z = pyro.sample("z", prior)
-            return pyro.sample("x", in_blocks(self.decode, z, self.width, x.shape[-1]), obs=x)
+            return pyro.sample("x", self.decode(z), obs=x)
 
 
 class Guide(PyroModule):
@@ -184,7 +181,7 @@ class Guide(PyroModule):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         context = self.encoder(x)
         loc, raw_scale = self.base(context).chunk(2, dim=-1)
-        posterior: Any = NormalRow(dist.Normal(loc, F.softplus(raw_scale) + MIN_SCALE), 1)
+        posterior: Any = dist.Normal(loc, F.softplus(raw_scale) + MIN_SCALE).to_event(1)
         if len(self.flow):
             layers = fused(self.flow)  # Pyro's layers, neighbours that are alike in one pass
             conditional = dist.ConditionalTransformedDistribution(posterior, layers)

@@ -18,8 +18,7 @@ from pyro_vaeflow.experiments.config import ExperimentConfig
 from pyro_vaeflow.experiments.measurements import detection
 from pyro_vaeflow.experiments.tables import HEADINGS, mean_std
 from pyro_vaeflow.experiments.tasks import Task, load_task
-from pyro_vaeflow.inference.fingerprint import package_versions
-from pyro_vaeflow.inference.saved_folder import write_whole
+from pyro_vaeflow.inference.saved_folder import package_versions, write_whole
 from results.shared.detectors import Baseline, anomaly_score, fit
 from results.shared.pages import markdown, write_page
 

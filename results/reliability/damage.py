@@ -1,6 +1,6 @@
 """Damages sound files and reads them: data files, configurations, run folders, saved detectors.
 
-    python -m tests.fuzz --minutes 10 --seed 0     # prints the table of results/reliability.md
+    python -m results.reliability.damage --minutes 10 --seed 0    # prints the table of README.md
 
 A case is a function of the seed and its number: ``--case 123`` repeats one and shows its error.
 Cases run in another process with a limit on memory, which is ended if it does not answer.
@@ -18,9 +18,10 @@ import time
 import traceback
 import warnings
 from collections.abc import Callable
-from concurrent.futures import BrokenExecutor
+from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import cache
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -38,8 +39,8 @@ from pyro_vaeflow.experiments.fanout import run_all
 from pyro_vaeflow.experiments.results import finished_runs, read_csv
 from pyro_vaeflow.experiments.run_folder import load_programs
 from pyro_vaeflow.experiments.study import PRESETS, load_study
-from pyro_vaeflow.workers import Processes
 
+CONTEXT = get_context("forkserver")  # a process that has imported torch, and forks
 PATIENCE = 10.0  # seconds of processor time a case: others may be at work on the machine
 SILENCE = 120.0  # seconds by the clock without an answer: it waits, or is stuck
 MEMORY = 2 * 2**30  # bytes of addresses that a case may take beyond those of the process
@@ -61,11 +62,13 @@ SNIPPETS = [
 
 
 def main() -> None:
+    """Prints the table of outcomes, or one case."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--minutes", type=float, default=10.0)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--case", type=int, help="repeat one case, and show its error")
     given = parser.parse_args()
+    CONTEXT.set_forkserver_preload(["results.reliability.damage"])
     with tempfile.TemporaryDirectory() as folder:
         if given.case is not None:
             make_sound(Path(folder))
@@ -84,7 +87,7 @@ def fuzz(
     """A row a case: its reader, outcome and what the error said."""
     make_sound(folder)
     names, cases, start = list(readers()), [], time.monotonic()
-    process = Processes(1)
+    process = ProcessPoolExecutor(1, CONTEXT)
     try:
         while time.monotonic() - start < seconds and len(cases) != num_cases:
             future = process.submit(run_case, folder, seed, len(cases), limit=True)
@@ -92,10 +95,11 @@ def fuzz(
                 outcome, said = future.result(timeout=SILENCE)
             except BrokenExecutor as error:
                 outcome, said = "crash", f"the process ended: {error}"
+                process = ProcessPoolExecutor(1, CONTEXT)
             except TimeoutError:
                 outcome, said = "hang", f"no answer in {SILENCE:g} s"
                 process.shutdown()
-                process = Processes(1)
+                process = ProcessPoolExecutor(1, CONTEXT)
             cases.append((names[len(cases) % len(names)], outcome, said[:500]))
     finally:
         process.shutdown()
@@ -300,6 +304,7 @@ def readers() -> dict[str, Reader]:
 
 
 def rows() -> pd.DataFrame:
+    """A small mixed table, of which one entry is missing."""
     frame = pd.DataFrame({"size": np.linspace(-1.0, 1.0, 30), "kind": 10 * ["a", "b", "c"]})
     frame.loc[3, "size"] = None
     return frame.assign(count=np.arange(30) % 3)
@@ -349,6 +354,6 @@ def _load_and_score(home: Path) -> None:
 
 
 if __name__ == "__main__":
-    from tests import fuzz as module  # whose functions another process can import
+    from results.reliability import damage as module  # whose functions another process can import
 
     module.main()

@@ -1,0 +1,277 @@
+"""Kills trainings at random moments, lets new processes go on, and compares how they end.
+
+``python -m results.reliability.kills --write results/reliability/README.md`` puts the counts into
+that file. Writing is slowed down, so that many kills fall into it. A training that was killed, once
+or more often, must end as one without checkpoints in this process, which shares nothing with the
+killed ones: the same bits in each parameter, score and row of its history (all but the seconds).
+"""
+
+import argparse
+import json
+import os
+import re
+import shlex
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
+from multiprocessing.context import ForkServerProcess
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyro
+import pyro.distributions as dist
+import torch
+from pyro.optim.clipped_adam import ClippedAdam
+from safetensors.torch import load_file
+
+from pyro_vaeflow import Checkpoint, Guide, Model, VAEFlowDetector, cosine, linear, train
+from pyro_vaeflow.experiments.config import ExperimentConfig
+from pyro_vaeflow.experiments.fanout import run_all
+from pyro_vaeflow.inference import checkpoint
+from pyro_vaeflow.inference.saved_folder import named_digest, state_of
+
+CONTEXT = get_context("forkserver")  # a process that has imported torch, and forks
+PHASES = "before the first step|in a step|writing|renaming|after training".split("|")
+BEFORE, STEP, WRITE, RENAME, AFTER = range(len(PHASES))
+SLOW = 0.003  # seconds that each part of a writing takes longer
+EVERY = 3  # steps
+TINY = {
+    "dataset": "breast_cancer", "num_steps": 15, "num_samples": 3, "encoder_dims": (8,),
+    "decoder_dims": (8,), "max_rows": 100, "flow": "iaf", "num_flows": 2,
+}  # fmt: skip
+
+
+def _digest(history: pd.DataFrame, tensors: dict[str, torch.Tensor]) -> str:
+    frame = torch.as_tensor(history.drop(columns="seconds").to_numpy(dtype=np.float64))
+    return named_digest(tensors | {"history": frame})
+
+
+def _rows(num_data: int) -> torch.Tensor:
+    return torch.randn(num_data, 3, generator=torch.Generator().manual_seed(1))
+
+
+def _modules() -> tuple[Callable, Callable]:
+    sizes: dict[str, Any] = {"latent_dim": 2, "hidden_dims": (8,)}
+    return Model(3, likelihood="normal", **sizes), Guide(3, flow="iaf", num_flows=2, **sizes)
+
+
+def _functions() -> tuple[Callable, Callable]:
+    decoder, encoder = torch.nn.Linear(2, 3), torch.nn.Linear(3, 2)
+
+    def model(x: torch.Tensor) -> None:
+        pyro.module("decoder", decoder)
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(decoder(z), 0.5).to_event(1), obs=x)
+
+    def guide(x: torch.Tensor) -> None:
+        pyro.module("encoder", encoder)
+        scale = pyro.param("scale", torch.ones(2), constraint=dist.constraints.positive)
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(encoder(x), scale).to_event(1))
+
+    return model, guide
+
+
+def _train(make: Callable, folder: Path | None, **options: Any) -> str:
+    pyro.set_rng_seed(3)
+    pair = make()
+    options |= {"num_steps": 24, "batch_size": 8, "progress": False}
+    keep = None if folder is None else Checkpoint(folder, EVERY)
+    history = train(*pair, _rows(30), checkpoint=keep, **options)
+    return _digest(history.frame, state_of(*pair))
+
+
+def train_modules(folder: Path | None) -> str:
+    """The programs that ship, with dropout, a flow and held-out rows that end it early."""
+    options = {"held_out": _rows(12), "eval_every": 4, "patience": 3, "schedule": linear(10)}
+    return _train(_modules, folder, learning_rate=0.05, **options)
+
+
+def train_functions(folder: Path | None) -> str:
+    """Plain functions, weighted rows, an optimizer of Pyro's that keeps numbers in Python."""
+    options = {"optimizer": ClippedAdam, "clip_norm": 5.0, "weights": torch.arange(30.0), "seed": 2}
+    return _train(_functions, folder, learning_rate=cosine(24, 0.05, 0.001), **options)
+
+
+def fit_detector(folder: Path | None) -> str:
+    """A fit with checkpoints in a folder of its own, and its scores."""
+    draw = np.random.default_rng(0)
+    frame = pd.DataFrame({"size": draw.normal(size=120), "kind": draw.choice(["a", "b"], 120)})
+    options = {"num_steps": 18, "batch_size": 16, "num_samples": 2, "random_state": 0}
+    detector = VAEFlowDetector(checkpoint_dir=folder, **options).fit(frame)
+    state = state_of(detector.model_, detector.guide_)
+    scores = torch.as_tensor(detector.score_samples(frame))
+    return _digest(detector.history_, state | {"scores": scores})
+
+
+def run_study(folder: Path | None) -> str:
+    """A study of one run, which leaves nothing behind."""
+    if folder is None:
+        with tempfile.TemporaryDirectory() as temporary:
+            return run_study(Path(temporary))
+    outcome = run_all([ExperimentConfig(**TINY)], folder, progress=False)
+    if outcome.failed or list(folder.glob("unfinished/*")) or list(folder.glob("runs/.*")):
+        raise RuntimeError(f"a finished study failed or left parts behind: {outcome.failed}")
+    (run,) = (folder / "runs").iterdir()
+    with np.load(run / "scores.npz") as scores:
+        arrays = {name: torch.as_tensor(array) for name, array in scores.items()}
+    return _digest(
+        pd.read_csv(run / "history.csv"), load_file(run / "parameters.safetensors") | arrays
+    )
+
+
+JOBS: dict[str, Callable[[Path | None], str]] = {
+    "modules": train_modules,
+    "functions": train_functions,
+    "detector": fit_detector,
+    "study": run_study,
+}
+
+
+def slow_down(phase: Any) -> None:
+    """Slows the writing of checkpoints in this process, and notes what it is at in `phase`."""
+
+    def at(number: int, call: Callable, after: int | None = None) -> Callable:
+        def wrapped(*args, **options):
+            before, phase.value = phase.value, number
+            pause = SLOW / 2 if number in (WRITE, RENAME) else 0.0
+            time.sleep(pause)
+            result = call(*args, **options)
+            time.sleep(pause)
+            phase.value = before if after is None else after
+            return result
+
+        return wrapped
+
+    def open_slowly(path: Path, mode: str = "r", *args, **options):
+        file = open_path(path, mode, *args, **options)
+        write = file.write
+
+        def write_halves(data: bytes) -> None:
+            write(data[: len(data) // 2])
+            file.flush()
+            time.sleep(SLOW)
+            write(data[len(data) // 2 :])
+
+        if path.suffix == ".partial" and mode == "wb":
+            file.write = write_halves
+        return file
+
+    open_path = Path.open
+    Path.open = open_slowly
+    os.fsync, os.replace = at(WRITE, os.fsync), at(RENAME, os.replace)
+    keeper = Checkpoint
+    keeper.start, keeper.end = at(BEFORE, keeper.start, STEP), at(STEP, keeper.end, AFTER)
+    keeper._write = at(WRITE, keeper._write)
+
+
+def work(job: str, folder: Path, phase: Any, answer: Connection) -> None:
+    """In a process of its own: says that it starts, and how the job has ended."""
+    checkpoint.LEAST_EVERY = EVERY
+    if phase is not None:
+        slow_down(phase)
+    answer.send("started")
+    answer.send(JOBS[job](folder))
+
+
+def start(job: str, folder: Path, phase: Any = None) -> tuple[ForkServerProcess, Connection]:
+    """The process of a job that has just started, and where its answer comes."""
+    answer, theirs = CONTEXT.Pipe(duplex=False)
+    process = CONTEXT.Process(target=work, args=(job, folder, phase, theirs))
+    process.start()
+    theirs.close()
+    answer.recv()
+    return process, answer
+
+
+def kill_after(seconds: float, job: str, folder: Path, phase: Any) -> bool:
+    """Whether it was still at work."""
+    phase.value = BEFORE
+    process, answer = start(job, folder, phase)
+    alive = not answer.poll(seconds)
+    process.kill()
+    process.join()
+    return alive
+
+
+def end(job: str, folder: Path, phase: Any = None) -> str:
+    """The digest of the job's end; a hang is an end like no other."""
+    process, answer = start(job, folder, phase)
+    digest = answer.recv() if answer.poll(600) else "hangs"
+    process.kill()
+    process.join()
+    return digest
+
+
+def kill(kills: int, seed: int) -> Counter:
+    """Kills so many times, some again after they went on; counts where, and how they end."""
+    draw, phase, counts = np.random.default_rng(seed), CONTEXT.Value("b", lock=False), Counter()
+    expected, lasts = {job: work(None) for job, work in JOBS.items()}, {}
+    while counts["kills"] < kills:
+        job = str(draw.choice(list(JOBS), p=[0.45, 0.35, 0.1, 0.1]))
+        with tempfile.TemporaryDirectory() as folder:
+            if job not in lasts:  # with checkpoints alone
+                started = time.perf_counter()
+                counts["mismatches"] += end(job, Path(folder, "whole"), phase) != expected[job]
+                lasts[job] = time.perf_counter() - started
+            for _ in range(draw.choice([1, 1, 2, 3])):
+                moment = draw.uniform(0.0, 0.95) * lasts[job]
+                if kill_after(moment, job, Path(folder, "killed"), phase):
+                    counts.update(["kills", PHASES[phase.value], f"{job} killed"])
+            counts["ends compared"] += 1
+            counts["mismatches"] += end(job, Path(folder, "killed")) != expected[job]
+    return counts
+
+
+def section(counts: Counter, seconds: float) -> str:
+    """The section of results/reliability/README.md."""
+    jobs = ", ".join(f"{counts[f'{job} killed']} {job}" for job in JOBS)
+    where = "\n".join(f"| {name} | {counts[name]} |" for name in PHASES)
+    command = shlex.join(["python", "-m", "results.reliability.kills", *sys.argv[1:]])
+    return f"""## Kill tests
+
+`{command}`: SIGKILL at random moments, then a new process goes on to the end;
+some are killed again first. The end must be that of a training without checkpoints, bit for bit:
+parameters, scores, history.
+
+| where the kill fell | kills |
+| --- | --- |
+{where}
+| all | {counts["kills"]} |
+
+{counts["ends compared"]} ends compared, {counts["mismatches"]} mismatches, {seconds:.0f} seconds.
+Kills by job: {jobs}. torch {torch.__version__}.
+
+"""
+
+
+def main() -> int:
+    """Kills as often as the command line says; 1 if an end differs."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--kills", type=int, default=200)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--write", type=Path, help="a file whose section of kills is made anew")
+    given = parser.parse_args()
+    CONTEXT.set_forkserver_preload(["results.reliability.kills"])
+    started = time.perf_counter()
+    counts = kill(given.kills, given.seed)
+    seconds = time.perf_counter() - started
+    print(json.dumps(counts | {"seconds": round(seconds, 1)}))
+    if given.write:
+        text = section(counts, seconds)
+        pattern = re.compile(r"^## Kill tests\n.*?(?=^## |\Z)", re.M | re.S)
+        given.write.write_text(pattern.sub(lambda _: text, given.write.read_text()))
+    return int(counts["mismatches"] > 0)
+
+
+if __name__ == "__main__":
+    from results.reliability import kills as module  # whose functions another process can import
+
+    sys.exit(module.main())
