@@ -95,7 +95,7 @@ def checked_values(settings: Any) -> dict[str, Any]:
     Raises:
         ConfigError: a value is of another type, or out of range.
     """
-    hints, values = _hints(type(settings)), {}
+    hints, values = _hints(type(settings)), {}  # type: ignore[arg-type]  # types have a hash
     for entry in fields(settings):
         value = convert(getattr(settings, entry.name), hints[entry.name], entry.name)
         limits = entry.metadata.get("limits", Limits())

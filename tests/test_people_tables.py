@@ -4,6 +4,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from pyro_vaeflow import VAEFlowDetector
+from pyro_vaeflow.detector.gaps import GapScale
 from pyro_vaeflow.tables.column_kinds import learn_columns
 from pyro_vaeflow.tables.columns import LEFT_OUT, Column
 from pyro_vaeflow.tables.mixed_encoder import MixedEncoder
@@ -360,3 +362,116 @@ def test_columns_that_are_new_or_missing_throughout_are_told_of(given, said: str
     encoder = MixedEncoder().fit(known)
     with pytest.warns(UserWarning, match=said):
         encoder.transform(given)
+
+
+TINY = {"num_steps": 20, "num_samples": 5, "hidden_dims": (8,), "random_state": 0}
+
+
+def ledger(num_data: int, seed: int, start: str = "2024-01-01") -> pd.DataFrame:
+    draw = np.random.default_rng(seed)
+    return pd.DataFrame(
+        {
+            "nr": range(1000 * seed, 1000 * seed + num_data),
+            "posted": pd.to_datetime(start) + pd.to_timedelta(draw.integers(0, 90, num_data), "D"),
+            "amount": draw.lognormal(4.0, 1.5, num_data).round(2),
+            "side": draw.choice(["S", "H"], num_data),
+        }
+    )
+
+
+@pytest.fixture(scope="module")
+def fitted() -> VAEFlowDetector:
+    with pytest.warns(UserWarning, match="'nr' is left out"):
+        return VAEFlowDetector(**TINY, calibration_share=0.3).fit(ledger(400, 1))
+
+
+def test_explanations_name_the_users_columns_and_a_saved_detector_knows_them(
+    fitted: VAEFlowDetector, tmp_path
+) -> None:
+    rows = ledger(50, 2)
+    nats = fitted.explain(rows)
+    assert list(nats) == ["posted", "amount", "side"] and nats.notna().all(axis=None)
+    fitted.save(tmp_path)
+    loaded = VAEFlowDetector.load(tmp_path)
+    pd.testing.assert_frame_equal(loaded.columns_, fitted.columns_)
+    scores = fitted.score_samples(rows)
+    np.testing.assert_array_equal(loaded.score_samples(rows), scores)
+    np.testing.assert_array_equal(loaded.score_samples(rows.drop(columns="nr")), scores)
+    assert loaded.drift(rows).p_value == fitted.drift(rows).p_value
+
+
+def test_drift_is_seen_in_the_columns_that_moved_and_nowhere_else(fitted: VAEFlowDetector) -> None:
+    same = fitted.drift(ledger(200, 2))
+    assert same.is_like and "no sign of drift" in str(same)
+    moved = ledger(200, 3).assign(side=lambda f: f["side"].where(f.index % 3 > 0, "X"))
+    moved["amount"] *= 20.0
+    moved.loc[::2, "posted"] = pd.NaT
+    drift = fitted.drift(moved)
+    assert drift.columns["moved"].all() and not drift.is_like
+    assert drift.columns.loc["side", "new"] == pytest.approx(1 / 3, abs=0.01)
+    assert drift.columns.loc["posted", "missing"] == 0.5
+    assert "columns that moved: posted, amount, side; p-values" in str(drift)
+    only = fitted.drift(ledger(200, 4).assign(side="S"))
+    assert only.columns.index[only.columns["moved"]].tolist() == ["side"]
+    with pytest.raises(ValueError, match="drift needs rows"):
+        fitted.drift(ledger(0, 1))
+
+
+def test_scores_of_rows_with_gaps_are_brought_to_those_of_complete_rows() -> None:
+    draw = np.random.default_rng(0)
+
+    def rows(num_data: int) -> tuple[np.ndarray, np.ndarray]:
+        is_missing = draw.random((num_data, 12)) < draw.uniform(0.0, 0.8, (num_data, 1))
+        nats = draw.normal(size=(num_data, 12)) ** 2 * np.linspace(0.2, 2.0, 12)
+        return -(nats * ~is_missing).sum(1), is_missing
+
+    gaps = GapScale.learn(*rows(300))
+    scores, is_missing = rows(20000)
+    even = gaps.adjusted(scores, is_missing)
+    num_gaps = is_missing.sum(1)
+    np.testing.assert_array_equal(even[num_gaps == 0], scores[num_gaps == 0])
+    few, many = num_gaps <= 2, num_gaps >= 7
+    for values, is_even in ((scores, False), (even, True)):
+        offset = np.quantile(values, 0.05)
+        rates = [(values[mask] < offset).mean() for mask in (few, many)]
+        assert (max(rates) < 0.09 and min(rates) > 0.015) == is_even
+    whole = GapScale.learn(scores[:50], np.zeros((50, 12), dtype=bool))
+    np.testing.assert_array_equal(whole.adjusted(scores, is_missing), scores)
+
+
+def test_fit_scores_the_kept_rows_alone_and_warns_if_they_are_few(monkeypatch) -> None:
+    counts = []
+    plain = VAEFlowDetector._scores
+    monkeypatch.setattr(
+        VAEFlowDetector, "_scores", lambda self, x: counts.append(len(x)) or plain(self, x)
+    )
+    draw = np.random.default_rng(0)
+    for contamination in ("auto", 0.1):
+        settings = TINY | {"contamination": contamination}
+        detector = VAEFlowDetector(**settings).fit(draw.normal(size=(300, 2)))
+        assert counts.pop() == 30 == len(detector.calibration_scores_) and not counts
+    monkeypatch.setattr("pyro_vaeflow.detector.calibrated.MAX_CALIBRATION", 25)
+    VAEFlowDetector(**TINY).fit(draw.normal(size=(300, 2)))
+    assert counts == [25]
+    with pytest.warns(
+        UserWarning, match="rests on 2 rows kept from training: it may"
+    ):
+        VAEFlowDetector(**TINY).fit(draw.normal(size=(20, 2)))
+
+
+def test_anomalies_that_come_again_are_not_trained_on_where_their_share_is_known() -> None:
+    draw = np.random.default_rng(0)
+    rows = np.r_[draw.normal(size=(200, 4)), 9.0 + 0.1 * draw.normal(size=(8, 4))]
+    settings = TINY | {"num_steps": 150, "contamination": 0.05}
+    scores = VAEFlowDetector(**settings).fit(rows).score_samples(rows)
+    assert scores[200:].max() < np.quantile(scores[:200], 0.05)
+
+
+@pytest.mark.parametrize("names", [[0, 1, 2], [("a", 1), ("a", 2), ("b", 1)]])
+def test_columns_without_text_names_are_compared_by_name(names: list) -> None:
+    index = pd.Index(names, tupleize_cols=False)
+    rows = pd.DataFrame(np.random.default_rng(0).normal(size=(60, 3)), columns=index)
+    detector = VAEFlowDetector(**TINY, calibration_share=0.3).fit(rows)
+    assert np.isfinite(detector.score_samples(rows)).all()
+    with pytest.raises(ValueError, match="X has the columns .* and fit had"):
+        detector.score_samples(rows.iloc[:, [2, 0, 1]])
