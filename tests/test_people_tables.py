@@ -453,9 +453,7 @@ def test_fit_scores_the_kept_rows_alone_and_warns_if_they_are_few(monkeypatch) -
     monkeypatch.setattr("pyro_vaeflow.detector.calibrated.MAX_CALIBRATION", 25)
     VAEFlowDetector(**TINY).fit(draw.normal(size=(300, 2)))
     assert counts == [25]
-    with pytest.warns(
-        UserWarning, match="rests on 2 rows kept from training: it may"
-    ):
+    with pytest.warns(UserWarning, match="rests on 2 rows kept from training: it may"):
         VAEFlowDetector(**TINY).fit(draw.normal(size=(20, 2)))
 
 

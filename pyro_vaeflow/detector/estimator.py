@@ -127,7 +127,7 @@ class VAEFlowDetector(DetectorSettings, Programs, Calibrated, OutlierMixin, Base
             )
         if not goes_on:
             self.encoder_ = MixedEncoder(self._kinds(frame)).fit(frame.iloc[used])
-        rows, _ = self.encoder_.encode(frame.iloc[used], is_training=True)
+        rows, _ = self.encoder_.encode(frame.iloc[used], not goes_on)
         drawn = None if weights is None else torch.as_tensor(weights[used])
         rows, drawn = self._mostly_clean(rows, drawn)
         if goes_on:

@@ -12,7 +12,7 @@ import pyarrow as pa
 from tqdm.auto import tqdm
 
 from pyro_vaeflow.detector.estimator import VAEFlowDetector
-from pyro_vaeflow.files.parsing import check_types, find_spellings, to_frame
+from pyro_vaeflow.files.parsing import check_types, find_spellings, is_text, to_frame
 from pyro_vaeflow.files.readers import Chunk, Rows
 from pyro_vaeflow.files.table_files import (
     chunks_of,
@@ -155,7 +155,7 @@ def _joined(tables: Sequence[Any]) -> Any:
     schema = tables[0].schema
     for place, field in enumerate(schema):
         kinds = {table.schema.field(place).type for table in tables}
-        if len(kinds) > 1 and not all(map(pa.types.is_primitive, kinds)):
+        if len(kinds) > 1 and any(is_text(k) or pa.types.is_dictionary(k) for k in kinds):
             schema = schema.set(place, field.with_type(pa.string()))
             tables = [table.cast(table.schema.set(place, schema.field(place))) for table in tables]
     return pa.concat_tables(tables, promote_options="permissive")

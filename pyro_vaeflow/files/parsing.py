@@ -59,13 +59,13 @@ def check_types(schema: Any, spellings: Spellings, path: Any) -> None:
         fits = _is_number(kind) or types.is_boolean(kind) or types.is_null(kind)
         wanted = "numbers"
         if spelling is None:
-            fits = fits or _is_text(kind) or types.is_dictionary(kind)
+            fits = fits or is_text(kind) or types.is_dictionary(kind)
             wanted = "texts, booleans or numbers"
         elif spelling.dates:
-            fits = fits or _is_text(kind) or types.is_temporal(kind)
+            fits = fits or is_text(kind) or types.is_temporal(kind)
             wanted = "dates"
         elif spelling.decimal:
-            fits = fits or _is_text(kind)
+            fits = fits or is_text(kind)
         if not fits:
             raise ConfigError(f"column {name!r} of {path} holds {kind}; it should hold {wanted}")
 
@@ -88,7 +88,7 @@ def to_frame(
             continue
         faults: dict[str, np.ndarray] = {}
         if spelling.dates:
-            columns[name] = (_present(values) if _is_text(values.type) else values).to_pandas()
+            columns[name] = (_present(values) if is_text(values.type) else values).to_pandas()
             faults["is no date"] = dates_of(columns[name], spelling)[1]
         else:
             columns[name], is_unread, is_plain = _numbers(values, spelling)
@@ -108,7 +108,7 @@ def to_frame(
 
 def _numbers(values: Any, spelling: Spelling) -> tuple[np.ndarray, np.ndarray, bool]:
     """float64, NaN where missing; where there is no number; whether numbers are plain ones."""
-    if not _is_text(values.type):
+    if not is_text(values.type):
         numbers = values.cast(pa.float64(), safe=False).to_numpy()
         return numbers, np.zeros(len(numbers), dtype=bool), True
     text = _present(values)
@@ -134,5 +134,6 @@ def _is_number(kind: Any) -> bool:
     return types.is_integer(kind) or types.is_floating(kind) or types.is_decimal(kind)
 
 
-def _is_text(kind: Any) -> bool:
+def is_text(kind: Any) -> bool:
+    """Whether an Arrow type is one of texts."""
     return types.is_string(kind) or types.is_large_string(kind) or kind == pa.string_view()
