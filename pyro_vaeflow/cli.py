@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 
 from jsonargparse import ArgumentParser
 
+from pyro_vaeflow.escaping import say, visible
 from pyro_vaeflow.experiments.config import ExperimentConfig
 from pyro_vaeflow.experiments.study import load_study, preset_names
 from pyro_vaeflow.files.commands import DEVICE, FILE_COMMANDS, add_file_commands
@@ -30,7 +31,7 @@ class _Parser(ArgumentParser):
         if "unrecognized arguments" in message:
             options = dict.fromkeys(re.findall(r"--[\w.]+", self.format_usage()))
             message += f"; allowed: {' '.join(['--help', *options])}"
-        self.exit(2, f"vaeflow: {' '.join(message.split())}\n")
+        self.exit(2, f"vaeflow: {visible(' '.join(message.split()))}\n")
         raise AssertionError  # exit does not return
 
 
@@ -54,16 +55,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ConfigError, ImportError) as error:
         parser.error(str(error))
     except KeyboardInterrupt:
-        said = "stopped; what is finished is kept, and the same command takes up what was stopped"
-        print(f"\n{said}", file=sys.stderr)
+        said = "stopped; what is finished is kept, and the same command resumes what was stopped"
+        say(f"\n{said}", error=True)
         return 130
     except BrokenPipeError:  # `vaeflow table DIR | head`
         sys.stderr.close()
         return 1
     except OSError as error:  # a full disk, say, once runs are done
-        print(
-            f"vaeflow: {error}; what is finished is kept, the same command goes on", file=sys.stderr
-        )
+        say(f"vaeflow: {error}; what is finished is kept, the same command goes on", error=True)
         return 1
 
 
@@ -140,13 +139,13 @@ def _run_study(configs: list[ExperimentConfig], out: Path, **options: Any) -> in
     if table is not None:
         shown = aggregate(table)
         names = [n for n in shown if n not in HEADINGS.values() or n in ON_TERMINAL]
-        print(as_text(shown[names], "md"))
+        say(as_text(shown[names], "md"))
     counts = f"{len(outcome.finished)} run, {len(outcome.skipped)} already finished"
-    print(f"{counts}, {len(outcome.failed)} failed")
+    say(f"{counts}, {len(outcome.failed)} failed")
     for name, message in outcome.failed.items():
-        print(f"failed: {name}: {message} (see {out / 'failed' / name})", file=sys.stderr)
+        say(f"failed: {name}: {message} (see {out / 'failed' / name})", error=True)
     drawn = f", {len(figures)} figures" if figures else ""
-    print(f"results: {out} (summary.csv, table.md{drawn})")
+    say(f"results: {out} (summary.csv, table.md{drawn})")
     return len(outcome.failed)
 
 
@@ -155,14 +154,14 @@ def _table(out: Path, style: str) -> int:
     from pyro_vaeflow.experiments.tables import aggregate, as_text
 
     table = read_summary(out)
-    print(as_text(table if style == "csv" else aggregate(table), style))
+    say(as_text(table if style == "csv" else aggregate(table), style))
     return 0
 
 
 def _report(folder: Path, out: str | None) -> int:
     from pyro_vaeflow.plots.report import write_report
 
-    print(write_report(folder, None if out is None else Path(out)))
+    say(write_report(folder, None if out is None else Path(out)))
     return 0
 
 
@@ -171,5 +170,5 @@ def _presets() -> int:
         study = load_study(name)
         size = f"{len(study.variants)} variants x {len(study.seeds)} seeds"
         size += f" x {len(study.datasets)} data sets" if study.datasets else ""
-        print(f"{name}: {size}. {study.description}")
+        say(f"{name}: {size}. {study.description}")
     return 0

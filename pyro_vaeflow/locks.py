@@ -1,10 +1,23 @@
-"""Locks on work that processes share: held by a living process, gone with a dead one."""
+"""Locks: on work that processes share, and on what threads of one process share."""
 
+import os
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from filelock import FileLock, Timeout
+
+# Pyro's handlers, parameter store and validation, hooks on modules and seeds are one in a process,
+# whatever its threads: who runs programs holds this lock. A fork waits for it, so that no child
+# begins in the midst of another thread's run.
+ONE_THREAD = threading.RLock()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(
+        before=ONE_THREAD.acquire,
+        after_in_parent=ONE_THREAD.release,
+        after_in_child=ONE_THREAD.release,
+    )
 
 
 @contextmanager

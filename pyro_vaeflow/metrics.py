@@ -18,7 +18,7 @@ def flag_top(is_anomaly: ArrayLike, anomaly_score: ArrayLike, num_flagged: int) 
 
     Args:
         is_anomaly: 1 or True for an anomaly, shape ``(num_data,)``.
-        anomaly_score: high = odd, shape ``(num_data,)``; infinite values are in order.
+        anomaly_score: high = anomalous, shape ``(num_data,)``; infinite values are in order.
         num_flagged: from 1 to num_data.
 
     Raises:

@@ -5,6 +5,8 @@ its call is made again, a few times.
 """
 
 import os
+import threading
+import time
 import warnings
 from collections import Counter, deque
 from collections.abc import Callable, Hashable, Iterator
@@ -117,7 +119,7 @@ class Processes(Executor):
 
     The call of a dead process raises `BrokenExecutor`, and a new process takes the next. The
     processors are shared out: each process has as many threads as there are processors to one,
-    unless the environment says.
+    unless the environment says. They end with their parent, however that does.
 
     Args:
         jobs: processes, and so calls at a time; one more waits in `submit`.
@@ -132,7 +134,8 @@ class Processes(Executor):
             self.idle.put(self._new())
 
     def _new(self) -> ProcessPoolExecutor:
-        self.pools.append(ProcessPoolExecutor(max_workers=1, env=self.env))
+        options: dict[str, Any] = {"initializer": _end_with, "initargs": (os.getpid(),)}
+        self.pools.append(ProcessPoolExecutor(max_workers=1, env=self.env, **options))
         return self.pools[-1]
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future:
@@ -151,6 +154,17 @@ class Processes(Executor):
         """Ends the processes, whatever they are at."""
         for pool in self.pools:
             pool.shutdown(kill_workers=True)
+
+
+def _end_with(parent: int) -> None:
+    """Ends this process soon after its parent has gone, at whatever it is."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1.0)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _connect(address: str) -> Any:

@@ -48,7 +48,7 @@ def run_command(argv: list[str], said: Path) -> None:
 class ForkedPool(ProcessPoolExecutor):
     """In place of the pool of `Processes`, whose own imports torch anew."""
 
-    def __init__(self, max_workers: int, env: dict[str, str]) -> None:
+    def __init__(self, max_workers: int, **_: Any) -> None:
         super().__init__(max_workers, CONTEXT)
 
     def shutdown(self, wait: bool = True, **_: Any) -> None:

@@ -121,7 +121,7 @@ def test_a_run_that_another_process_is_at_is_left_to_it(tmp_path, monkeypatch) -
     thread.start()
     started.wait()
     # One run at a time in a process, but this thread must not keep the other from its own.
-    monkeypatch.setattr(fanout, "_ONE_RUN", threading.RLock())
+    monkeypatch.setattr(fanout, "ONE_THREAD", threading.RLock())
     outcome = run_all([held, other], tmp_path, progress=False)
     thread.join()
     assert partial.name in done  # no sweep has taken a living one's

@@ -3,9 +3,6 @@
 import hashlib
 import io
 import shutil
-import signal
-import subprocess
-import sys
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
@@ -15,15 +12,17 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from pyro_vaeflow import score
+from pyro_vaeflow import score, workers
 from pyro_vaeflow.cli import main
 from pyro_vaeflow.experiments.results import finished_runs, read_summary
 from pyro_vaeflow.experiments.run_folder import load_programs
 from pyro_vaeflow.experiments.study import load_study
 from pyro_vaeflow.experiments.tasks import load_task
+from pyro_vaeflow.inference import checkpoint
 from pyro_vaeflow.inference.callbacks import RECORD
+from pyro_vaeflow.inference.svi import OneOptimizer
 from pyro_vaeflow.validation import ConfigError
-from pyro_vaeflow.workers import THREADS
+from tests.processes import ForkedPool, die, is_killed
 
 # Plain functions with parameters of their own and networks at the file's top level.
 PAIR = """
@@ -64,20 +63,20 @@ learning_rate: 0.01
 annealing: {kind: linear, ratio: 0.5}
 seeds: [0, 1, 2]
 """
-# `vaeflow run` that keeps what it has learned every 4 steps and is killed at the tenth of seed 1.
-KILLED = """
-import os, signal, sys
-from pyro_vaeflow.cli import main
-from pyro_vaeflow.inference import checkpoint, svi
-checkpoint.LEAST_EVERY = 4
-step, taken = svi.OneOptimizer.__call__, []
-def step_or_die(optim, *args):
-    taken.append(step(optim, *args))
-    if len(taken) == 12 + 10:
-        os.kill(os.getpid(), signal.SIGKILL)
-svi.OneOptimizer.__call__ = step_or_die
-main(sys.argv[1:])
-"""
+
+
+def run_until_killed(argv: list[str]) -> None:
+    """`vaeflow run` that keeps its state every 4 steps and dies at the tenth of its second run."""
+    checkpoint.LEAST_EVERY = 4
+    step, taken = OneOptimizer.__call__, []
+
+    def step_or_die(optim: OneOptimizer, *args) -> None:
+        taken.append(step(optim, *args))
+        if len(taken) == 12 + 10:
+            die()
+
+    OneOptimizer.__call__ = step_or_die
+    main(argv)
 
 
 def write_study(folder: Path, pair: str = PAIR, study: str = STUDY) -> str:
@@ -151,14 +150,11 @@ def test_a_run_depends_on_its_seed_alone_not_on_those_before_it(study: Path, tmp
 def test_a_killed_study_resumes_on_two_workers_bit_for_bit(
     study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    command = [sys.executable, "-c", KILLED, "run", str(study / "study.yaml"), "--out"]
-    killed = subprocess.run([*command, str(tmp_path)], capture_output=True, text=True)
-    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert is_killed(run_until_killed, ["run", str(study / "study.yaml"), "--out", str(tmp_path)])
     assert len(list((tmp_path / "runs").glob("[!.]*"))) == 1
     (kept,) = tmp_path.glob("unfinished/*-seed1-*/training-*.safetensors")
     assert (8, len(RECORD)) in [tensor.shape for tensor in load_file(kept).values()]
-    for name in THREADS:  # as many as here, or sums have another order
-        monkeypatch.setenv(name, str(torch.get_num_threads()))
+    monkeypatch.setattr(workers, "ProcessPoolExecutor", ForkedPool)
     status, printed = vaeflow("run", study / "study.yaml", "--out", tmp_path, "--jobs", "2")
     assert status == 0 and "2 run, 1 already finished, 0 failed" in printed
     assert not (tmp_path / "unfinished").exists()

@@ -172,7 +172,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], Any], str]] = {
         "no detector to report on: ",
     ),
     "edited": (rewrite(lambda text: text.replace('"num_steps": 4', '"num_steps": 5')), "sha256"),
-    "list": (rewrite(lambda text: "[]"), "must hold an object, got list"),
+    "list": (rewrite(lambda text: "[]"), "reads format 1, got []"),
     "columns": (sealed("columns", 5), NOT_A_DETECTOR),
     "columns of other keys": (sealed("columns", [{"a": 1}]), NOT_A_DETECTOR),
     "offset": (sealed("offset", "x"), NOT_A_DETECTOR),

@@ -35,7 +35,8 @@ from pyro_vaeflow import (
 )
 from pyro_vaeflow.cli import main
 from pyro_vaeflow.inference import saved_folder
-from pyro_vaeflow.inference.checkpoint import CheckpointInUseError, structure
+from pyro_vaeflow.inference.checkpoint import CheckpointInUseError
+from pyro_vaeflow.inference.fingerprint import structure
 from pyro_vaeflow.inference.saved_folder import state_of
 from pyro_vaeflow.inference.svi import OneOptimizer
 from tests.programs import ZOO, Pair, rows

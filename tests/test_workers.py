@@ -1,13 +1,17 @@
 """Workers: each piece of work is done once, tried again where one died, given up in the end."""
 
+import os
+import signal
+import time
 from collections import Counter, deque
 from concurrent.futures import BrokenExecutor, Future
+from contextlib import suppress
 from threading import Timer
 
 import pytest
 from distributed.scheduler import KilledWorker
 
-from pyro_vaeflow.workers import DEATHS, as_ended, died
+from pyro_vaeflow.workers import DEATHS, Processes, as_ended, died
 
 
 def test_work_is_tried_again_where_a_process_died_until_it_is_given_up() -> None:
@@ -57,3 +61,22 @@ def test_what_ends_first_comes_first_and_may_be_put_back() -> None:
 def test_an_error_of_the_work_is_no_death() -> None:
     assert died(BrokenExecutor()) and died(KilledWorker("task", None, 3))
     assert not died(ValueError("of the work"))
+
+
+def test_a_worker_ends_with_its_parent_however_that_ends() -> None:
+    read, write = os.pipe()
+    if not (parent := os.fork()):
+        pool = Processes(1)
+        os.write(write, str(pool.submit(os.getpid).result()).encode())
+        pool.submit(time.sleep, 600)
+        time.sleep(600)
+    worker = int(os.read(read, 20))
+    os.kill(parent, signal.SIGKILL)
+    os.waitpid(parent, 0)
+    ends = time.monotonic() + 60  # it looks each second; others may be at work on the machine
+    with suppress(ProcessLookupError):
+        while time.monotonic() < ends:
+            os.kill(worker, 0)
+            time.sleep(0.1)
+        os.kill(worker, signal.SIGKILL)
+        pytest.fail("the worker is alive")

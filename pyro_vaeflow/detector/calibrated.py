@@ -55,12 +55,13 @@ class Calibrated:
         return min(round(self.calibration_share * num_data), MAX_CALIBRATION)
 
     def _mostly_clean(
-        self: Any, rows: torch.Tensor, weights: torch.Tensor | None
+        self: Any, rows: torch.Tensor, weight: np.ndarray | None
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """The rows to train on: of a known share of anomalies, without the most isolated ones.
 
         A density would learn an anomaly that comes again and again, and find it usual.
         """
+        weights = None if weight is None else torch.as_tensor(weight)
         if isinstance(self.contamination, str):
             return rows, weights
         forest = IsolationForest(contamination=self.contamination, random_state=self.seed_)

@@ -21,6 +21,7 @@ from pyro_vaeflow.detector.settings import DetectorSettings
 from pyro_vaeflow.inference.contributions import contributions
 from pyro_vaeflow.inference.parameters import Program
 from pyro_vaeflow.inference.scoring import KhatWarning
+from pyro_vaeflow.locks import ONE_THREAD
 from pyro_vaeflow.metrics import number_flagged
 from pyro_vaeflow.plots.charts import plot_contributions, plot_history, plot_scores
 from pyro_vaeflow.programs.fitting import fit
@@ -72,8 +73,7 @@ class VAEFlowDetector(DetectorSettings, Programs, Calibrated, OutlierMixin, Base
     Attributes:
         offset_: the score below which rows are flagged, nats.
         n_features_in_, feature_names_in_: of the table, names if all are texts.
-        columns_: a frame that says what each column was taken for, and why.
-        encoder_: the fitted `MixedEncoder`.
+        columns_, encoder_: what each column was taken for, a frame; the fitted `MixedEncoder`.
         model_, guide_: the trained programs.
         history_: of training, a frame with one row per step.
         calibration_scores_: of the rows kept from training.
@@ -89,6 +89,7 @@ class VAEFlowDetector(DetectorSettings, Programs, Calibrated, OutlierMixin, Base
         ['size', 'kind']
     """
 
+    @torch.inference_mode(False)  # gradients, whatever the caller has switched off
     def fit(self, X: Any, y: Any = None, sample_weight: ArrayLike | None = None) -> Self:
         """Learns the columns and trains the programs on the rows ``(num_data, num_columns)``.
 
@@ -128,14 +129,13 @@ class VAEFlowDetector(DetectorSettings, Programs, Calibrated, OutlierMixin, Base
         if not goes_on:
             self.encoder_ = MixedEncoder(self._kinds(frame)).fit(frame.iloc[used])
         rows, _ = self.encoder_.encode(frame.iloc[used], not goes_on)
-        drawn = None if weights is None else torch.as_tensor(weights[used])
-        rows, drawn = self._mostly_clean(rows, drawn)
-        if goes_on:
-            self._convert(torch.float32)
-            rows, drawn = self._with_earlier(rows, drawn)
-        else:
+        rows, drawn = self._mostly_clean(rows, None if weights is None else weights[used])
+        if not goes_on:
             self.model_, self.guide_ = self._programs(settings, rows)
             self._built = self._settings_built()
+        self._convert(torch.float32)  # whatever torch's default is
+        if goes_on:
+            rows, drawn = self._with_earlier(rows, drawn)
         checkpoint = self._checkpoint(settings, rows, drawn, goes_on)
         rows = self._placed(rows)
         history = fit(settings, self.model_, self.guide_, rows, drawn, self.progress, checkpoint)
@@ -232,14 +232,14 @@ class VAEFlowDetector(DetectorSettings, Programs, Calibrated, OutlierMixin, Base
     def explain(self, X: Any, site: str = "x") -> pd.DataFrame:
         """What each column adds to a row's anomaly score, nats, in the table's columns and index.
 
-        See `contributions`; a missing entry adds 0, and a column that is left out has no part.
+        See `contributions`; a missing entry adds 0. Columns that are left out have none.
 
         Args:
             site: the observed site, for programs of one's own.
         """
         x = self._encoded(X)
         options: dict[str, Any] = {"num_samples": self.num_samples, "seed": self.seed_}
-        with warnings.catch_warnings():
+        with ONE_THREAD, warnings.catch_warnings():
             warnings.simplefilter("ignore", KhatWarning)
             nats = contributions(self.model_, self.guide_, x, site=site, **options)
         values = nats.cpu().numpy() + 0.0  # a missing entry's is -0.0

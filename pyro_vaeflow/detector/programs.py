@@ -12,10 +12,11 @@ from numpy.typing import ArrayLike
 from sklearn.utils import check_array, check_consistent_length, column_or_1d
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from pyro_vaeflow.inference.checkpoint import structure
+from pyro_vaeflow.inference.fingerprint import structure
 from pyro_vaeflow.inference.parameters import Program, check_device, modules, move
 from pyro_vaeflow.inference.saved_folder import named_digest, state_of, tensor_digest
 from pyro_vaeflow.inference.scoring import KhatWarning, NoScoreWarning, Scores
+from pyro_vaeflow.locks import ONE_THREAD
 from pyro_vaeflow.programs.fitting import build, score_rows, unshared
 from pyro_vaeflow.programs.priors import ExemplarPrior
 from pyro_vaeflow.programs.settings import Settings
@@ -88,14 +89,18 @@ class Programs:
     def _encoded(self: Any, X: Any) -> torch.Tensor:
         """A user's rows as the programs score them, on their device."""
         check_is_fitted(self)
-        return self._to_score(self.encoder_.transform(table_of(self, X, reset=False)))
+        with (
+            ONE_THREAD
+        ):  # pandas and scikit-learn, too, set filters of warnings, which threads share
+            x = self.encoder_.transform(table_of(self, X, reset=False))
+        return self._to_score(x)
 
     def _to_score(self: Any, x: torch.Tensor) -> torch.Tensor:
         return self._placed(x.double() if self._scores_in_double() else x)
 
     def _scores(self: Any, x: torch.Tensor) -> Scores:
         settings = self._for_fitting(self.seed_)
-        with warnings.catch_warnings():
+        with ONE_THREAD, warnings.catch_warnings():
             warnings.simplefilter("ignore", KhatWarning)  # score_details has each row's k-hat
             warnings.simplefilter("ignore", NoScoreWarning)  # an error, below
             scores = score_rows(settings, self.model_, self.guide_, x, self.progress)

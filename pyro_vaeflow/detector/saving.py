@@ -1,7 +1,6 @@
 """A fitted detector as JSON and tensors, and back. What a file says is doubted until it fits."""
 
 import math
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ from pyro_vaeflow.inference.saved_folder import (
     state_of,
     write,
 )
-from pyro_vaeflow.programs.fitting import build
+from pyro_vaeflow.programs.fitting import build, check_build
 from pyro_vaeflow.programs.settings import Settings
 from pyro_vaeflow.tables.columns import Column
 from pyro_vaeflow.tables.mixed_encoder import MixedEncoder
@@ -167,36 +166,9 @@ def _programs(
     rows = state.get(ROWS)
     if settings.prior == "exemplar" and (rows is None or rows.dim() != 2 or not len(rows)):
         raise CheckpointError(f"tensor {ROWS!r} must hold the exemplars of the prior")
-    _check_size(settings, columns, rows, state)
+    check_build(settings, columns, rows, state, torch.float64)
     model, guide = build(settings, columns, rows)
     return model.double(), guide.double()  # type: ignore[attr-defined]
-
-
-def _check_size(
-    settings: Settings,
-    columns: list[Column],
-    rows: torch.Tensor | None,
-    state: dict[str, torch.Tensor],
-) -> None:
-    """Compares the tensors of the programs, built without memory, with those of the file.
-
-    The layers of a flow are left out, as some are made with numbers that only real tensors have:
-    their size is that of latent_dim.
-    """
-    if (depth := len(settings.encoder_dims)) > len(state):  # modules take memory even so
-        raise CheckpointError(
-            f"hidden_dims of {depth} layers do not fit a file of {len(state)} tensors"
-        )
-    plain = replace(settings, flow="diagonal", num_flows=0, flow_options={})
-    with torch.device("meta"):
-        model, guide = build(plain, columns, None if rows is None else rows.to("meta"))
-    if model.latent_dim**2 > (largest := max(value.numel() for value in state.values())):  # type: ignore[attr-defined]
-        raise CheckpointError(
-            f"latent_dim={model.latent_dim} does not fit a file whose largest tensor has "  # type: ignore[attr-defined]
-            f"{largest} values"
-        )
-    expected = state_of(model.double(), guide.double())  # type: ignore[attr-defined]
-    check_fits(expected, {name: value for name, value in state.items() if name in expected})
 
 
 def _check_constants(detector: Any, state: dict[str, torch.Tensor]) -> None:

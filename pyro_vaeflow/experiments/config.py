@@ -21,8 +21,9 @@ from pyro_vaeflow.experiments.programs_file import (
 from pyro_vaeflow.programs.settings import Settings
 from pyro_vaeflow.validation import Checked, ConfigError, check_used, setting
 
-MAX_BYTES = 2**20  # of a configuration file
+MAX_BYTES = 2**18  # of a configuration file
 MAX_VALUES = 100_000  # in it, with its aliases written out
+MAX_DIGITS = 400  # of a number; 1e308 written out has 309
 
 
 @dataclass(frozen=True)
@@ -231,6 +232,9 @@ def _written_out(node: yaml.Node, sizes: dict[int, float]) -> float:
     if id(node) not in sizes:
         sizes[id(node)] = math.inf
         parts = node.value if isinstance(node, yaml.CollectionNode) else ()
+        is_number = node.tag.rpartition(":")[2] in ("int", "float")
+        if is_number and len(node.value) > MAX_DIGITS:
+            raise ValueError(f"a number of {len(node.value)} characters")  # of base 60, say
         if isinstance(node, yaml.MappingNode):
             parts = [part for pair in parts for part in pair]
         sizes[id(node)] = 1 + sum(_written_out(part, sizes) for part in parts)

@@ -3,7 +3,6 @@
 import contextlib
 import shutil
 import socket
-import threading
 import traceback
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -21,16 +20,13 @@ from pyro_vaeflow.experiments.run_folder import is_finished, lock_of, sweep, wri
 from pyro_vaeflow.inference.callbacks import TensorBoard
 from pyro_vaeflow.inference.parameters import Device, check_device
 from pyro_vaeflow.inference.training import NonFiniteError
-from pyro_vaeflow.locks import hold_lock
+from pyro_vaeflow.locks import ONE_THREAD, hold_lock
+from pyro_vaeflow.plain_files import inside, write_whole
 from pyro_vaeflow.validation import ConfigError
 from pyro_vaeflow.workers import DEATHS, Here, as_ended, died, workers
 
 PATIENCE = 1.0  # seconds that a worker waits for a run another one is at, before it looks further
 State = Literal["finished", "skipped", "busy", "failed"]
-
-# A run seeds the process's random numbers and uses Pyro's global store: one at a time, though the
-# threads of a Dask worker would start several.
-_ONE_RUN = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -96,6 +92,8 @@ def run_all(
     if dask is None:
         check_device(device)
     out = out.resolve()
+    for name in ("runs", "unfinished", "failed", "tensorboard"):
+        inside(out / name, out)
     runs = out / "runs"
     done = [config.run_name for config in configs if is_finished(runs / config.run_name, config)]
     todo = [config for config in configs if config.run_name not in done]
@@ -148,7 +146,8 @@ def attempt(config: ExperimentConfig, call: Call) -> tuple[State, str]:
             f"{call.lock.parent} on {socket.gethostname()} is not the folder of the study: give an "
             "--out on a file system that all workers share"
         )
-    with _ONE_RUN, hold_lock(lock_of(folder), PATIENCE) as mine:
+    # The threads of a Dask worker would start several.
+    with ONE_THREAD, hold_lock(lock_of(folder), PATIENCE) as mine:
         if not mine:
             return "busy", ""
         try:
@@ -170,10 +169,11 @@ def _failed(config: ExperimentConfig, out: Path, error: Exception) -> tuple[Stat
     with contextlib.suppress(OSError):  # of a full disk, which may be why the run failed
         folder = out / "failed" / config.run_name
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "config.yaml").write_text(config.to_yaml())
-        (folder / "error.txt").write_text("".join(traceback.format_exception(error)))
+        write_whole(folder / "config.yaml", config.to_yaml().encode())
+        write_whole(folder / "error.txt", "".join(traceback.format_exception(error)).encode())
         if isinstance(error, NonFiniteError):
-            error.history.frame.to_csv(folder / "history.csv", index=False)
+            history = error.history.frame.to_csv(index=False)
+            write_whole(folder / "history.csv", history.encode())
     if isinstance(error, NonFiniteError):
         _forget(out / "unfinished" / config.run_name)  # it leads to the same error
     return "failed", f"{type(error).__name__}: {error}"

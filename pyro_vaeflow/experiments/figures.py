@@ -1,12 +1,15 @@
 """Figures of a study of the ring: its rows, and each posterior's scores beside the truth."""
 
+import io
 from pathlib import Path
 
 import numpy as np
+from matplotlib.figure import Figure
 
 from pyro_vaeflow.datasets.ring import ring_log_density
 from pyro_vaeflow.experiments.results import FinishedRun, finished_runs, method_name, read_arrays
 from pyro_vaeflow.experiments.tasks import load_task
+from pyro_vaeflow.plain_files import inside, write_whole
 from pyro_vaeflow.plots.maps import plot_points, plot_score_maps
 
 
@@ -23,10 +26,10 @@ def draw_figures(out: Path) -> list[Path]:
             first.setdefault(run.config.digest, run)
     if not first:
         return []
-    (out / "figures").mkdir(exist_ok=True)
+    inside(out / "figures", out).mkdir(exist_ok=True)
     path = out / "figures" / "figure1_data.png"
     points = load_task(next(iter(first.values())).config).x_train.numpy()
-    plot_points(points, title="training rows").savefig(path, dpi=100)
+    _write(plot_points(points, title="training rows"), path)
     paths = [path]
     for number, run in enumerate(first.values(), start=2):
         flow, num_flows = run.config.flow, run.config.num_flows
@@ -41,6 +44,12 @@ def draw_figures(out: Path) -> list[Path]:
             limits=(float(truth.min()), float(truth.max())),
             linear_width=10.0,
         )
-        figure.savefig(path, dpi=100)
+        _write(figure, path)
         paths.append(path)
     return paths
+
+
+def _write(figure: Figure, path: Path) -> None:
+    picture = io.BytesIO()
+    figure.savefig(picture, dpi=100)
+    write_whole(path, picture.getvalue())

@@ -1,15 +1,15 @@
 """Reading a results folder: its finished runs, the settings that tell them apart, their numbers."""
 
-import json
+import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 import pandas as pd
 
+from pyro_vaeflow import plain_files
 from pyro_vaeflow.experiments.config import ExperimentConfig
 from pyro_vaeflow.experiments.programs_file import content_name
 from pyro_vaeflow.validation import ConfigError
@@ -27,6 +27,7 @@ GAPS = ["approximation_gap", "approximation_gap_stderr", "amortization_gap"]
 GAPS += ["amortization_gap_stderr", "active_units", "gap_rows", "gap_elbo", "gap_log_evidence"]
 GAPS += ["gap_khat_above_0.7", "gap_seconds"]
 OPTIONAL = [*DISTINCT, *HELD_OUT, *BESIDE_GAPS, *GAPS]
+MAX_ARRAYS, MAX_RATIO = 2**26, 20  # bytes of a file's arrays; more, if the file has a part of it
 
 
 @dataclass(frozen=True)
@@ -42,13 +43,30 @@ def finished_runs(out: Path) -> list[FinishedRun]:
     """The finished runs under ``out/runs``: by data set, posterior, depth, size and seed.
 
     Of two folders of one run, as an older version named it and as it is named now, the latter.
+
+    Raises:
+        ConfigError: a file is a link out of `out`, or not what a run writes.
     """
     runs: dict[str, FinishedRun] = {}
     for path in out.glob("runs/[!.]*/metrics.json"):
+        for file in path.parent.iterdir():
+            plain_files.inside(file, out)
         config = ExperimentConfig.from_file(path.parent / "config.yaml")
         if config.run_name not in runs or path.parent.name == config.run_name:
-            runs[config.run_name] = FinishedRun(path.parent, config, read_json(path))
+            runs[config.run_name] = FinishedRun(path.parent, config, _metrics(path))
     return sorted(runs.values(), key=_order)
+
+
+def _metrics(path: Path) -> dict[str, Any]:
+    metrics = read_json(path)
+    scores = metrics.get("scores") if isinstance(metrics, dict) else None
+    of_scores = list(scores.values()) if isinstance(scores, dict) else [None]
+    numbers = [metrics.get(name) for name in ("num_distinct", "num_test")] if scores else []
+    for part in of_scores:
+        numbers += part.values() if isinstance(part, dict) else [part]
+    if not all(isinstance(number, int | float) for number in numbers):
+        raise ConfigError(f"{path} does not hold what a run measures")
+    return metrics
 
 
 def read_json(path: Path) -> Any:
@@ -57,7 +75,7 @@ def read_json(path: Path) -> Any:
     Raises:
         ConfigError: it cannot be read, or is no JSON.
     """
-    return _read(path, "JSON", lambda: json.loads(path.read_text()))
+    return _read(path, "JSON", lambda: plain_files.read_json(path))
 
 
 def read_csv(path: Path) -> pd.DataFrame:
@@ -78,6 +96,10 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
     """
 
     def read() -> dict[str, np.ndarray]:
+        with zipfile.ZipFile(path) as archive:
+            size = sum(entry.file_size for entry in archive.infolist())
+        if size > max(MAX_ARRAYS, MAX_RATIO * path.stat().st_size):
+            raise ValueError(f"its arrays have {size} bytes, far more than the file")
         with np.load(path) as arrays:
             return dict(arrays)
 
@@ -87,7 +109,7 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
 def _read(path: Path, kind: str, read: Callable[[], Any]) -> Any:
     try:
         return read()
-    except (OSError, ValueError, TypeError, EOFError, RecursionError, BadZipFile) as error:
+    except (OSError, ValueError, TypeError, EOFError, MemoryError, zipfile.BadZipFile) as error:
         raise ConfigError(f"{path} is no {kind} that can be read: {error}") from error
 
 

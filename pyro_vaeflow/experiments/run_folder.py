@@ -22,7 +22,7 @@ from pyro_vaeflow.inference.saved_folder import (
     restore,
 )
 from pyro_vaeflow.locks import hold_lock
-from pyro_vaeflow.programs.fitting import Make, build
+from pyro_vaeflow.programs.fitting import Make, build, check_build, vae
 from pyro_vaeflow.tables.columns import Column
 from pyro_vaeflow.validation import ConfigError
 
@@ -114,6 +114,8 @@ def load_programs(
             listed = read_json(folder / "columns.json")
             num_features = [Column.from_dict(values) for values in listed]
         rows = tensors.get("model.prior.rows") if make is None else torch.zeros(2, size)
+        if make_pair is vae:
+            check_build(config, num_features, rows, tensors, torch.float32)
         model, guide = build(config, num_features, rows, make_pair)
         if any(name.startswith("param.") for name in tensors):
             make_parameters(model, guide, torch.zeros(2, size))

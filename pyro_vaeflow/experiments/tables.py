@@ -7,6 +7,7 @@ from typing import Any
 import pandas as pd
 import yaml
 
+from pyro_vaeflow.escaping import csv_text, markdown, visible
 from pyro_vaeflow.experiments.config import ExperimentConfig
 from pyro_vaeflow.experiments.results import (
     DETECTION,
@@ -21,6 +22,7 @@ from pyro_vaeflow.experiments.results import (
     settings_apart,
     summary,
 )
+from pyro_vaeflow.plain_files import write_whole
 
 HEADINGS = {
     "f1_top20": "F1, top 20%",
@@ -51,11 +53,12 @@ def write_tables(out: Path) -> pd.DataFrame | None:
         return None
     table = summary(runs)
     rows = by_run(table) if "approximation_gap" in table else table
-    rows.to_csv(out / "summary.csv", index=False, float_format="%.6g")
-    (out / "table.md").write_text(_page(out.resolve().name, runs, aggregate(table)))
+    write_whole(out / "summary.csv", csv_text(rows, float_format="%.6g").encode())
+    page = _page(out.resolve().name, runs, aggregate(table))
+    write_whole(out / "table.md", page.encode())
     classes = by_class(runs)
     if len(classes):
-        classes.to_csv(out / "by_class.csv", index=False, float_format="%.6g")
+        write_whole(out / "by_class.csv", csv_text(classes, float_format="%.6g").encode())
     return table
 
 
@@ -98,11 +101,12 @@ def as_text(frame: pd.DataFrame, style: str) -> str:
         | iaf  | 0.94        |
     """
     if style == "csv":
-        return frame.to_csv(index=False).rstrip()
+        return csv_text(frame).rstrip()
     if style == "latex":
-        return frame.to_latex(index=False, escape=True, na_rep="").rstrip()
+        return visible(frame.to_latex(index=False, escape=True, na_rep="").rstrip())
     heads = [str(name) for name in frame.columns]
     rows = [["" if pd.isna(cell) else str(cell) for cell in row] for row in frame.to_numpy(object)]
+    heads, *rows = ([markdown(cell) for cell in row] for row in [heads, *rows])
     widths = [max(map(len, column)) for column in zip(heads, *rows, strict=True)]
     ruled = [heads, ["-" * width for width in widths], *rows]
     padded = ([c.ljust(w) for c, w in zip(row, widths, strict=True)] for row in ruled)
@@ -111,7 +115,7 @@ def as_text(frame: pd.DataFrame, style: str) -> str:
 
 def _page(title: str, runs: Sequence[FinishedRun], table: pd.DataFrame) -> str:
     """The table, the commands and versions that made the runs, and their settings, as Markdown."""
-    parts = [f"# {title}", as_text(table, "md")]
+    parts = [f"# {markdown(title)}", as_text(table, "md")]
     parts.append(
         "Mean ± standard deviation over seeds. ELBO, log evidence and KL are nats per row, over "
         "the test rows that are inliers. Seconds are of one run beside the others of its call; "
@@ -121,12 +125,17 @@ def _page(title: str, runs: Sequence[FinishedRun], table: pd.DataFrame) -> str:
         parts.append("Distinct rows: of test rows equal in all columns and in kind, the first.")
     commands = sorted({run.metrics["command"] for run in runs if run.metrics["command"]})
     origins = sorted({_origin(run) for run in runs})
-    parts += ["## Made by", "\n".join(["```", *commands, "```"]), "\n".join(origins)]
+    parts += ["## Made by", f"```\n{_fenced(*commands)}\n```", "\n".join(origins)]
     settings = {"seeds": sorted({run.config.seed for run in runs})}
     settings |= settings_of([run.config for run in runs])
     text = yaml.safe_dump(settings, sort_keys=False, default_flow_style=None)
-    parts += ["## Settings", f"```yaml\n{text}```"]
+    parts += ["## Settings", f"```yaml\n{_fenced(text)}```"]
     return "\n\n".join(parts) + "\n"
+
+
+def _fenced(*lines: str) -> str:
+    """Lines that no fence around them ends at."""
+    return "\n".join(visible(line).replace("```", "` ` `") for line in lines)
 
 
 def settings_of(configs: Sequence[ExperimentConfig]) -> dict[str, Any]:

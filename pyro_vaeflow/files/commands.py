@@ -1,7 +1,6 @@
 """Commands ``vaeflow fit`` and ``vaeflow score``: their arguments, and what they print."""
 
 import os
-import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 from jsonargparse import ArgumentParser
 from jsonargparse.typing import NonNegativeInt, PositiveInt
 
+from pyro_vaeflow.escaping import say
 from pyro_vaeflow.validation import ConfigError
 
 SOME_REJECTED = 3  # exit status: all was done, and some rows could not be scored
@@ -82,16 +82,16 @@ def run_fit(values: dict[str, Any]) -> int:
     )
     detector = train_and_save(rows, out, values | {"random_state": seed}, progress=True)
     for reason, count in rows.rejected.most_common():
-        print(f"left out {count} rows: {reason}", file=sys.stderr)
+        say(f"left out {count} rows: {reason}", error=True)
     names = f" ({', '.join(rows.texts)})" if rows.texts else ""
-    print(
+    say(
         f"trained on {len(rows.frame):,} of {rows.num_seen:,} rows: "
         f"{rows.frame.shape[1] - len(rows.texts)} columns of numbers, "
         f"{len(rows.texts)} of texts{names}"
     )
     best = detector.history_["held_out_elbo"].max()
-    print(f"model: {out} (held-out ELBO {best:.3f} nats; flags above {-detector.offset_:.3f} nats)")
-    print(detector.columns_.to_string())
+    say(f"model: {out} (held-out ELBO {best:.3f} nats; flags above {-detector.offset_:.3f} nats)")
+    say(detector.columns_.to_string())
     return 0
 
 
@@ -106,17 +106,17 @@ def run_score(values: dict[str, Any]) -> int:
     try:
         done = score_files(model, data, out, row_id=row_id, progress=True, **values)
     except OSError as error:  # a full disk, say
-        print(f"vaeflow: {error}; finished parts are kept", file=sys.stderr)
+        say(f"vaeflow: {error}; finished parts are kept", error=True)
         return 1
-    print(
+    say(
         f"{done.num_scored:,} rows scored, {done.num_flagged:,} flagged, "
         f"{done.num_rejected:,} rejected"
     )
-    print(f"scores: {out} ({done.num_parts} parts, {done.num_resumed} of them were there)")
+    say(f"scores: {out} ({done.num_parts} parts, {done.num_resumed} of them were there)")
     for text in done.strange:
-        print(f"Warning: {text}: scores say little there", file=sys.stderr)
+        say(f"Warning: {text}: scores say little there", error=True)
     if done.num_rejected:
-        print(f"rejects: {out}/_rejects.csv", file=sys.stderr)
+        say(f"rejects: {out}/_rejects.csv", error=True)
         return SOME_REJECTED
     return SOME_STRANGE if done.strange else 0
 
@@ -133,7 +133,7 @@ def _saying(run: Callable[[dict[str, Any]], int]) -> Callable[[dict[str, Any]], 
     def said(values: dict[str, Any]) -> int:
         with warnings.catch_warnings():
             warnings.simplefilter("always", UserWarning)
-            warnings.showwarning = lambda text, *_: print(f"Warning: {text}", file=sys.stderr)
+            warnings.showwarning = lambda text, *_: say(f"Warning: {text}", error=True)
             return run(values)
 
     return said

@@ -11,6 +11,7 @@ import gzip
 import io
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from itertools import chain, islice
@@ -147,15 +148,14 @@ class Parquet:
     @staticmethod
     def schema(path: Path) -> pa.Schema:
         """The file's names and types; a ConfigError if it is no Parquet file."""
-        try:
+        with _reading(path):
             return pq.read_schema(path)
-        except pa.ArrowInvalid as error:
-            raise ConfigError(f"{path} is no Parquet file: {error}") from error
 
     @staticmethod
     def chunks(path: Path, name: str, chunk_rows: int) -> Iterator[Chunk]:
         """Cuts a file into chunks of so many rows."""
-        num_rows = pq.read_metadata(path).num_rows
+        with _reading(path):
+            num_rows = pq.read_metadata(path).num_rows
         for row in range(1, num_rows + 1, chunk_rows):
             yield Chunk(str(path), name, row, min(chunk_rows, num_rows + 1 - row))
 
@@ -163,7 +163,7 @@ class Parquet:
     def read(chunk: Chunk, columns: Sequence[str]) -> Rows:
         """The chunk's rows; only the row groups that have some are decoded, batch by batch."""
         first, stop = chunk.row - 1, chunk.row - 1 + chunk.num_rows  # from 0
-        with pq.ParquetFile(chunk.path) as file:
+        with _reading(chunk.path), pq.ParquetFile(chunk.path) as file:
             sizes = [file.metadata.row_group(n).num_rows for n in range(file.num_row_groups)]
             ends = np.cumsum(sizes)
             groups = np.flatnonzero((ends > first) & (ends - sizes < stop))
@@ -174,7 +174,8 @@ class Parquet:
                 start += len(batch)
                 if start >= stop:
                     break
-        table = pa.Table.from_batches(batches)
+            table = pa.Table.from_batches(batches)
+            table.validate(full=True)  # that texts are UTF-8, say
         for place, field in enumerate(table.schema):
             if field.type == pa.string_view():
                 table = table.set_column(place, field.name, table[field.name].cast(pa.string()))
@@ -254,6 +255,17 @@ def _is_row(lines: list[bytes], header: Header) -> bool:
     except (UnicodeDecodeError, csv.Error):
         return False
     return len(rows) == 1 and len(rows[0]) == len(header.names)
+
+
+@contextmanager
+def _reading(path: Path | str) -> Iterator[None]:
+    """Errors of a damaged file as one that names it; those of the disk as they are."""
+    try:
+        yield
+    except (pa.ArrowException, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
+        raise ConfigError(f"{path} is no Parquet file that can be read: {error}") from error
 
 
 def _shown(line: bytes) -> str:

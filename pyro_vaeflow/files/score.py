@@ -18,7 +18,14 @@ from tqdm.auto import tqdm
 from pyro_vaeflow.detector.estimator import VAEFlowDetector
 from pyro_vaeflow.files.parsing import Spellings, check_types, to_frame
 from pyro_vaeflow.files.readers import Chunk
-from pyro_vaeflow.files.scores_folder import Summary, finish, open_folder, part, write_part
+from pyro_vaeflow.files.scores_folder import (
+    MANIFEST,
+    Summary,
+    finish,
+    open_folder,
+    part,
+    write_part,
+)
 from pyro_vaeflow.files.table_files import (
     chunks_of,
     find_files,
@@ -76,7 +83,7 @@ def score_files(
 
     Args:
         model: the folder of `VAEFlowDetector.save`.
-        data: a file, a folder or a glob.
+        data: a file, a folder or a glob, which finds nothing in `out`.
         out: the folder of the scores, a new one or that of an earlier call with the same arguments.
         row_id: a column to pass through.
         explain: whether columns are named of ``all`` rows, of the ``flagged`` or of ``none``.
@@ -100,7 +107,8 @@ def score_files(
         raise ValueError(f"explain must be one of {EXPLAIN}, got {explain!r}")
     if dask is None:
         check_device(device)
-    files = {name: path.resolve() for name, path in find_files(data).items()}
+    earlier = out if (out / MANIFEST).exists() else None  # parts that a call before this one left
+    files = {name: path.resolve() for name, path in find_files(data, but=earlier).items()}
     if Path(data).is_dir() and out.is_relative_to(Path(data).resolve()):
         raise ConfigError(f"{out} is inside the input {data}; choose a folder outside it")
     job = Job(str(model), digest_of(model), str(out), row_id, explain, device)

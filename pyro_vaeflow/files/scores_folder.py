@@ -8,9 +8,9 @@ are, ``_rejects/part-n.parquet`` holds the rows of a chunk that could not be sco
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +20,10 @@ import pyarrow.csv
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
+from pyro_vaeflow.escaping import csv_text
 from pyro_vaeflow.files.readers import Reject
-from pyro_vaeflow.inference.saved_folder import package_versions, write_whole
+from pyro_vaeflow.inference.saved_folder import package_versions
+from pyro_vaeflow.plain_files import inside, read_json, write_whole
 from pyro_vaeflow.tables.reading import Shares, strange_columns
 from pyro_vaeflow.validation import ConfigError
 
@@ -93,12 +95,12 @@ def open_folder(
         started = (".", REJECTS)
         if out.is_file() or any(not p.name.startswith(started) for p in out.glob("*")):
             raise ConfigError(f"{out} is there and holds no scores; choose a new folder")
-        (out / REJECTS).mkdir(parents=True, exist_ok=True)
+        inside(out / REJECTS, out).mkdir(parents=True, exist_ok=True)
         manifest["versions"] = package_versions(["pyarrow"])
         write_whole(path, (json.dumps(manifest, indent=1) + "\n").encode())
         return
     try:
-        earlier = json.loads(path.read_text())
+        earlier = read_json(path)
         version, difference = earlier["format"], _difference(earlier, manifest)
     except (ValueError, LookupError, TypeError) as error:
         raise ConfigError(f"{path} is damaged ({error!r}); choose a new folder") from error
@@ -118,12 +120,10 @@ def finish(out: Path, num_parts: int, num_resumed: int) -> Summary:
     )
     for partial in out.rglob(".*.partial"):  # of killed processes: all parts are written
         partial.unlink(missing_ok=True)
-    partial = out / f".{REJECTS}.{os.getpid()}.partial"
-    rejects = ds.dataset(out / REJECTS, schema=REJECT_SCHEMA, format="parquet")
-    with pa.csv.CSVWriter(partial, REJECT_SCHEMA) as writer:
-        for batch in rejects.to_batches():
-            writer.write_batch(batch)
-    os.replace(partial, out / f"{REJECTS}.csv")
+    rejects = ds.dataset(out / REJECTS, schema=REJECT_SCHEMA, format="parquet").to_batches()
+    head = ",".join(REJECT_SCHEMA.names) + "\n"
+    lines = (csv_text(batch.to_pandas(), header=False) for batch in rejects)
+    write_whole(out / f"{REJECTS}.csv", (text.encode() for text in chain([head], lines)))
     num_scored = sum(footer.num_rows for footer in footers)
     shares = [json.loads(footer.metadata.get(b"shares", b"[]")) for footer in footers]
     strange = strange_columns([[Shares(*values) for values in part] for part in shares if part])
@@ -153,4 +153,4 @@ def _digest(path: Path) -> str:
 def _write(path: Path, table: pa.Table) -> None:
     buffer = pa.BufferOutputStream()
     pq.write_table(table, buffer, compression="zstd")
-    write_whole(path, buffer.getvalue())
+    write_whole(path, buffer.getvalue().to_pybytes())

@@ -30,8 +30,11 @@ def format_of(path: Path | str) -> type[Csv] | type[Parquet] | None:
     return next((how for end, how in FORMATS.items() if name.endswith(end)), None)
 
 
-def find_files(data: str) -> dict[str, Path]:
+def find_files(data: str, but: Path | None = None) -> dict[str, Path]:
     """The files of a path, a folder (and those inside it) or a glob, by name, in order of name.
+
+    Args:
+        but: a folder whose files are left out, absolute.
 
     Raises:
         ConfigError: there is none, or they are not all of one known kind.
@@ -51,6 +54,8 @@ def find_files(data: str) -> dict[str, Path]:
     else:
         paths = [root] if root.is_file() else [Path(p) for p in glob.glob(data, recursive=True)]
     files = sorted(path for path in paths if path.is_file())
+    if but is not None:
+        files = [path for path in files if not path.resolve().is_relative_to(but)]
     if not files:
         raise ConfigError(f"no csv or Parquet file in {data!r}; give a file, a folder or a glob")
     if len(formats := {format_of(path) for path in files}) > 1 or None in formats:

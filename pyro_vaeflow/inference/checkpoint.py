@@ -1,9 +1,7 @@
 """Everything that a training saves to go on later, to the very same end, after it was killed."""
 
-import hashlib
 import math
 from collections.abc import Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +9,12 @@ import numpy as np
 import pyro
 import torch
 from filelock import FileLock, Timeout
-from pyro.infer import ELBO
 from pyro.util import get_rng_state, set_rng_state
 from torch.distributions import constraints
 
 from pyro_vaeflow.inference.callbacks import RECORD, Callback, Run
-from pyro_vaeflow.inference.parameters import Program, modules
+from pyro_vaeflow.inference.fingerprint import fingerprint
+from pyro_vaeflow.inference.parameters import modules
 from pyro_vaeflow.inference.saved_folder import (
     CheckpointError,
     check_keys,
@@ -24,7 +22,6 @@ from pyro_vaeflow.inference.saved_folder import (
     read,
     restore,
     state_of,
-    tensor_digest,
     write,
 )
 from pyro_vaeflow.validation import check_size
@@ -67,12 +64,10 @@ class Checkpoint(Callback):
     def start(self, run: Run) -> None:
         folder = Path(self.folder)
         self.lock = _locked(folder)
-        for unfinished in folder.glob(".training-*.partial"):  # of a killed process
-            unfinished.unlink()
         self.finished = False
-        programs = {"model": structure(run.model), "guide": structure(run.guide)}
-        optimizer = repr(run.optim.torch_optimizer)
-        self.call = fingerprint(run.call) | {"optimizer": optimizer} | programs
+        made = run.optim.torch_optimizer
+        call = {**run.call, "optimizer": [repr(made), type(made)]}
+        self.call = fingerprint(call | {"model": run.model, "guide": run.guide})
         if not (folder / "training.json").exists():
             return
         content, tensors = read(folder, "training")
@@ -200,48 +195,6 @@ def _other_buffers(run: Run) -> list[torch.Tensor]:
     ours = {id(p) for module in modules(run.model, run.guide) for p in module.modules()}
     others = [part for part in run.called if id(part) not in ours]
     return [buffer for part in others for buffer in part.buffers(recurse=False)]
-
-
-def structure(program: Program) -> str:
-    """The sha256 of a program's make: its modules' classes and plain settings, not its parameters.
-
-    Example:
-        >>> structure(torch.nn.Dropout(0.1)) == structure(torch.nn.Dropout(0.2))
-        False
-    """
-    bound: list[Any] = []
-    whole = program
-    while isinstance(program, partial):
-        bound += [*program.args, *program.keywords.items()]
-        program = program.func
-    parts: list[Any] = [getattr(program, "__qualname__", ""), [v for v in bound if is_plain(v)]]
-    for module in modules(whole):
-        for path, part in module.named_modules():
-            parts += [path, _plain_text(part)]
-    return hashlib.sha256(repr(parts).encode()).hexdigest()
-
-
-def fingerprint(call: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments of `train` as plain values: tensors, and the values of schedules, as hashes."""
-    return {name: _as_plain(value, call["num_steps"]) for name, value in call.items()}
-
-
-def _as_plain(value: Any, num_steps: int) -> Any:
-    if isinstance(value, np.generic):
-        value = value.item()
-    if isinstance(value, torch.Tensor | tuple):
-        return tensor_digest(value if isinstance(value, tuple) else [value])
-    if callable(value) and not isinstance(value, ELBO):
-        steps = [value(step) for step in range(num_steps)]
-        return tensor_digest([torch.tensor(steps, dtype=torch.float64)])
-    return value if is_plain(value) else _plain_text(value)
-
-
-def _plain_text(thing: Any) -> str:
-    """An object's class and its public attributes that are plain, in alphabetical order."""
-    attributes = sorted(vars(thing).items())
-    plain = [(k, v) for k, v in attributes if k[0] != "_" and k != "training" and is_plain(v)]
-    return f"{type(thing).__qualname__} {plain}"
 
 
 def _packed(value: Any, tensors: dict[str, torch.Tensor], where: str) -> Any:

@@ -46,7 +46,8 @@ def check_contract(
     What they make with ``pyro.param`` is thrown away: two rows are no data to start from.
 
     Args:
-        shared_latents: whether latent sites outside the plate are allowed.
+        shared_latents: whether latent sites outside the plate are allowed; where rows are scored,
+            held-out ones of a training too, they are not.
         seed: of what modules draw at their first call and keep: lazy layers and PyroParams.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Why a row is odd: its expected negative log-likelihood, feature by feature."""
+"""Why a row is anomalous: its expected negative log-likelihood, feature by feature."""
 
 from typing import Any
 
@@ -25,7 +25,7 @@ def contributions(
     chunk_size: int | None = None,
     plate: str = "data",
 ) -> torch.Tensor:
-    r"""What each feature adds to a row's oddness, shape ``(num_data, num_features)``, nats.
+    r"""What each feature adds to a row's anomaly score, shape ``(num_data, num_features)``, nats.
 
     .. math:: c_j = -\sum_k \bar w_k \log p(x_j | z_k), \qquad \bar w_k = w_k / \sum_i w_i
 

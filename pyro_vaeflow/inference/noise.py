@@ -41,8 +41,8 @@ def row_hash(x: torch.Tensor) -> torch.Tensor:
         False
     """
     flat = x.detach().reshape(len(x), -1)
-    # + 0.0 makes -0.0 and 0.0 one; float64 bits hold every value of the narrower types
-    bits = flat.to(torch.float64).add(0.0).view(torch.int64)
+    # -0.0 and 0.0 are one, and all NaNs; float64 bits hold every value of the narrower types
+    bits = flat.double().add(0.0).masked_fill(flat.isnan(), math.nan).view(torch.int64)
     place = torch.arange(1, bits.shape[1] + 1, device=x.device) * _GOLDEN
     return _mix(_mix(bits + place).sum(1))
 

@@ -1,5 +1,7 @@
 """What surrounds a run of two programs: whose parameters, random state, mode and device.
 
+All of it is the process's: one thread at a time is inside, and others wait.
+
 Pyro keeps parameters in one global store, by name. Two models of one class therefore share an
 entry, and the second one silently never learns. Here each pair (model, guide) has a store of its
 own, and the parameters of modules are found in the modules.
@@ -8,7 +10,7 @@ own, and the parameters of modules are found in the modules.
 import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
+from functools import partial, wraps
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -21,6 +23,7 @@ from pyro.poutine.runtime import Message
 from pyro.util import get_rng_state, set_rng_state
 from torch.nn.modules.module import register_module_forward_pre_hook
 
+from pyro_vaeflow.locks import ONE_THREAD
 from pyro_vaeflow.validation import ConfigError
 
 Program = Callable[..., Any]
@@ -30,6 +33,17 @@ _STORES: WeakKeyDictionary[Any, WeakKeyDictionary[Any, dict]] = WeakKeyDictionar
 # The scopes that are open, the innermost last: the pair's state, and what the store held before.
 _ENTERED: list[tuple[dict, dict]] = []
 _SWITCHED: list[dict] = []  # what each open `module_mode` has switched; the innermost alone acts
+
+
+def _alone(scope: Callable[..., Iterator[Any]]) -> Callable[..., Iterator[Any]]:
+    """The scope, for one thread at a time; the same thread may enter others inside."""
+
+    @wraps(scope)
+    def scope_of_one_thread(*args: Any, **options: Any) -> Iterator[Any]:
+        with ONE_THREAD:
+            yield from scope(*args, **options)
+
+    return scope_of_one_thread
 
 
 def _owner(program: Program) -> Any:
@@ -48,6 +62,7 @@ def modules(*programs: Program) -> list[torch.nn.Module]:
 
 
 @contextmanager
+@_alone
 def param_scope(model: Program, guide: Program, keep: bool = True) -> Iterator[None]:
     """Makes ``pyro.param`` read and write the parameters that belong to this (model, guide).
 
@@ -169,6 +184,7 @@ def without_names(program: Program) -> Program:
 
 
 @contextmanager
+@_alone
 def module_mode(*programs: Program, training: bool) -> Iterator[None]:
     """Puts modules in training or evaluation mode, and each part back in its own after.
 
@@ -209,6 +225,7 @@ def evaluating(model: Program, guide: Program, seed: int) -> Iterator[None]:
 
 
 @contextmanager
+@_alone
 def seeded(seed: int) -> Iterator[None]:
     """Seeds every random state that Pyro knows, and puts the caller's states back after.
 

@@ -2,12 +2,11 @@
 
 Tensors are written by safetensors, all else as JSON; nothing in the files is ever executed. The
 JSON file names the tensor file by its hash and is written last: a folder holds what was saved
-before or the new, whole, whenever the process dies.
+before or the new, whole, whenever the process dies and whoever else saves there.
 """
 
 import hashlib
 import json
-import os
 import platform
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib.metadata import version
@@ -23,6 +22,8 @@ from torch import nn
 import pyro_vaeflow
 from pyro_vaeflow.inference.parameters import Program, modules, param_scope
 from pyro_vaeflow.inference.traces import run_once
+from pyro_vaeflow.locks import hold_lock
+from pyro_vaeflow.plain_files import read_bytes, read_json, write_whole
 from pyro_vaeflow.validation import ConfigError, check_names
 
 FORMAT = 1  # of the two files; a reader refuses any other
@@ -61,15 +62,17 @@ def write(
     text = json.dumps(document | {"sha256": _digest(document)}, indent=1) + "\n"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        write_whole(folder / _tensor_file(name, digest), data)
-        write_whole(folder / f"{name}.json", text.encode())
+        with hold_lock(folder / f".{name}.lock", patience=-1):
+            write_whole(folder / _tensor_file(name, digest), data)
+            write_whole(folder / f"{name}.json", text.encode())
+            others = _tensor_file(name, "*")
+            for path in [*folder.glob(others), *folder.glob(f".{others}.*.partial")]:
+                if path.name != _tensor_file(name, digest):  # older, or of a killed process
+                    path.unlink()
     except OSError as error:
         # Of the same class: OSError makes a PermissionError, say, from its number.
         why = f"{error.strerror}: nothing was saved; make room or choose another folder than"
         raise OSError(error.errno, why, str(folder)) from error
-    for old in folder.glob(_tensor_file(name, "*")):
-        if old.name != _tensor_file(name, digest):
-            old.unlink()
 
 
 def read(folder: str | Path, name: str = "detector") -> tuple[Any, dict[str, torch.Tensor]]:
@@ -79,13 +82,25 @@ def read(folder: str | Path, name: str = "detector") -> tuple[Any, dict[str, tor
         FileNotFoundError: a file is missing.
         CheckpointError: a file is damaged, of another format, or no such file at all.
     """
-    folder = Path(folder)
-    path = folder / f"{name}.json"
-    data = _bytes(path)
+    path = Path(folder) / f"{name}.json"
+    while True:
+        document = _document(path)
+        try:
+            return _of_document(document, path, name)
+        except FileNotFoundError:
+            if _document(path) == document:
+                raise  # else another process has saved anew, and removed what was to be read
+
+
+def _document(path: Path) -> Any:
     try:
-        document = json.loads(data)
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} is not JSON: {error}") from error
+        return read_json(path)
+    except ValueError as error:
+        raise CheckpointError(str(error)) from error
+
+
+def _of_document(document: Any, path: Path, name: str) -> tuple[Any, dict[str, torch.Tensor]]:
+    """What the JSON file at `path` and the tensor file that it names hold, if they are sound."""
     found = document.get("format") if isinstance(document, dict) else document
     if found != FORMAT:
         raise CheckpointError(
@@ -93,14 +108,14 @@ def read(folder: str | Path, name: str = "detector") -> tuple[Any, dict[str, tor
             "saved it and save anew"
         )
     check_keys(document, KEYS, str(path))
-    if document.pop("sha256") != _digest(document):
+    if document["sha256"] != _digest({k: document[k] for k in KEYS if k != "sha256"}):
         raise CheckpointError(f"{path} was changed after it was saved: its sha256 is another")
     digest = document["tensors"]
     # Before it is part of a path: 64 hexadecimal digits lead nowhere else.
     if not isinstance(digest, str) or len(digest) != 64 or set(digest) - set("0123456789abcdef"):
         raise CheckpointError(f"{path}: tensors must be a sha256, got {digest!r:.80}")
-    path = folder / _tensor_file(name, digest)
-    data = _bytes(path)
+    path = path.with_name(_tensor_file(name, digest))
+    data = read_bytes(path)
     if hashlib.sha256(data).hexdigest() != digest:
         raise CheckpointError(f"{path} was changed after it was saved: its sha256 is another")
     try:
@@ -123,24 +138,6 @@ def check_keys(values: Any, keys: tuple[str, ...], what: str) -> None:
         check_names(values, keys, "key")
     except ConfigError as error:
         raise CheckpointError(f"{what}: {error}") from error
-
-
-def write_whole(path: Path, data: bytes) -> None:
-    """Writes a file under a temporary name, to the disk, and renames it."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        with partial.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)  # the name, too
-    finally:
-        os.close(folder)
 
 
 def state_of(model: Program, guide: Program) -> dict[str, torch.Tensor]:
@@ -256,12 +253,6 @@ def _stored(model: Program, guide: Program) -> dict[str, torch.Tensor]:
 def _tensor_file(name: str, digest: str) -> str:
     start = "tensors" if name == "detector" else name  # as version 0.1 has named a detector's
     return f"{start}-{digest[:16]}.safetensors"
-
-
-def _bytes(path: Path) -> bytes:
-    if not path.is_file():  # nor a pipe, which would wait for ever
-        raise FileNotFoundError(f"{path} is not there: the folder holds no complete checkpoint")
-    return path.read_bytes()
 
 
 def _digest(document: Mapping[str, Any]) -> str:

@@ -17,7 +17,8 @@ from pyro_vaeflow.inference.parameters import Program
 from pyro_vaeflow.inference.traces import RowTerms, as_args, take_rows
 from pyro_vaeflow.validation import check_size
 
-TOGETHER = 500  # rows whose log weights are worked on at once
+TOGETHER = 500  # rows whose log weights are worked on at once,
+TOGETHER_DRAWS = 2**20  # or so many draws of them
 KHAT_LIMIT = 0.7  # Vehtari et al. 2024: above it more draws hardly help
 KHAT_DRAWS = 1000  # fewer have too short a tail to say of a row that more would not help
 ROUND_SEED = 0x9E3779B1  # from a round's seed to the next one's: far from the seeds that people use
@@ -82,7 +83,8 @@ def score(
 
     With :math:`z_k \sim q(z|x)` and :math:`\log w_k = \log p(x, z_k) - \log q(z_k|x)`, the log
     evidence is :math:`\log \frac1K \sum_k w_k`. A row's score depends on the row, the programs and
-    the seed alone, not on the other rows or their order, if the guide draws what `RowNoise` covers.
+    the seed alone, not on the other rows or their order, if the guide draws what `RowNoise` covers;
+    up to rounding, which in float32 can be 1e-4 nats and in float64 1e-10.
 
     References:
         H. Shah, M. Sharpe, Variational Autoencoders with Normalizing Flows for Unsupervised
@@ -99,7 +101,7 @@ def score(
             k-hat is above 0.7 after 1,000 draws are left: more hardly help them.
         max_samples: with `tol`, the most draws a row, at least `num_samples`.
         seed: of the draws.
-        chunk_size: rows at once; memory grows with it, the scores do not change. By default as
+        chunk_size: rows at once; memory grows with it, scores change by rounding. By default as
             many as make 30,000 draws for each of torch's threads, or fewer, so that a chunk's
             tensors take at most 512 MiB.
         plate: the name of the plate of rows.
@@ -198,7 +200,8 @@ def _together(chunks: Iterable[RowTerms]) -> Iterator[RowTerms]:
     waiting: list[RowTerms] = []
     for chunk in chunks:
         waiting.append(chunk)
-        if sum(part.log_prior.shape[1] for part in waiting) >= TOGETHER:
+        num_rows = sum(part.log_prior.shape[1] for part in waiting)
+        if num_rows >= min(TOGETHER, TOGETHER_DRAWS // len(chunk.log_prior)):
             yield _joined(waiting)
             waiting = []
     if waiting:

@@ -145,7 +145,7 @@ def train(
         (20, 3)
     """
     args = _checked_rows(x, held_out, num_steps, batch_size, eval_every, patience)
-    with param_scope(model, guide):  # held-out rows are scored: no latent may be outside the plate
+    with torch.inference_mode(False), param_scope(model, guide):
         check_contract(model, guide, args, plate=plate, seed=seed, shared_latents=held_out is None)
     batches = Batches(args[0], batch_size, weights, seed)
     rate, level = _schedules(learning_rate, schedule)
@@ -160,8 +160,8 @@ def train(
         **{"plate": plate, "seed": seed},
     }
     hold_memory()
-
     with (
+        torch.inference_mode(False),  # gradients, whatever the caller has switched off
         param_scope(model, guide),
         module_mode(model, guide, training=True),
         seeded(seed),

@@ -90,7 +90,7 @@ def plot_schedules(
 
 
 def plot_scores(anomaly_score: ArrayLike, threshold: float | None = None) -> Figure:
-    """Draws a histogram of anomaly scores in nats, high = odd; rows beyond the threshold are dark.
+    """Draws a histogram of anomaly scores, nats, high = anomalous; flagged rows are dark.
 
     The last bar holds all rows that are far out: one of them would squeeze the others into one bar.
 
@@ -123,7 +123,7 @@ def plot_scores(anomaly_score: ArrayLike, threshold: float | None = None) -> Fig
 
 
 def plot_contributions(nats: pd.Series) -> Figure:
-    """Draws what each column adds to a row's oddness, the largest first; the smallest as one bar.
+    """Draws what columns add to a row's anomaly score, the largest first, the smallest as one bar.
 
     Raises:
         ValueError: there is no column.
@@ -143,8 +143,9 @@ def plot_contributions(nats: pd.Series) -> Figure:
         names.append(f"{len(rest)} others")
     figure = Figure(figsize=(5.2, 0.9 + 0.25 * len(values)), layout="constrained")
     axes = figure.subplots()
-    axes.barh(range(len(values)), values, color="0.4", tick_label=names)
+    axes.barh(range(len(values)), values, color="0.4")
+    axes.set_yticks(range(len(values)), names, parse_math=False)  # a name may have a $
     axes.axvline(0.0, color="black", linewidth=0.8)
     axes.invert_yaxis()
-    axes.set(xlabel="contribution to oddness, nats")
+    axes.set(xlabel="contribution to the anomaly score, nats")
     return figure

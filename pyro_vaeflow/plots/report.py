@@ -15,6 +15,7 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 
 from pyro_vaeflow.inference.saved_folder import CheckpointError, read
+from pyro_vaeflow.plain_files import write_whole
 from pyro_vaeflow.plots.charts import plot_history, plot_scores
 from pyro_vaeflow.validation import ConfigError
 
@@ -141,7 +142,7 @@ def write_report(folder: Path, path: Path | None = None) -> Path:
         raise ConfigError(f"{folder} does not hold a detector: {error!r:.300}") from error
     path = folder / "report.html" if path is None else path
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(page.html())
+    write_whole(path, page.html().encode())
     return path
 
 

@@ -3,7 +3,7 @@
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from copy import deepcopy
-from dataclasses import fields
+from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -22,6 +22,7 @@ from pyro_vaeflow.inference.annealing import (
 )
 from pyro_vaeflow.inference.callbacks import Callback
 from pyro_vaeflow.inference.parameters import Program, seeded
+from pyro_vaeflow.inference.saved_folder import CheckpointError, check_fits, state_of
 from pyro_vaeflow.inference.scoring import Scores, score
 from pyro_vaeflow.inference.training import History, train
 from pyro_vaeflow.programs.flows import FLOWS
@@ -98,6 +99,41 @@ def build(
             f"programs, got {pair!r:.80}"
         )
     return pair if make is vae else unshared(*pair)
+
+
+def check_build(
+    settings: Settings,
+    num_features: Row,
+    x: torch.Tensor | None,
+    tensors: Mapping[str, torch.Tensor],
+    dtype: torch.dtype,
+) -> None:
+    """Compares what `vae` would make, without taking its memory, with the tensors of a file.
+
+    The layers of a flow are left out, as some are made with numbers that only real tensors have:
+    their sizes are those of latent_dim and of options.
+
+    Raises:
+        CheckpointError: they differ, or settings are of larger programs.
+    """
+    if (depth := max(map(len, (settings.encoder_dims, settings.decoder_dims)))) > len(tensors):
+        raise CheckpointError(  # modules take memory even without tensors
+            f"hidden_dims of {depth} layers do not fit a file of {len(tensors)} tensors"
+        )
+    plain = replace(settings, flow="diagonal", num_flows=0, flow_options={})
+    with torch.device("meta"):
+        model, guide = vae(plain, num_features, None if x is None else x.to("meta"))
+    size = model.latent_dim * max(1, settings.num_flows)  # at least
+    if settings.flow in ("iaf", "spline"):
+        options = (settings.flow_options.get(name) for name in ("hidden_dim", "count_bins"))
+        size *= max(model.latent_dim, *(option or 1 for option in options))
+    if size > (total := sum(value.numel() for value in tensors.values())):
+        raise CheckpointError(
+            f"latent_dim={model.latent_dim} with {settings.num_flows} layers of {settings.flow} "
+            f"does not fit a file of {total} values"
+        )
+    expected = state_of(model.to(dtype), guide.to(dtype))
+    check_fits(expected, {name: value for name, value in tensors.items() if name in expected})
 
 
 def unshared(model: Program, guide: Program) -> Pair:

@@ -178,8 +178,8 @@ class MixedHead(nn.Module):
 class MixedInput(nn.Module):
     """The encoder's first layer on mixed rows: a vector a level, linear in the numbers.
 
-    Missing entries have a vector of their own a column, and so the encoder knows them; novel values
-    are read as missing.
+    Missing entries have a vector of their own a column, and so the encoder knows them; unseen
+    categories are read as missing.
 
     Args:
         columns: what the columns hold.

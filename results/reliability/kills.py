@@ -1,4 +1,4 @@
-"""Kills trainings at random moments, lets new processes go on, and compares how they end.
+"""Kills trainings, fits and saves at random moments, lets new processes go on, compares the ends.
 
 ``python -m results.reliability.kills --write results/reliability/README.md`` puts the counts into
 that file. Writing is slowed down, so that many kills fall into it. A training that was killed, once
@@ -7,6 +7,7 @@ killed ones: the same bits in each parameter, score and row of its history (all 
 """
 
 import argparse
+import io
 import json
 import os
 import re
@@ -16,6 +17,9 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import redirect_stderr, redirect_stdout
+from functools import partial
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerProcess
@@ -31,10 +35,12 @@ from pyro.optim.clipped_adam import ClippedAdam
 from safetensors.torch import load_file
 
 from pyro_vaeflow import Checkpoint, Guide, Model, VAEFlowDetector, cosine, linear, train
+from pyro_vaeflow.cli import main as main_of_command
 from pyro_vaeflow.experiments.config import ExperimentConfig
 from pyro_vaeflow.experiments.fanout import run_all
-from pyro_vaeflow.inference import checkpoint
+from pyro_vaeflow.inference import checkpoint, saved_folder
 from pyro_vaeflow.inference.saved_folder import named_digest, state_of
+from pyro_vaeflow.plain_files import write_whole
 
 CONTEXT = get_context("forkserver")  # a process that has imported torch, and forks
 PHASES = "before the first step|in a step|writing|renaming|after training".split("|")
@@ -111,20 +117,63 @@ def fit_detector(folder: Path | None) -> str:
     return _digest(detector.history_, state | {"scores": scores})
 
 
-def run_study(folder: Path | None) -> str:
-    """A study of one run, which leaves nothing behind."""
+def run_study(folder: Path | None, jobs: int = 1) -> str:
+    """A study of a run for each worker, which leaves nothing behind."""
     if folder is None:
         with tempfile.TemporaryDirectory() as temporary:
-            return run_study(Path(temporary))
-    outcome = run_all([ExperimentConfig(**TINY)], folder, progress=False)
+            return run_study(Path(temporary), jobs)
+    configs = [ExperimentConfig(**TINY, seed=seed) for seed in range(jobs)]
+    outcome = run_all(configs, folder, jobs=jobs, progress=False)
     if outcome.failed or list(folder.glob("unfinished/*")) or list(folder.glob("runs/.*")):
         raise RuntimeError(f"a finished study failed or left parts behind: {outcome.failed}")
-    (run,) = (folder / "runs").iterdir()
-    with np.load(run / "scores.npz") as scores:
-        arrays = {name: torch.as_tensor(array) for name, array in scores.items()}
-    return _digest(
-        pd.read_csv(run / "history.csv"), load_file(run / "parameters.safetensors") | arrays
-    )
+    ends = []
+    for run in sorted((folder / "runs").iterdir()):
+        with np.load(run / "scores.npz") as scores:
+            arrays = {name: torch.as_tensor(array) for name, array in scores.items()}
+        tensors = load_file(run / "parameters.safetensors") | arrays
+        ends.append(_digest(pd.read_csv(run / "history.csv"), tensors))
+    return " ".join(ends)
+
+
+def save_models(folder: Path | None) -> str:
+    """Two threads save into one folder, over what a killed process has left there."""
+    if folder is None:
+        return named_digest({"a": torch.zeros(3)})
+    if (folder / "detector.json").exists():
+        content, tensors = saved_folder.read(folder)
+        if not (tensors["a"] == content["n"]).all():
+            raise RuntimeError("content and tensors are of two saves")
+
+    def save(number: int) -> None:
+        saved_folder.write(folder, {"n": number}, {"a": torch.full((3,), float(number))})
+
+    with ThreadPoolExecutor(2) as threads:
+        list(threads.map(save, range(1, 7)))
+    save(0)
+    if len(files := list(folder.iterdir())) != 2:
+        raise RuntimeError(f"there should be two files, not {files}")
+    return named_digest(saved_folder.read(folder)[1])
+
+
+def fit_files(folder: Path | None) -> str:
+    """``vaeflow fit`` over a model, the same or one of another seed."""
+    if folder is None:
+        with tempfile.TemporaryDirectory() as temporary:
+            return fit_files(Path(temporary))
+    frame = pd.DataFrame({"size": np.linspace(-1.0, 1.0, 80), "kind": 40 * ["a", "b"]})
+    folder.mkdir(parents=True, exist_ok=True)
+    write_whole(folder / "rows.csv", frame.to_csv(index=False).encode())
+    options = ["--num_steps", "6", "--num_samples", "2", "--hidden_dims", "[8]"]
+    model = folder / "model"
+    for seed in ("1", "0"):
+        if (model / "detector.json").exists():  # the old one or the new, whole
+            VAEFlowDetector.load(model).score_samples(frame.head(3))
+        call = ["fit", str(folder / "rows.csv"), "--out", str(model), "--seed", seed, *options]
+        with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+            main_of_command(call)
+    detector = VAEFlowDetector.load(model)
+    scores = torch.as_tensor(detector.score_samples(frame))
+    return _digest(detector.history_, {"scores": scores})
 
 
 JOBS: dict[str, Callable[[Path | None], str]] = {
@@ -132,7 +181,11 @@ JOBS: dict[str, Callable[[Path | None], str]] = {
     "functions": train_functions,
     "detector": fit_detector,
     "study": run_study,
+    "saves": save_models,
+    "fit": fit_files,
+    "parent": partial(run_study, jobs=2),  # whose workers end with it
 }
+SHARES = (0.3, 0.25, 0.1, 0.1, 0.15, 0.06, 0.04)  # of the kills, by job
 
 
 def slow_down(phase: Any) -> None:
@@ -160,7 +213,7 @@ def slow_down(phase: Any) -> None:
             time.sleep(SLOW)
             write(data[len(data) // 2 :])
 
-        if path.suffix == ".partial" and mode == "wb":
+        if path.suffix == ".partial" and mode == "xb":
             file.write = write_halves
         return file
 
@@ -213,11 +266,13 @@ def end(job: str, folder: Path, phase: Any = None) -> str:
 def kill(kills: int, seed: int) -> Counter:
     """Kills so many times, some again after they went on; counts where, and how they end."""
     draw, phase, counts = np.random.default_rng(seed), CONTEXT.Value("b", lock=False), Counter()
-    expected, lasts = {job: work(None) for job, work in JOBS.items()}, {}
+    expected: dict[str, str] = {}
+    lasts: dict[str, float] = {}
     while counts["kills"] < kills:
-        job = str(draw.choice(list(JOBS), p=[0.45, 0.35, 0.1, 0.1]))
+        job = str(draw.choice(list(JOBS), p=SHARES))
         with tempfile.TemporaryDirectory() as folder:
             if job not in lasts:  # with checkpoints alone
+                expected[job] = JOBS[job](None)
                 started = time.perf_counter()
                 counts["mismatches"] += end(job, Path(folder, "whole"), phase) != expected[job]
                 lasts[job] = time.perf_counter() - started

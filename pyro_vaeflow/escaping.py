@@ -1,0 +1,55 @@
+"""Names from other people's files, made harmless where they are shown.
+
+HTML pages and LaTeX are escaped by pandas, and figures draw names with ``parse_math=False``.
+"""
+
+import re
+import sys
+from typing import Any
+
+
+def visible(text: str) -> str:
+    r"""Control characters, which move a terminal's cursor or rename its window, written out.
+
+    Example:
+        >>> print(visible("a\x1b[2J"))
+        a\x1b[2J
+    """
+    return "".join(c if c.isprintable() or c in "\n\t" else repr(c)[1:-1] for c in text)
+
+
+def say(*lines: object, error: bool = False) -> None:
+    """Prints on the terminal, or as an error."""
+    print(*(visible(str(line)) for line in lines), file=sys.stderr if error else sys.stdout)
+
+
+def markdown(text: str) -> str:
+    r"""One cell of a table.
+
+    Example:
+        >>> print(markdown("a | b\n<c>"))
+        a \| b \<c>
+    """
+    return re.sub(
+        r"[\\|`]|<(?=[A-Za-z/!?])|(?<=\])(?=\()", r"\\\g<0>", visible(" ".join(text.split()))
+    )
+
+
+def csv_text(frame: Any, **options: Any) -> str:
+    """A `pandas.DataFrame` as csv, in which no spreadsheet takes a text for a formula.
+
+    Example:
+        >>> import pandas as pd
+        >>> csv_text(pd.DataFrame({"name": ["=1+1"], "n": [-1]}))
+        "name,n\\n'=1+1,-1\\n"
+    """
+    texts = frame.rename(columns=_no_formula)
+    for place, kind in enumerate(texts.dtypes):
+        if kind.kind not in "biuf":
+            texts.isetitem(place, texts.iloc[:, place].map(_no_formula))
+    return texts.to_csv(index=False, **options)
+
+
+def _no_formula(value: Any) -> Any:
+    is_formula = isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r"))
+    return f"'{value}" if is_formula else value
