@@ -62,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stderr.close()
         return 1
     except OSError as error:  # a full disk, say, once runs are done
-        say(f"vaeflow: {error}; what is finished is kept, the same command goes on", error=True)
+        say(f"vaeflow: {error}; what is finished is kept, the same command resumes", error=True)
         return 1
 
 

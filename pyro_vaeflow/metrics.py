@@ -1,10 +1,10 @@
 """How well an anomaly score orders labelled rows; every function depends on the order alone."""
 
-from numbers import Real
-
 import numpy as np
 from numpy.typing import ArrayLike
 from sklearn.metrics import average_precision_score, roc_auc_score
+
+from pyro_vaeflow.validation import check_number
 
 TOP_FRACTION = 0.2  # of the test rows, flagged by the paper
 
@@ -47,8 +47,7 @@ def number_flagged(num_data: int, fraction: float) -> int:
         >>> number_flagged(98_805, 0.2)
         19761
     """
-    if not (isinstance(fraction, Real) and 0.0 < fraction <= 1.0):
-        raise ValueError(f"fraction must lie in (0, 1], got {fraction!r}")
+    check_number("fraction", fraction, above=0.0, high=1.0)
     return max(1, int(fraction * num_data + 0.5))
 
 

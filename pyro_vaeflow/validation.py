@@ -44,8 +44,8 @@ class Limits(NamedTuple):
         """What is allowed in place of `value`."""
         if isinstance(value, str):
             return f"one of {', '.join(self.choices)}"
-        words = {"at least": self.low, "at most": self.high}
-        words |= {"more than": self.above, "less than": self.below}
+        words = {"at least": self.low, "more than": self.above}
+        words |= {"at most": self.high, "less than": self.below}
         said = [f"{word} {limit:g}" for word, limit in words.items() if math.isfinite(limit)]
         return " and ".join(said) or "a finite number"
 
@@ -165,19 +165,20 @@ def check_size(name: str, value: Any, low: int = 1, high: int | None = None) -> 
         raise ValueError(f"{name} must be an integer {allowed}, got {value!r}")
 
 
-def check_positive(name: str, value: float) -> None:
-    """Refuses what is not a finite number above 0.
+def check_number(name: str, value: Any, **limits: Any) -> None:
+    """Refuses what is not a finite number inside the `Limits`.
 
     Raises:
-        ValueError: names the argument and the value.
+        ValueError: names the argument, the value and what is allowed.
 
     Example:
-        >>> check_positive("start_scale", 0.0)
+        >>> check_number("start_scale", 0.0, above=0.0)
         Traceback (most recent call last):
-        ValueError: start_scale must be a finite number above 0, got 0.0
+        ValueError: start_scale must be a finite number, more than 0, got 0.0
     """
-    if not (isinstance(value, Real) and Limits(above=0.0).allow(value)):
-        raise ValueError(f"{name} must be a finite number above 0, got {value!r}")
+    allowed = Limits(**limits)
+    if not isinstance(value, Real) or isinstance(value, bool) or not allowed.allow(value):
+        raise ValueError(f"{name} must be a finite number, {allowed.words(0.0)}, got {value!r}")
 
 
 def convert(value: Any, hint: Any, name: str) -> Any:

@@ -53,5 +53,5 @@ def test_mistakes_are_named():
     with pytest.raises(ValueError, match="must not be NaN"):
         p_values([np.nan], [1.0])
     for fdr in (0.0, 1.0, -1.0):
-        with pytest.raises(ValueError, match=f"fdr must be inside .* got {fdr}"):
+        with pytest.raises(ValueError, match=f"fdr must be .* and less than 1, got {fdr}"):
             discoveries([0.5], fdr)

@@ -306,7 +306,7 @@ def test_fit_writes_a_model_that_scores(data: Path, tmp_path: Path, capsys) -> N
         (["--drop", "size", "twice", "kind", "length"], "is left to learn from"),
         (["--rows", "0"], "rows"),
         (["--flow", "spiral"], "cannot fit: "),
-        (["--contamination", "0.9"], "contamination: expected at most 0.5 and more than 0"),
+        (["--contamination", "0.9"], "contamination: expected more than 0 and at most 0.5"),
         (["--latent", "2"], "allowed: --help"),
         (["--out", __file__], "test_file_scores.py is no folder that can be written to"),
         (["--out", f"{__file__}/model"], "test_file_scores.py is no folder that can be written"),

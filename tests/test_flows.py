@@ -251,6 +251,11 @@ def scale_outputs(layer: Any) -> None:
     part.register_forward_hook(lambda m, args, out: tuple(2.0 * each for each in out))
 
 
+def scale_gradients(layer: Any) -> None:
+    part = network(layer) if not isinstance(layer, transforms.Planar) else layer
+    part.register_full_backward_pre_hook(lambda m, gradients: tuple(2.0 * g for g in gradients))
+
+
 def other_made(layer: Any) -> None:
     net = network(layer)
     if isinstance(net, ConditionalAutoRegressiveNN):
@@ -282,6 +287,7 @@ MADE = {
 }
 ANY = {
     "hook": scale_outputs,
+    "gradient hook": scale_gradients,
     "method": replace_call,
     "frozen": lambda layer: layer.requires_grad_(False),
     "parameter": lambda layer: next(layer.parameters()).detach().mul_(-0.5),

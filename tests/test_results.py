@@ -20,6 +20,7 @@ import torch
 from scipy.stats import rankdata
 
 from pyro_vaeflow import Guide, KhatWarning, Model, log_weights, score
+from pyro_vaeflow.cli import main
 from pyro_vaeflow.datasets.ring import ring_log_density
 from pyro_vaeflow.datasets.splits import Split
 from pyro_vaeflow.experiments import tasks
@@ -38,6 +39,7 @@ from results.ring.prior_gap import prior_gap
 from results.shared import detectors, gaps
 from results.shared.effects import FEWEST, Effect, effect, effects, paired
 from results.shared.pages import wrapped
+from results.streaming import runs as streaming
 
 design = import_module("results.flow-study.design")
 flow_study = import_module("results.flow-study.make")
@@ -524,3 +526,20 @@ def test_an_aggregate_of_other_latents_is_refused() -> None:
     model, guide = Model(3, latent_dim=3), Guide(3, latent_dim=3)
     with pytest.raises(ValueError, match=r"one latent of two dimensions, got \{'z': \(3,\)\}"):
         prior_gap(model, guide, torch.rand(4, 3), torch.rand(4, 3), num_samples=2, seed=0)
+
+
+def test_streaming_runs_the_commands_of_a_size_and_adds_their_rows(monkeypatch, tmp_path) -> None:
+    """In this process: the three that it starts take the time of three imports."""
+
+    def in_process(arguments: list[str]) -> dict[str, float]:
+        assert main(arguments) == 0
+        return {"seconds": 2.0, "cpu_seconds": 1.0, "peak_mib": 500}
+
+    monkeypatch.setattr(streaming, "of_process", in_process)
+    argv = ["runs", str(tmp_path), "--rows", "200", "--out", str(tmp_path / "runs.csv")]
+    monkeypatch.setattr("sys.argv", argv)
+    streaming.main()
+    table = pd.read_csv(tmp_path / "runs.csv")
+    assert list(table) == list(pd.read_csv(RESULTS / "streaming" / "runs.csv"))
+    assert list(table["command"]) == ["fit", "score", "score again"]
+    assert list(table["rows_per_second"]) == [100] * 3

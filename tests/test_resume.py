@@ -1,4 +1,4 @@
-"""Training that was stopped or killed and goes on: to the same end, or not at all."""
+"""Training that was stopped or killed and is resumed: to the same end, or not at all."""
 
 import errno
 import json
@@ -404,7 +404,7 @@ def test_a_folder_that_cannot_be_made_is_said_before_training(tmp_path: Path) ->
 
 def test_ctrl_c_leaves_programs_to_use_and_says_how_to_go_on(in_step, tmp_path: Path) -> None:
     in_step(5, ctrl_c)
-    with pytest.warns(InterruptedWarning, match=r"after 5 of 11 steps.*goes on from"):
+    with pytest.warns(InterruptedWarning, match=r"after 5 of 11 steps.*resumes from"):
         history = fit(make("diagonal", 0), tmp_path)
     assert history.interrupted and len(history.frame) == 5
     pair = make("diagonal", 0)

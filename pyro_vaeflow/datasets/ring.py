@@ -5,7 +5,7 @@ import torch
 from scipy.special import i0e
 from sklearn.datasets import make_circles
 
-from pyro_vaeflow.validation import check_positive, check_size
+from pyro_vaeflow.validation import check_number, check_size
 
 RADIUS = 0.8
 
@@ -25,7 +25,7 @@ def make_ring(num_points: int = 10_000, noise: float = 0.01, seed: int = 0) -> t
         (torch.Size([5000, 2]), 0.8)
     """
     check_size("num_points", num_points, low=2)  # one on each circle
-    check_positive("noise", noise)
+    check_number("noise", noise, above=0.0)
     points, circle = make_circles(num_points, noise=noise, factor=RADIUS, random_state=seed)
     return torch.as_tensor(points[circle == 1], dtype=torch.float32)
 
@@ -47,8 +47,8 @@ def ring_log_density(
         >>> round(float(ring_log_density(make_ring(seed=1)).mean()), 2)  # expectation 1.57
         1.58
     """
-    check_positive("noise", noise)
-    check_positive("radius", radius)
+    check_number("noise", noise, above=0.0)
+    check_number("radius", radius, above=0.0)
     points = np.asarray(points, dtype=np.float64)
     if points.ndim == 0 or points.shape[-1] != 2:
         raise ValueError(f"points must have shape (..., 2), got {points.shape}")

@@ -6,6 +6,8 @@ import numpy as np
 import pandas as pd
 from sklearn.model_selection import train_test_split
 
+from pyro_vaeflow.validation import check_number
+
 
 @dataclass(frozen=True)
 class Dataset:
@@ -72,7 +74,7 @@ def holdout_split(data: Dataset, *, test_size: float = 0.2, seed: int = 42) -> S
         >>> len(split.X_train), len(split.X_test), int(split.y_test.sum())
         (286, 114, 43)
     """
-    _check_share("test_size", test_size)
+    check_number("test_size", test_size, above=0.0, below=1.0)
     rows = np.arange(len(data))
     train, test = train_test_split(rows, test_size=test_size, random_state=seed)
     train = train[data.y[train] == 0]
@@ -95,7 +97,7 @@ def one_class_split(data: Dataset, *, seed: int = 0, train_fraction: float = 0.5
         >>> len(split.X_train), len(split.X_test), int(split.y_test.sum())
         (178, 391, 212)
     """
-    _check_share("train_fraction", train_fraction)
+    check_number("train_fraction", train_fraction, above=0.0, below=1.0)
     inliers = np.flatnonzero(data.y == 0)
     num_train = int(train_fraction * len(inliers))
     if not 0 < num_train < len(inliers):
@@ -124,8 +126,3 @@ def first_of_each(split: Split) -> np.ndarray:
 
 def _split(data: Dataset, train: np.ndarray, test: np.ndarray) -> Split:
     return Split(data.X.iloc[train], data.X.iloc[test], data.y[test], data.labels[test])
-
-
-def _check_share(name: str, value: float) -> None:
-    if not 0.0 < value < 1.0:
-        raise ValueError(f"{name} must be inside (0, 1), got {value!r}")

@@ -1,12 +1,10 @@
 """Which rows to flag: the threshold, conformal p-values, the false-discovery rate they control."""
 
-from numbers import Real
-
 import numpy as np
 from numpy.typing import ArrayLike
 from scipy.stats import beta, false_discovery_control
 
-from pyro_vaeflow.validation import warn
+from pyro_vaeflow.validation import check_number, warn
 
 AUTO = 0.05  # of fresh rows like the training rows are flagged where contamination is "auto"
 FAR_OFF = 4.0  # times the share that was asked for, which may be flagged of fresh rows: a warning
@@ -100,7 +98,6 @@ def discoveries(p: ArrayLike, fdr: float) -> np.ndarray:
         >>> discoveries([0.001, 0.8, 0.02, 0.5], fdr=0.05).tolist()
         [True, False, True, False]
     """
-    if not (isinstance(fdr, Real) and 0.0 < fdr < 1.0):
-        raise ValueError(f"fdr must be inside (0, 1), got {fdr!r}")
+    check_number("fdr", fdr, above=0.0, below=1.0)
     values = np.asarray(p, dtype=float)
     return false_discovery_control(values, method="bh") <= fdr if len(values) else values < 0

@@ -57,7 +57,7 @@ class VAEFlowDetector(DetectorSettings, Programs, Calibrated, OutlierMixin, Base
         calibration_share: of the training rows, kept from training for conformal p-values.
         validation_share: of the others, at most 500, whose ELBO chooses the step to keep.
         random_state: an integer, a ``RandomState`` or None.
-        warm_start: whether a further `fit` goes on with the programs at hand, on new rows: columns
+        warm_start: whether a further `fit` trains the programs at hand on, with new rows: columns
             and seed stay as they are, and an exemplar prior's rows are trained on beside the new.
         progress: whether training and scoring show bars.
         checkpoint_dir: a folder where `fit` keeps what it needs to resume after it was killed or

@@ -35,7 +35,7 @@ from pyro_vaeflow.files.table_files import (
 )
 from pyro_vaeflow.inference.parameters import check_device
 from pyro_vaeflow.inference.saved_folder import CheckpointError
-from pyro_vaeflow.validation import ConfigError, check_size
+from pyro_vaeflow.validation import ConfigError, check_names, check_size
 from pyro_vaeflow.workers import DEATHS, as_ended, died, workers
 
 TOP = 3  # contributing columns that are named
@@ -103,8 +103,7 @@ def score_files(
     model, out = Path(model).resolve(), Path(out).resolve()
     check_size("chunk_rows", chunk_rows)
     check_size("jobs", jobs)
-    if explain not in EXPLAIN:
-        raise ValueError(f"explain must be one of {EXPLAIN}, got {explain!r}")
+    check_names([explain], EXPLAIN, "explain")
     if dask is None:
         check_device(device)
     earlier = out if (out / MANIFEST).exists() else None  # parts that a call before this one left

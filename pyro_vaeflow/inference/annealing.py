@@ -7,7 +7,6 @@ handler, so neither model nor guide carries a beta.
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from numbers import Real
 from typing import Any
 
 import torch
@@ -19,14 +18,9 @@ from pyro.poutine.scale_messenger import ScaleMessenger
 from pyro.poutine.trace_struct import Trace
 from pyro.poutine.util import site_is_subsample
 
-from pyro_vaeflow.validation import check_size
+from pyro_vaeflow.validation import check_number, check_size
 
 Schedule = Callable[[int], float]
-
-
-def _check_at_least_0(name: str, value: float) -> None:
-    if not (isinstance(value, Real) and 0.0 <= value < math.inf):
-        raise ValueError(f"{name} must be finite and at least 0, got {value!r}")
 
 
 def constant(value: float = 1.0) -> Schedule:
@@ -104,8 +98,7 @@ def cyclical(
     """
     check_size("num_steps", num_steps)
     check_size("num_cycles", num_cycles, 1, num_steps)
-    if not 0.0 < ratio <= 1.0:
-        raise ValueError(f"ratio must lie in (0, 1], got {ratio!r}")
+    check_number("ratio", ratio, above=0.0, high=1.0)
     period = num_steps / num_cycles
 
     def schedule(step: int) -> float:
@@ -138,7 +131,7 @@ class anneal(ScaleMessenger):
     """
 
     def __init__(self, beta: float) -> None:
-        _check_at_least_0("beta", beta)
+        check_number("beta", beta, low=0.0)
         Messenger.__init__(self)  # ScaleMessenger's own refuses 0
         self.scale = beta
 
@@ -150,7 +143,7 @@ class anneal(ScaleMessenger):
 class CapacityELBO(Trace_ELBO):
     r"""The loss with a target for the KL: :math:`-E_q[\log p(x|z)] + \gamma\,|KL - C|`.
 
-    Under `train`, `KL` and the capacity `C` are in nats a row, and ``schedule`` gives `C`:
+    Under `train`, `KL` and the capacity `C` are in nats per row, and ``schedule`` gives `C`:
     ``train(..., loss=CapacityELBO(gamma=1000), schedule=linear(num_steps, stop=25.0))``. In an SVI
     loop of one's own: ``with loss.at(capacity): svi.step(x)``; `KL` is then the sum over the batch.
 
@@ -174,7 +167,7 @@ class CapacityELBO(Trace_ELBO):
     """
 
     def __init__(self, gamma: float = 1000.0, **options: Any) -> None:
-        _check_at_least_0("gamma", gamma)
+        check_number("gamma", gamma, low=0.0)
         super().__init__(**options)
         self.gamma = gamma
         self.capacity = 0.0
@@ -182,7 +175,7 @@ class CapacityELBO(Trace_ELBO):
     @contextmanager
     def at(self, capacity: float) -> Iterator[None]:
         """Holds the capacity, in nats, for the steps inside."""
-        _check_at_least_0("capacity", capacity)
+        check_number("capacity", capacity, low=0.0)
         before, self.capacity = self.capacity, capacity
         try:
             yield

@@ -86,7 +86,7 @@ class Run:
 
 
 class Callback:
-    """What `train` calls; a callback overrides what it needs.
+    """What `train` calls; a callback overrides what it needs, and inherits its docstring.
 
     Callbacks are called in their order, at the end in the opposite one. What they raise ends
     training. They should draw no random numbers from torch's global stream: training does.
@@ -206,7 +206,7 @@ class CtrlC(Callback):
 
 
 class ProgressBar(Callback):
-    """A bar with the latest loss and ELBO, nats a row."""
+    """A bar with the latest loss and ELBO, nats per row."""
 
     def start(self, run: Run) -> None:
         self.bar = tqdm(desc="train", total=run.num_steps, initial=run.step, unit="step")
@@ -222,7 +222,7 @@ class ProgressBar(Callback):
         self.bar.close()
 
 
-# Column of a history -> its tag; nats a row but for the last three.
+# Column of a history -> its tag; nats per row but for the last three.
 TAGS = {
     "loss": "nats/annealed loss",
     "elbo": "nats/ELBO",
@@ -238,7 +238,7 @@ TAGS = {
 class TensorBoard(Callback):
     """Event files of a training: ``tensorboard --logdir FOLDER``; needs the extra ``tensorboard``.
 
-    A training that goes on from a checkpoint replaces what was written from that step on.
+    A training that resumes from a checkpoint replaces what was written from that step on.
 
     Args:
         folder: of one training; TensorBoard takes each subfolder of its ``--logdir`` for a run.

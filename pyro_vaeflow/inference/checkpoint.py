@@ -1,4 +1,4 @@
-"""Everything that a training saves to go on later, to the very same end, after it was killed."""
+"""Checkpoints: all that a training saves, to be resumed to the very same end after a kill."""
 
 import math
 from collections.abc import Mapping
@@ -39,7 +39,7 @@ class CheckpointInUseError(CheckpointError):
 
 
 class Checkpoint(Callback):
-    """Keeps what `train` needs to go on after it was killed: ``train(..., checkpoint=folder)``.
+    """Keeps what `train` needs to resume after it was killed: ``train(..., checkpoint=folder)``.
 
     Args:
         folder: of this training alone; it is made if it is not there.
@@ -102,7 +102,7 @@ class Checkpoint(Callback):
         try:
             write(self.folder, content, tensors, "training")
         except OSError as error:
-            said = "the one before it, if any, is whole: mend the disk, and the same call goes on"
+            said = "the one before it, if any, is whole: mend the disk, and the same call resumes"
             message = f"the checkpoint in {self.folder} could not be written ({error}); {said}"
             raise OSError(message) from error
 

@@ -82,7 +82,7 @@ def feature_log_prob(distribution: Any, value: torch.Tensor) -> torch.Tensor:
         return distribution.feature_log_prob(value)
     if isinstance(distribution, MaskedDistribution):
         features = feature_log_prob(distribution.base_dist, value)
-        return _masked(features, distribution._mask)
+        return _masked(features, distribution._mask)  # Pyro keeps it under no public name
     if isinstance(distribution, Independent) and distribution.event_dim == 1:
         return distribution.base_dist.log_prob(value)
     raise ValueError(

@@ -8,8 +8,8 @@ import pyro
 import torch
 from pyro.poutine.trace_struct import Trace
 from torch.multiprocessing.reductions import StorageWeakRef
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from torch.utils._python_dispatch import TorchDispatchMode  # torch documents it under this name
+from torch.utils._pytree import tree_leaves  # torch has no public one for nested containers
 from tqdm.auto import tqdm
 
 from pyro_vaeflow.inference.contract import check_contract
@@ -165,7 +165,7 @@ def peak_bytes(work: Callable[[], Any]) -> int:
     return live.peak
 
 
-class _Live(TorchDispatchMode):
+class _Live(TorchDispatchMode):  # torch's public profiler would keep an event an operation
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
         return False  # the default would import all of torch's compiler: a second and more
@@ -177,12 +177,12 @@ class _Live(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        given = {s._cdata for s in _storages((args, kwargs))}
+        given = {s.data_ptr() for s in _storages((args, kwargs))}
         out = func(*args, **kwargs)
         self.sizes = {key: (ref, n) for key, (ref, n) in self.sizes.items() if not ref.expired()}
         for storage in _storages(out):  # a view's storage is one that was given
-            if storage._cdata not in given:
-                self.sizes[storage._cdata] = (StorageWeakRef(storage), storage.nbytes())
+            if storage.data_ptr() not in given:
+                self.sizes[storage.data_ptr()] = (StorageWeakRef(storage), storage.nbytes())
         self.peak = max(self.peak, sum(size for _, size in self.sizes.values()))
         return out
 

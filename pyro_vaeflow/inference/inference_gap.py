@@ -14,7 +14,7 @@ from pyro_vaeflow.inference.noise import row_hash
 from pyro_vaeflow.inference.parameters import Program, evaluating
 from pyro_vaeflow.inference.row_guides import RowGuides, optimise
 from pyro_vaeflow.inference.traces import Args, as_args, take_rows
-from pyro_vaeflow.validation import check_size
+from pyro_vaeflow.validation import check_number, check_size
 
 # A chunk's rows times parameters, 32 MiB a copy in single precision, and its rows times draws.
 VALUES_PER_CHUNK = 2**23
@@ -119,8 +119,7 @@ def inference_gap(
     check_size("draws_per_step", draws_per_step, 2)
     check_size("num_steps", num_steps, 0)
     check_size("chunk_size", 1 if chunk_size is None else chunk_size)
-    if not learning_rate > 0.0:
-        raise ValueError(f"learning_rate must be positive, got {learning_rate!r}")
+    check_number("learning_rate", learning_rate, above=0.0)
     if len(args[0]) == 0:
         return Gaps(*[args[0].new_empty(0)] * len(fields(Gaps)))
     depth = check_contract(model, guide, args, plate=plate)

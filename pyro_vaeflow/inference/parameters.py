@@ -178,6 +178,7 @@ def without_names(program: Program) -> Program:
     if not isinstance(program, PyroModule) or type(program).__call__ is not PyroModule.__call__:
         return program
     parts = [part for part in program.modules() if isinstance(part, PyroModule)]
+    # Pyro has no public way to ask for them without making their values.
     if any(part._pyro_params or part._pyro_samples for part in parts):
         return program
     return partial(torch.nn.Module.__call__, program)

@@ -1,11 +1,9 @@
 """Scores of rows under any pair of Pyro programs, each with the means to judge it."""
 
-import math
 import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, fields
 from functools import partial
-from numbers import Real
 from typing import Any
 
 import pandas as pd
@@ -15,7 +13,7 @@ from pyro_vaeflow.inference import importance
 from pyro_vaeflow.inference.draws import draws
 from pyro_vaeflow.inference.parameters import Program
 from pyro_vaeflow.inference.traces import RowTerms, as_args, take_rows
-from pyro_vaeflow.validation import check_size
+from pyro_vaeflow.validation import check_number, check_size
 
 TOGETHER = 500  # rows whose log weights are worked on at once,
 TOGETHER_DRAWS = 2**20  # or so many draws of them
@@ -123,11 +121,10 @@ def score(
         >>> score(Model(3), Guide(3), x, num_samples=10).log_evidence.shape
         torch.Size([5])
     """
-    if tol is not None and not (isinstance(tol, Real) and 0.0 < tol < math.inf):
-        raise ValueError(f"tol must be a positive number of nats or None, got {tol!r}")
     args = as_args(x)
     check_size("num_samples", num_samples)
     if tol is not None:
+        check_number("tol", tol, above=0.0)
         check_size("max_samples", max_samples, num_samples)
 
     of_rows = partial(draws, model, guide, chunk_size=chunk_size, plate=plate, progress=progress)

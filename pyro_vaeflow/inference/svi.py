@@ -3,7 +3,6 @@
 import math
 from collections.abc import Callable
 from copy import copy
-from numbers import Real
 from typing import Any
 
 import pyro
@@ -15,10 +14,11 @@ from pyro.poutine.runtime import Message
 from pyro.poutine.trace_struct import Trace
 
 from pyro_vaeflow.inference.parameters import Program, UnseenParams, without_names
+from pyro_vaeflow.validation import check_number
 
 
 class Batches:
-    """Mini-batches as a function of the seed and the step: a training can go on from any step.
+    """Mini-batches as a function of the seed and the step: a training can resume from any step.
 
     Rows are drawn without replacement within a pass over the data or, by their weights, with it.
 
@@ -106,8 +106,8 @@ class OneOptimizer(PyroOptim):
                 "there is nothing to train: neither program is a module, or a method of one, with "
                 "parameters, nor calls pyro.param or pyro.module"
             )
-        if clip_norm is not None and not (isinstance(clip_norm, Real) and clip_norm > 0.0):
-            raise ValueError(f"clip_norm must be above 0 or None, got {clip_norm!r}")
+        if clip_norm is not None:
+            check_number("clip_norm", clip_norm, above=0.0)
         self.parameters, self.clip_norm = parameters, clip_norm
         self.torch_optimizer = optimizer(list(parameters.values()), lr=0.0)
         self.torch_optimizer.zero_grad()  # what the caller, or an interrupted run, left there
@@ -121,8 +121,7 @@ class OneOptimizer(PyroOptim):
         Raises:
             ValueError: it is negative or not finite.
         """
-        if not (isinstance(value, Real) and 0.0 <= value < math.inf):
-            raise ValueError(f"learning_rate must be finite and at least 0, got {value!r}")
+        check_number("learning_rate", value, low=0.0)
         self.learning_rate = float(value)
         for group in self.torch_optimizer.param_groups:
             group["lr"] = value
@@ -158,7 +157,7 @@ class OneOptimizer(PyroOptim):
 
 
 class PerRow(Messenger):
-    """Turns sums over a mini-batch into nats a row; a shared latent counts once over all rows."""
+    """Turns sums over a mini-batch into nats per row; a shared latent counts once over all rows."""
 
     def __init__(self, plate: str, batch_size: int, num_data: int) -> None:
         super().__init__()
@@ -180,7 +179,7 @@ class LastTraces:
     def watch(self, loss: ELBO) -> ELBO:
         """A copy of the loss whose traces are kept here."""
         watched = copy(loss)
-        get_trace = watched._get_trace
+        get_trace = watched._get_trace  # Pyro names no public place where a loss takes them
 
         def _get_trace(*args: Any) -> tuple[Trace, Trace]:
             self.model = self.guide = None  # frees the last graph before the next one is made

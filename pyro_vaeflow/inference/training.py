@@ -50,13 +50,13 @@ class History:
     """What `train` saw.
 
     Attributes:
-        frame: one row a step: ``loss`` (annealed, nats a row), ``elbo`` (the true bound, nats a
-            row; it leaves out the KL of a latent that all rows share) and its parts
+        frame: one row a step: ``loss`` (annealed, nats per row), ``elbo`` (the true bound, nats
+            per row; it leaves out the KL of a latent that all rows share) and its parts
             ``log_likelihood`` and ``kl``, ``anneal`` (beta or capacity),
             ``learning_rate``, ``grad_norm`` (before clipping), ``seconds`` since the start, and
             ``held_out_elbo`` where it was evaluated, else NaN.
         best_step: the step whose parameters the programs hold, if held-out rows chose it.
-        resumed_at: the step that this call began with: above 0 if it went on from a checkpoint.
+        resumed_at: the step that this call began with: above 0 if it resumed from a checkpoint.
         interrupted: whether Ctrl-C was pressed.
     """
 
@@ -96,11 +96,11 @@ def train(
     checkpoint: Callback | str | Path | None = None,
     callbacks: Iterable[Callback | Callable[[Record], object]] = (),
 ) -> History:
-    r"""Fits `model` and `guide` to the rows of `x` by SVI; returns the history, in nats a row.
+    r"""Fits `model` and `guide` to the rows of `x` by SVI; returns the history, in nats per row.
 
     Minimises :math:`-E_q[\log p(x|z)] + \beta_t\,KL(q(z|x)\,\|\,p(z))`, averaged over a mini-batch,
     with ``pyro.infer.SVI``. Parameters of modules change in place; those of ``pyro.param`` belong
-    to the pair (see `param_scope`). A second call goes on from there. The programs run at every
+    to the pair (see `param_scope`). A second call starts from there. The programs run at every
     step; Pyro's validation runs once, before the first, and is off in the loop.
 
     Ctrl-C ends training after the step at hand, with a warning; a second Ctrl-C ends it at once.
@@ -124,7 +124,7 @@ def train(
         seed: of the batches, the draws, and start values that the programs draw themselves.
         progress: whether to show a bar; `score` shows none by default.
         checkpoint: a folder, or a `Checkpoint`. What the steps change is kept there, and the same
-            call with programs made as before, in a new process say, goes on from there: it ends
+            call with programs made as before, in a new process say, resumes from there: it ends
             with the parameters and history of a training that nothing stopped, bit for bit.
         callbacks: called after each step: functions of its record, or `Callback` objects.
 
@@ -135,7 +135,7 @@ def train(
             log-scale of the guide.
 
     Warns:
-        InterruptedWarning: Ctrl-C was pressed; says how to go on.
+        InterruptedWarning: Ctrl-C was pressed; says how to resume.
 
     Example:
         >>> from pyro_vaeflow import Guide, Model, cyclical, train
@@ -189,7 +189,7 @@ def train(
         for watcher in reversed(watchers):
             watcher.end(run)
     if run.interrupted:
-        warnings.warn(_how_to_go_on(run, checkpoint), InterruptedWarning, stacklevel=2)
+        warnings.warn(_how_to_resume(run, checkpoint), InterruptedWarning, stacklevel=2)
     return _history(run)
 
 
@@ -285,10 +285,10 @@ def _record(run: Run, loss: float, beta: float, last: LastTraces, plate: str) ->
     }
 
 
-def _how_to_go_on(run: Run, checkpoint: Callback | str | Path | None) -> str:
-    advice = "with a folder for its checkpoint, the same call could go on later"
+def _how_to_resume(run: Run, checkpoint: Callback | str | Path | None) -> str:
+    advice = "with a folder for its checkpoint, the same call could resume it later"
     if checkpoint is not None:
-        advice = f"the same call goes on from {getattr(checkpoint, 'folder', checkpoint)}"
+        advice = f"the same call resumes from {getattr(checkpoint, 'folder', checkpoint)}"
     return (
         f"Ctrl-C ended training after {run.step} of {run.num_steps} steps; the programs can be "
         f"used as they are, and {advice}"

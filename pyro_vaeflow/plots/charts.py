@@ -10,11 +10,11 @@ from numpy.typing import ArrayLike
 LINES = ("-", "--", "-.", ":")  # curves differ by more than colour
 # Panels of plot_history: y label, column, whether the axis is logarithmic.
 HISTORY = (
-    ("annealed loss (nats a row)", "loss", False),
-    ("ELBO (nats a row)", "elbo", False),
-    ("E[log p(x | z)] (nats a row)", "log_likelihood", False),
-    ("KL (nats a row)", "kl", False),
-    ("beta, or capacity (nats a row)", "anneal", False),
+    ("annealed loss (nats per row)", "loss", False),
+    ("ELBO (nats per row)", "elbo", False),
+    ("E[log p(x | z)] (nats per row)", "log_likelihood", False),
+    ("KL (nats per row)", "kl", False),
+    ("beta, or capacity (nats per row)", "anneal", False),
     ("gradient norm", "grad_norm", True),
 )
 MAX_BARS = 20  # columns drawn; the others are one bar

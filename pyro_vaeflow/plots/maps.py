@@ -13,6 +13,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import AsinhLocator, MaxNLocator
 from numpy.typing import ArrayLike
 
+from pyro_vaeflow.validation import check_number
+
 ScoreMap = tuple[ArrayLike, ArrayLike, ArrayLike]
 
 COLOURS = "cividis"  # its lightness rises steadily: readable in grey and to the colour-blind
@@ -126,8 +128,7 @@ def _scale(low: float, high: float, linear_width: float | None) -> tuple[Normali
         raise ValueError(f"limits must be (lowest, highest), got {(low, high)}")
     if linear_width is None:
         return Normalize(low, high), np.asarray(MaxNLocator(8).tick_values(low, high))
-    if not linear_width > 0:
-        raise ValueError(f"linear_width must be positive, got {linear_width!r}")
+    check_number("linear_width", linear_width, above=0.0)
     ticks = np.asarray(AsinhLocator(linear_width).tick_values(low, high))
     # The locator counts decades down to zero, but its scale is linear there: labels would collide.
     apart = (np.abs(ticks) >= linear_width) | (ticks == 0)

@@ -27,6 +27,7 @@ from torch.distributions import Transform, constraints
 
 # They act entry by entry, so it does not matter to them where the rows are.
 ELEMENTWISE = (nn.ReLU, nn.LeakyReLU, nn.ELU, nn.SiLU, nn.GELU, nn.Softplus, nn.Tanh, nn.Sigmoid)
+HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 CACHED = 2**18  # numbers, for each thread, that stay in the processor's cache: 1 MiB of float32
 HIDDEN = 4  # hidden units for each latent dimension, as in `flows.iaf`
 Outcome = tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]  # z, log|det|, log-scales if any
@@ -120,6 +121,7 @@ class FusedTransform(Transform):
         return y
 
     def log_abs_det_jacobian(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        """log |det dy/dx| of ``(..., latent_dim)``, shape ``(...)``, nats; of all layers."""
         x_old, y_old = self._cached_x_y
         if x is not x_old or y is not y_old:
             self(x)
@@ -254,9 +256,13 @@ def _kind(layer: Any) -> tuple[Any, ...] | None:
 
 
 def _is_known(part: Any) -> bool:
-    """Whether a part has the attributes of a new one, and no hooks."""
-    values = vars(part)
-    hooked = values["_forward_hooks"] or values["_forward_pre_hooks"] or values["_backward_hooks"]
+    """Whether a part has the attributes of a new one, and no hooks of its own.
+
+    Hooks on all modules of the process, such as those of `module_mode`, do not see fused parts;
+    these have no mode, and no buffer that a step changes.
+    """
+    values = vars(part)  # torch has no public way to ask for hooks
+    hooked = any(values[name] for name in HOOKS)
     return not hooked and (type(part), frozenset(values)) in _KNOWN
 
 

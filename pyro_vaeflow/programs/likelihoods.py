@@ -14,7 +14,7 @@ from pyro.distributions import TorchDistribution
 from torch import nn
 
 from pyro_vaeflow.programs.mixed import MixedHead, degrees_of_freedom, with_tails
-from pyro_vaeflow.validation import check_positive
+from pyro_vaeflow.validation import check_number
 
 FACTORS = 120  # of at least 1/2, which single precision can multiply before taking a logarithm
 
@@ -60,6 +60,7 @@ class BernoulliHead(nn.Module):
         self.logits = nn.Linear(hidden_dim, num_features)
 
     def forward(self, h: torch.Tensor) -> TorchDistribution:
+        """p(x | z), rows of ``(..., num_features)``, of hidden layers ``(..., hidden_dim)``."""
         return BernoulliRow(dist.Bernoulli(logits=self.logits(h), validate_args=False), 1)
 
 
@@ -78,12 +79,13 @@ class NormalHead(nn.Module):
         self, hidden_dim: int, num_features: int, min_scale: float = 1e-3, start_scale: float = 1.0
     ) -> None:
         super().__init__()
-        check_positive("start_scale", start_scale)
+        check_number("start_scale", start_scale, above=0.0)
         self.loc = nn.Linear(hidden_dim, num_features)
         self.log_scale = nn.Parameter(torch.full((num_features,), math.log(start_scale)))
         self.min_scale = min_scale
 
     def forward(self, h: torch.Tensor) -> TorchDistribution:
+        """p(x | z), rows of ``(..., num_features)``, of hidden layers ``(..., hidden_dim)``."""
         scale = self.log_scale.exp() + self.min_scale
         return dist.Normal(self.loc(h), scale).to_event(1)
 
@@ -104,6 +106,7 @@ class StudentTHead(NormalHead):
         self.log_df = degrees_of_freedom(num_features)
 
     def forward(self, h: torch.Tensor) -> TorchDistribution:
+        """p(x | z), rows of ``(..., num_features)``, of hidden layers ``(..., hidden_dim)``."""
         return with_tails(super().forward(h).base_dist, self.log_df).to_event(1)
 
 

@@ -10,7 +10,7 @@ from pyro.distributions import TorchDistribution
 from torch import nn
 from torch.distributions import constraints
 
-from pyro_vaeflow.validation import check_positive
+from pyro_vaeflow.validation import check_number
 
 if TYPE_CHECKING:
     from pyro_vaeflow.tables.columns import Column
@@ -98,6 +98,7 @@ class MixedRow(TorchDistribution):
         super().__init__(logits.shape[:-1], event_shape, validate_args=False)
 
     def expand(self, batch_shape: torch.Size, _instance: None = None) -> "MixedRow":
+        """The same rows for a batch shape that theirs broadcasts to."""
         logits = self.logits.expand(*batch_shape, self.logits.shape[-1])
         numbers = self.numbers.expand((*batch_shape, self.numbers.batch_shape[-1]))
         return MixedRow(self.layout, logits, numbers)
@@ -118,9 +119,11 @@ class MixedRow(TorchDistribution):
         return features.masked_fill(missing, 0.0)
 
     def log_prob(self, value: torch.Tensor) -> torch.Tensor:
+        """log p(x) of rows ``(..., num_columns)``, summed over the observed columns, nats."""
         return self.feature_log_prob(value).sum(-1)
 
     def sample(self, sample_shape: torch.Size = torch.Size()) -> torch.Tensor:  # noqa: B008
+        """Complete rows ``sample_shape + batch_shape + (num_columns,)``, levels as codes."""
         levels = [
             dist.Categorical(logits=logits, validate_args=False).sample(sample_shape)
             for logits in self.logits.split(self.layout.sizes, -1)
@@ -157,7 +160,7 @@ class MixedHead(nn.Module):
         student_t: bool = False,
     ) -> None:
         super().__init__()
-        check_positive("start_scale", start_scale)
+        check_number("start_scale", start_scale, above=0.0)
         self.layout = MixedLayout(columns)
         self.min_scale = min_scale
         num_continuous = len(self.layout.continuous)
@@ -166,6 +169,7 @@ class MixedHead(nn.Module):
         self.log_df = degrees_of_freedom(num_continuous) if student_t else None
 
     def forward(self, h: torch.Tensor) -> MixedRow:
+        """p(x | z), rows of ``(..., num_columns)``, of hidden layers ``(..., hidden_dim)``."""
         out = self.out(h)
         logits, loc = out.tensor_split([self.layout.num_logits], -1)
         scale = self.log_scale.exp() + self.min_scale
@@ -208,6 +212,7 @@ class MixedInput(nn.Module):
         self.bias = nn.Parameter(torch.zeros(width))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """The layer ``(..., width)`` of rows ``(..., num_columns)``, NaN where missing."""
         if self.training and self.dropout > 0:
             x = x.masked_fill(torch.rand_like(x) < self.dropout, torch.nan)
         missing, x, layout = x.isnan(), x.nan_to_num(), self.layout

@@ -47,6 +47,7 @@ class ExemplarMixture(TorchDistribution):
         super().__init__(log_weights.shape[:-1], centres.shape[-1:], validate_args=False)
 
     def expand(self, batch_shape: torch.Size, _instance: Any = None) -> "ExemplarMixture":
+        """The same mixture for a batch shape that its own broadcasts to."""
         new = self._get_checked_instance(ExemplarMixture, _instance)
         # They broadcast as they are; a weight for each draw and centre would be one more pass.
         new.log_weights = self.log_weights
@@ -56,6 +57,7 @@ class ExemplarMixture(TorchDistribution):
         return new
 
     def log_prob(self, value: torch.Tensor) -> torch.Tensor:
+        """Log density of z ``(..., latent_dim)``, shape ``(...)``, nats."""
         middle = self.centres.mean(0)
         a, b = (value - middle) / self.width, (self.centres - middle) / self.width
         near_weights, far_weight = self.log_weights[..., :-1], self.log_weights[..., -1]
@@ -71,6 +73,7 @@ class ExemplarMixture(TorchDistribution):
 
     @torch.no_grad()
     def sample(self, sample_shape: torch.Size = torch.Size()) -> torch.Tensor:  # noqa: B008
+        """Draws of z, ``sample_shape + batch_shape + (latent_dim,)``, without a gradient."""
         logits = self.log_weights.expand(*self.batch_shape, self.log_weights.shape[-1])
         which = dist.Categorical(logits=logits).sample(sample_shape)
         loc = torch.cat([self.centres, torch.zeros_like(self.centres[:1])])[which]

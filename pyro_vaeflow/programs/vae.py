@@ -16,7 +16,7 @@ from pyro_vaeflow.programs.flows import FLOWS
 from pyro_vaeflow.programs.fused import fused
 from pyro_vaeflow.programs.likelihoods import LIKELIHOODS, BernoulliHead
 from pyro_vaeflow.programs.mixed import MixedHead, MixedInput
-from pyro_vaeflow.validation import check_positive, check_size
+from pyro_vaeflow.validation import check_names, check_number, check_size
 
 if TYPE_CHECKING:
     from pyro_vaeflow.tables.columns import Column
@@ -99,6 +99,7 @@ class Model(PyroModule):
         return self.likelihood(self.decoder(z))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Samples z and scores the rows x ``(num_data, num_features)``, which it returns."""
         if isinstance(self.likelihood, BernoulliHead):
             _check_shares(x)
         standard = dist.Normal(x.new_zeros(self.latent_dim), 1.0).to_event(1)
@@ -157,7 +158,7 @@ class Guide(PyroModule):
     ) -> None:
         super().__init__()
         _check_sizes(num_features, latent_dim=latent_dim, hidden_dims=hidden_dims)
-        check_positive("start_scale", start_scale)
+        check_number("start_scale", start_scale, above=0.0)
         builder = _registered("flow", flow, FLOWS)
         if isinstance(num_features, Sequence):
             first: nn.Module = MixedInput(num_features, hidden_dims[0], input_dropout)
@@ -179,6 +180,7 @@ class Guide(PyroModule):
         return self.base(self.encoder(x)).chunk(2, dim=-1)[0]
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """A sample of z, ``(num_data, latent_dim)``, for rows x ``(num_data, num_features)``."""
         context = self.encoder(x)
         loc, raw_scale = self.base(context).chunk(2, dim=-1)
         posterior: Any = dist.Normal(loc, F.softplus(raw_scale) + MIN_SCALE).to_event(1)
@@ -201,8 +203,7 @@ def _check_shares(x: torch.Tensor) -> None:
 
 
 def _registered(name: str, value: str, registry: Mapping[str, Any]) -> Any:
-    if value not in registry:
-        raise ValueError(f"{name} must be one of {sorted(registry)}, got {value!r}")
+    check_names([value], registry, name)
     return registry[value]
 
 

@@ -90,7 +90,7 @@ class Column(Checked):
 
     @property
     def num_levels(self) -> int:
-        """Codes from 0, an unseen level, to ``num_levels - 1``; 0 of a column without levels."""
+        """Codes from 0, an unseen category, to ``num_levels - 1``; 0 of a column without levels."""
         levels = self.levels or self.lows
         return 1 + len(levels) if levels else 0
 

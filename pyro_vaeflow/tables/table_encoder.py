@@ -39,7 +39,7 @@ SCALERS = {
 class TableEncoder(TransformerMixin, BaseEstimator):
     """One-hot columns of the categorical columns, then the scaled numeric ones, as float32.
 
-    A level or a range that the training rows do not show is no error later: an unseen level is a
+    A level or a range that the training rows do not show is no error later: an unseen category is a
     block of zeros, and numbers are clipped, to [0, 1] by ``"minmax"`` and ``"log-minmax"`` and to
     +-1e6 standard deviations by ``"standard"``. Numeric dtypes are numeric columns; every other
     dtype (text, categorical, boolean) is categorical, with the levels that the rows show.
