@@ -15,6 +15,7 @@ from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
 from difflib import get_close_matches
 from functools import lru_cache
 from numbers import Integral, Real
+from traceback import walk_stack
 from typing import Any, NamedTuple, Union, get_args, get_origin, get_type_hints
 
 
@@ -142,9 +143,10 @@ def check_names(names: Iterable[str], allowed: Iterable[str], what: str) -> None
 
 def warn(text: str) -> None:
     """Warns, `UserWarning`, at the line outside this package that has led to it."""
-    depth, frame = 1, inspect.currentframe()
-    while frame is not None and frame.f_globals.get("__name__", "").startswith(__package__):
-        depth, frame = depth + 1, frame.f_back
+    frames, depth = inspect.currentframe(), 1
+    for place, (frame, _) in enumerate(walk_stack(frames), 1):  # decorators of others lie between
+        if frame.f_globals.get("__name__", "").startswith(__package__):
+            depth = place + 1
     warnings.warn(text, stacklevel=depth)
 
 
