@@ -19,6 +19,7 @@ from pyro_vaeflow.experiments.results import (
     summary,
 )
 from pyro_vaeflow.experiments.tables import aggregate
+from pyro_vaeflow.plain_files import inside, write_whole
 from pyro_vaeflow.plots.report import Page
 from pyro_vaeflow.validation import ConfigError
 
@@ -33,7 +34,7 @@ def write_report(folder: Path, path: Path | None = None) -> Path:
         path: of the page, ``folder/report.html`` by default.
 
     Raises:
-        ConfigError: no such folder, or it holds neither runs nor a summary.csv.
+        ConfigError: no such folder, it holds neither runs nor a summary.csv, or a link out of it.
     """
     if not folder.is_dir():
         raise ConfigError(f"no folder {str(folder)!r}")
@@ -56,13 +57,13 @@ def write_report(folder: Path, path: Path | None = None) -> Path:
     if pictures:
         page.heading("Figures")
     for picture in pictures:
-        page.picture(picture, picture.stem.replace("_", " "))
+        page.picture(inside(picture, folder), picture.stem.replace("_", " "))
     page.heading("All numbers")
     for table_path in sorted(folder.glob("*.csv")):
-        page.table(read_csv(table_path), folded=table_path.name)
+        page.table(read_csv(inside(table_path, folder)), folded=table_path.name)
     path = folder / "report.html" if path is None else path
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(page.html())
+    write_whole(path, page.html().encode())
     return path
 
 
@@ -154,9 +155,10 @@ def plot_khats(arrays: Mapping[str, Mapping[str, np.ndarray]]) -> Figure:
     panel = figure.subplots()
     khats = [scores["khat"][np.isfinite(scores["khat"])] for scores in arrays.values()]
     panel.boxplot(
-        khats, orientation="horizontal", whis=(5, 95), showfliers=False, tick_labels=[*arrays],
+        khats, orientation="horizontal", whis=(5, 95), showfliers=False,
         medianprops={"color": "black", "linewidth": 2.0},
     )  # fmt: skip
+    panel.set_yticks(range(1, len(khats) + 1), [*arrays], parse_math=False)
     panel.axvline(KHAT_LIMIT, color="black", linestyle="--", linewidth=1.0)
     panel.invert_yaxis()
     panel.set(xlabel="Pareto k-hat of a row's weights")
@@ -169,7 +171,7 @@ def _panels(titles: Mapping[str, object]) -> tuple[Figure, list]:
     figure = Figure(figsize=(3.5 * columns, 2.7 * rows), layout="constrained")
     panels = [figure.add_subplot(rows, columns, number + 1) for number in range(len(titles))]
     for panel, title in zip(panels, titles, strict=True):
-        panel.set_title(title, fontsize=8)
+        panel.set_title(title, fontsize=8, parse_math=False)
     return figure, panels
 
 

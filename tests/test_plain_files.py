@@ -19,7 +19,7 @@ from pyro_vaeflow.cli import main
 from pyro_vaeflow.escaping import csv_text, markdown, visible
 from pyro_vaeflow.experiments.config import ExperimentConfig, read_mapping
 from pyro_vaeflow.experiments.fanout import run_all
-from pyro_vaeflow.experiments.results import finished_runs, read_arrays
+from pyro_vaeflow.experiments.results import IDENTITY, finished_runs, read_arrays
 from pyro_vaeflow.experiments.run_folder import load_programs
 from pyro_vaeflow.experiments.tables import as_text
 from pyro_vaeflow.files import scores_folder
@@ -29,6 +29,7 @@ from pyro_vaeflow.locks import hold_lock
 from pyro_vaeflow.plain_files import read_json, write_whole
 from pyro_vaeflow.plots.charts import plot_contributions
 from pyro_vaeflow.validation import ConfigError
+from results.report import write_report
 
 NASTY = "\x1b]0;owned\x07 | <b>\n# $\\foo$ & {"
 
@@ -127,6 +128,13 @@ def test_links_lead_no_writer_and_no_reader_out_of_a_folder(tmp_path: Path) -> N
     (run / "metrics.json").symlink_to(secret / "file")
     with pytest.raises(ConfigError, match=r"metrics.json is a link out of"):
         finished_runs(study)
+    page = tmp_path / "page"
+    page.mkdir()
+    row = {"seed": 0, "score": "importance", "auroc": 0.5, **dict.fromkeys(IDENTITY, r"a$\foo$")}
+    pd.DataFrame([row]).to_csv(page / "summary.csv")
+    (page / "secret.png").symlink_to(secret / "file")
+    with pytest.raises(ConfigError, match="secret.png is a link out of"):
+        write_report(page)
     scores = tmp_path / "scores"
     scores.mkdir()
     (scores / "_rejects").symlink_to(secret)

@@ -217,15 +217,15 @@ class VAEFlowDetector(DetectorSettings, Programs, Calibrated, OutlierMixin, Base
             raise ValueError("X must have a row at least to have a mean ELBO, got n_samples=0")
         return float(self._scores(x).elbo.mean())
 
-    def score_details(self, X: Any) -> pd.DataFrame:
+    def score_details(self, X: Any, refine: bool | str = False) -> pd.DataFrame:
         """Each row's evidence with its standard error, ESS and k-hat: `Scores` as a frame, nats.
 
         Its column ``score`` is what `score_samples` gives.
         A k-hat above 0.7 says that the log evidence is probably too low, as it often is for the
-        most anomalous rows.
+        most anomalous rows. `refine` is as in `score`; `offset_` is for scores without it.
         """
         x = self._encoded(X)
-        scores = self._scores(x)
+        scores = self._scores(x, refine=refine)
         frame = scores.to_frame().assign(score=self._criterion(scores, x))
         return frame.set_index(X.index) if isinstance(X, pd.DataFrame) else frame
 

@@ -89,21 +89,19 @@ class Programs:
     def _encoded(self: Any, X: Any) -> torch.Tensor:
         """A user's rows as the programs score them, on their device."""
         check_is_fitted(self)
-        with (
-            ONE_THREAD
-        ):  # pandas and scikit-learn, too, set filters of warnings, which threads share
+        with ONE_THREAD:  # pandas and scikit-learn set filters of warnings, which threads share
             x = self.encoder_.transform(table_of(self, X, reset=False))
         return self._to_score(x)
 
     def _to_score(self: Any, x: torch.Tensor) -> torch.Tensor:
         return self._placed(x.double() if self._scores_in_double() else x)
 
-    def _scores(self: Any, x: torch.Tensor) -> Scores:
+    def _scores(self: Any, x: torch.Tensor, **options: Any) -> Scores:
         settings = self._for_fitting(self.seed_)
         with ONE_THREAD, warnings.catch_warnings():
             warnings.simplefilter("ignore", KhatWarning)  # score_details has each row's k-hat
             warnings.simplefilter("ignore", NoScoreWarning)  # an error, below
-            scores = score_rows(settings, self.model_, self.guide_, x, self.progress)
+            scores = score_rows(settings, self.model_, self.guide_, x, self.progress, **options)
         if lost := scores.log_evidence.isnan().nonzero().squeeze(-1).tolist():
             raise ValueError(
                 f"{len(lost)} of {len(x)} rows have no score, row {lost[0]} first: their log p(x) "

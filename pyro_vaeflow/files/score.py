@@ -106,8 +106,8 @@ def score_files(
     check_names([explain], EXPLAIN, "explain")
     if dask is None:
         check_device(device)
-    earlier = out if (out / MANIFEST).exists() else None  # parts that a call before this one left
-    files = {name: path.resolve() for name, path in find_files(data, but=earlier).items()}
+    scored = out if (out / MANIFEST).exists() else None  # by an earlier call
+    files = {name: path.resolve() for name, path in find_files(data, but=scored).items()}
     if Path(data).is_dir() and out.is_relative_to(Path(data).resolve()):
         raise ConfigError(f"{out} is inside the input {data}; choose a folder outside it")
     job = Job(str(model), digest_of(model), str(out), row_id, explain, device)

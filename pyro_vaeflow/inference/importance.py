@@ -14,6 +14,7 @@ from pyro_vaeflow.inference.psis import check_log_weight, khat, psis_log_weights
 
 __all__ = [
     "effective_sample_size",
+    "estimate",
     "khat",
     "log_evidence",
     "log_evidence_stderr",
@@ -131,6 +132,28 @@ def normalized_weights(log_weight: torch.Tensor) -> torch.Tensor:
     """
     check_log_weight(log_weight)
     return log_weight.softmax(0)
+
+
+def estimate(log_weight: torch.Tensor) -> dict[str, torch.Tensor]:
+    """The log evidence of each row and what it is worth, each ``(num_data,)``, by name.
+
+    Args:
+        log_weight: shape ``(num_samples, num_data)``, nats.
+
+    Raises:
+        TypeError, ValueError: `log_weight` is not a floating tensor of that shape.
+
+    Example:
+        >>> list(estimate(torch.zeros(50, 2)))
+        ['log_evidence', 'stderr', 'ess', 'khat', 'num_samples']
+    """
+    return {
+        "log_evidence": log_evidence(log_weight),
+        "stderr": log_evidence_stderr(log_weight),
+        "ess": effective_sample_size(log_weight),
+        "khat": khat(log_weight),
+        "num_samples": torch.full(log_weight.shape[1:], len(log_weight), device=log_weight.device),
+    }
 
 
 def _relative_weights(log_weight: torch.Tensor) -> torch.Tensor:

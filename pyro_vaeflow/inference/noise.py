@@ -47,6 +47,10 @@ def row_hash(x: torch.Tensor) -> torch.Tensor:
     return _mix(_mix(bits + place).sum(1))
 
 
+def _seeded(x: torch.Tensor, seed: int) -> torch.Tensor:
+    return _mix(row_hash(x) + torch.tensor(seed % 2**63, device=x.device) * _GOLDEN)
+
+
 class _RowNumbers(TorchFunctionMode):
     """Answers requests for normal and uniform numbers of a shape that has the rows at an axis."""
 
@@ -106,6 +110,34 @@ class _RowNumbers(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
+class RowStream:
+    """Random numbers of rows, rows first, for arithmetic outside the programs: float64.
+
+    Example:
+        >>> stream = RowStream(torch.tensor([[1.0], [2.0]]), seed=0)
+        >>> stream.uniform(3).shape, stream.normal(3, 5).shape
+        (torch.Size([2, 3]), torch.Size([2, 3, 5]))
+    """
+
+    def __init__(self, x: torch.Tensor, seed: int) -> None:
+        self.hashes = _seeded(x, seed) ^ _GOLDEN  # not the numbers of any site
+        self.like = torch.empty((), dtype=torch.float64, device=x.device)
+
+    def _numbers(self) -> _RowNumbers:
+        self.hashes = _mix(self.hashes)
+        return _RowNumbers(self.hashes, axis_from_right=2)
+
+    def uniform(self, count: int) -> torch.Tensor:
+        """Uniform numbers, ``(num_data, count)``."""
+        shape = torch.Size([1, len(self.hashes), count])
+        return self._numbers().uniform(shape, self.like)[0]
+
+    def normal(self, count: int, size: int) -> torch.Tensor:
+        """Normal numbers, ``(num_data, count, size)``."""
+        shape = torch.Size([count, len(self.hashes), size])
+        return self._numbers().normal(shape, self.like).transpose(0, 1)
+
+
 class RowNoise(Messenger):
     """Draws a guide's latents from noise that depends on the row's content and the seed alone.
 
@@ -116,7 +148,7 @@ class RowNoise(Messenger):
 
     def __init__(self, x: torch.Tensor, seed: int, plate: str = "data") -> None:
         super().__init__()
-        self.seeded = _mix(row_hash(x) + torch.tensor(seed % 2**63, device=x.device) * _GOLDEN)
+        self.seeded = _seeded(x, seed)
         self.plate = plate
         self.num_sites = 0
 

@@ -1,5 +1,6 @@
 """Scores of rows under any pair of Pyro programs, each with the means to judge it."""
 
+import math
 import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, fields
@@ -18,8 +19,7 @@ from pyro_vaeflow.validation import check_number, check_size
 TOGETHER = 500  # rows whose log weights are worked on at once,
 TOGETHER_DRAWS = 2**20  # or so many draws of them
 KHAT_LIMIT = 0.7  # Vehtari et al. 2024: above it more draws hardly help
-KHAT_DRAWS = 1000  # fewer have too short a tail to say of a row that more would not help
-ROUND_SEED = 0x9E3779B1  # from a round's seed to the next one's: far from the seeds that people use
+FRESH_SEED = 0x9E3779B1  # from the pilot's seed to that of fresh draws: far from people's seeds
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,8 @@ class Scores:
     """What `score` knows of each row; every field is ``(num_data,)``, log probabilities in nats."""
 
     log_evidence: torch.Tensor
-    """log (1/K) sum_k p(x, z_k) / q(z_k | x): importance-sampled log p(x), biased low."""
+    """log (1/K) sum_k p(x, z_k) / q(z_k | x): importance-sampled log p(x), biased low; of refined
+    rows with the adapted proposal in place of q."""
     stderr: torch.Tensor
     """Standard error of `log_evidence`."""
     ess: torch.Tensor
@@ -39,7 +40,9 @@ class Scores:
     elbo: torch.Tensor
     """E_q[log p(x, z) - log q(z | x)], the bound under the evidence."""
     num_samples: torch.Tensor
-    """K, the draws behind the row's figures."""
+    """K, the draws behind the row's evidence."""
+    refined: torch.Tensor
+    """Whether the row's evidence and its four diagnostics are those of `refine`."""
 
     @property
     def importance(self) -> torch.Tensor:
@@ -72,6 +75,7 @@ def score(
     num_samples: int = 100,
     tol: float | None = None,
     max_samples: int = 10_000,
+    refine: bool | str = False,
     seed: int = 0,
     chunk_size: int | None = None,
     plate: str = "data",
@@ -94,10 +98,14 @@ def score(
         model, guide: Pyro programs that meet the contract of `pyro_vaeflow.inference.contract`.
         x: tensor ``(num_data, ...)``, or a tuple of arguments that starts with it.
         num_samples: K, draws a row.
-        tol: the standard error, in nats, that the log evidence should reach. Rows above it are
-            scored anew with twice the draws, again and again, up to `max_samples`; those whose
-            k-hat is above 0.7 after 1,000 draws are left: more hardly help them.
+        tol: the standard error, in nats, that the log evidence should reach. The `num_samples`
+            draws are then a pilot that says how many a row needs, up to `max_samples`; fresh ones
+            make its scores, so that the choice biases nothing.
         max_samples: with `tol`, the most draws a row, at least `num_samples`.
+        refine: whether rows whose k-hat is above 0.7, or whose standard error is above `tol` or not
+            a number, go on to `pyro_vaeflow.inference.refine.refine`, which needs 0.1 to 1 second a
+            row, in place of more draws; ``"all"`` for every row, as where the guide may not see a
+            part of the posterior.
         seed: of the draws.
         chunk_size: rows at once; memory grows with it, scores change by rounding. By default as
             many as make 30,000 draws for each of torch's threads, or fewer, so that a chunk's
@@ -121,6 +129,8 @@ def score(
         >>> score(Model(3), Guide(3), x, num_samples=10).log_evidence.shape
         torch.Size([5])
     """
+    if refine not in (False, True, "all"):
+        raise ValueError(f"refine must be False, True or 'all', got {refine!r}")
     args = as_args(x)
     check_size("num_samples", num_samples)
     if tol is not None:
@@ -129,17 +139,22 @@ def score(
 
     of_rows = partial(draws, model, guide, chunk_size=chunk_size, plate=plate, progress=progress)
     scores = _scores(of_rows(args, num_samples=num_samples, seed=seed), args[0])
-    rows = torch.arange(len(args[0]), device=args[0].device)
-    while tol is not None and num_samples < max_samples:
-        rows = rows[_needs_more(_rows(scores, rows), tol)]
-        if not len(rows):
-            break
-        num_samples = min(2 * num_samples, max_samples)
-        seed = (seed + ROUND_SEED) % 2**32
-        some = take_rows(args, rows)
-        fresh = _scores(of_rows(some, num_samples=num_samples, seed=seed), some[0])
-        for f in fields(Scores):
-            getattr(scores, f.name)[rows] = getattr(fresh, f.name)
+    if tol is not None and not refine:
+        needed = _needed(scores.stderr, num_samples, tol, max_samples)
+        for count in needed.unique().tolist():
+            rows = (needed == count).nonzero().squeeze(-1)
+            some, fresh_seed = take_rows(args, rows), (seed + FRESH_SEED) % 2**32
+            fresh = _scores(of_rows(some, num_samples=count, seed=fresh_seed), some[0])
+            _replace(scores, rows, fresh)
+    elif refine:
+        unsure = (scores.khat > KHAT_LIMIT) | ~(scores.stderr <= (math.inf if tol is None else tol))
+        rows = (unsure & ~scores.log_evidence.isnan() | (refine == "all")).nonzero().squeeze(-1)
+        if len(rows):
+            from pyro_vaeflow.inference.refine import refine as refined  # most scores need it not
+
+            options: Any = {"seed": seed, "plate": plate, "progress": progress}
+            _replace(scores, rows, refined(model, guide, take_rows(args, rows), **options))
+            scores.refined[rows] = True
     warn_of_tails(scores.khat)
     lost = scores.log_evidence.isnan().nonzero().squeeze(-1)
     if len(lost):
@@ -159,8 +174,8 @@ def warn_of_tails(khat: torch.Tensor) -> None:
         shown = ", ".join(map(str, rows[:5].tolist())) + (", ..." if len(rows) > 5 else "")
         warnings.warn(
             f"{len(rows)} of {len(khat)} rows have k-hat above {KHAT_LIMIT} (rows {shown}): a few "
-            "draws have all the weight, and the log evidence is probably too low. Try more flows, "
-            "a wider base (longer training, or a guide with larger scales) or more draws",
+            "draws have all the weight, and the log evidence is probably too low. Try score's "
+            "refine=True, or a wider or richer guide: more draws hardly help",
             KhatWarning,
             stacklevel=3,
         )
@@ -179,16 +194,12 @@ def _scores(chunks: Iterable[RowTerms], x: torch.Tensor) -> Scores:
 
 
 def _of_terms(terms: RowTerms) -> Scores:
-    log_weight = terms.log_weight
-    num_samples = torch.full(log_weight.shape[1:], len(log_weight), device=log_weight.device)
+    estimate = importance.estimate(terms.log_weight)
     return Scores(
-        log_evidence=importance.log_evidence(log_weight),
-        stderr=importance.log_evidence_stderr(log_weight),
-        ess=importance.effective_sample_size(log_weight),
-        khat=importance.khat(log_weight),
+        **estimate,
         expected_log_likelihood=terms.log_likelihood.mean(0),
-        elbo=log_weight.mean(0),
-        num_samples=num_samples,
+        elbo=terms.log_weight.mean(0),
+        refined=torch.zeros_like(estimate["num_samples"], dtype=torch.bool),
     )
 
 
@@ -210,12 +221,15 @@ def _joined(parts: list[RowTerms]) -> RowTerms:
     return RowTerms(*(torch.cat([getattr(p, name) for p in parts], 1) for name in names))
 
 
-def _needs_more(scores: Scores, tol: float) -> torch.Tensor:
-    """Which rows are above the tolerance and can get below it, ``(num_data,)``."""
-    # a single draw has a standard error of nan; a row whose evidence is nan stays as it is
-    short = ~(scores.stderr <= tol) & ~scores.log_evidence.isnan()
-    return short & ~((scores.khat > KHAT_LIMIT) & (scores.num_samples >= KHAT_DRAWS))
+def _needed(stderr: torch.Tensor, num_samples: int, tol: float, max_samples: int) -> torch.Tensor:
+    """How many draws bring each row's standard error to `tol`: `num_samples`, doubled so often."""
+    # a single draw has a standard error of nan, weights of zero one of inf
+    ratio = (stderr / tol).nan_to_num(math.inf).clamp(1.0, max_samples / num_samples)
+    doubled = num_samples * 2.0 ** (2.0 * ratio.log2()).ceil()
+    return doubled.clamp(max=max_samples).long()
 
 
-def _rows(scores: Scores, rows: torch.Tensor) -> Scores:
-    return Scores(**{f.name: getattr(scores, f.name)[rows] for f in fields(Scores)})
+def _replace(scores: Scores, rows: torch.Tensor, fresh: Any) -> None:
+    for name, value in vars(fresh).items():
+        whole = getattr(scores, name)
+        whole[rows] = value.to(whole)

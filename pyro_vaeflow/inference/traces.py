@@ -95,22 +95,20 @@ def paired_traces(
 
     `noise` handles the guide's sample statements, around the plate of draws.
     """
+    inner, outer = (with_draws(p, num_samples, max_plate_nesting) for p in (model, guide))
+    noisy_guide = outer if noise is None else noise(outer)
+    return get_importance_trace("flat", max_plate_nesting + 1, inner, noisy_guide, args, {})
 
-    quiet = UnseenParams()
 
-    def with_draws(program: Program) -> Program:
-        program = without_names(program)
+def with_draws(program: Program, num_samples: int, max_plate_nesting: int) -> Program:
+    """The program inside a plate of draws, to the left of its own plates."""
+    program, quiet = without_names(program), UnseenParams()
 
-        def program_with_draws(*args: Any) -> None:
-            with pyro.plate("num_samples", num_samples, dim=-max_plate_nesting - 1), quiet:
-                program(*args)
+    def program_with_draws(*args: Any) -> None:
+        with pyro.plate("num_samples", num_samples, dim=-max_plate_nesting - 1), quiet:
+            program(*args)
 
-        return program_with_draws
-
-    noisy_guide = with_draws(guide) if noise is None else noise(with_draws(guide))
-    return get_importance_trace(
-        "flat", max_plate_nesting + 1, with_draws(model), noisy_guide, args, {}
-    )
+    return program_with_draws
 
 
 def run_once(model: Program, guide: Program, args: Args) -> tuple[Trace, Trace]:

@@ -228,12 +228,13 @@ def score_rows(
     guide: Program,
     x: torch.Tensor,
     progress: bool = False,
+    **options: Any,
 ) -> Scores:
     """The scores of rows `x` ``(num_data, num_features)``, by the settings' samples and seed."""
     # Copies of a row have one score: it depends on the row's content and the seed alone.
     distinct, index, _ = distinct_rows(x)
-    samples, seed = settings.num_samples, settings.seed
-    scores = score(model, guide, distinct, num_samples=samples, seed=seed, progress=progress)
+    options |= {"num_samples": settings.num_samples, "seed": settings.seed, "progress": progress}
+    scores = score(model, guide, distinct, **options)
     return Scores(**{f.name: getattr(scores, f.name)[index] for f in fields(Scores)})
 
 

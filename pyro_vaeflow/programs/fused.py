@@ -121,7 +121,7 @@ class FusedTransform(Transform):
         return y
 
     def log_abs_det_jacobian(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        """log |det dy/dx| of ``(..., latent_dim)``, shape ``(...)``, nats; of all layers."""
+        """``log |det dy/dx|`` of ``(..., latent_dim)``, shape ``(...)``, nats; of all layers."""
         x_old, y_old = self._cached_x_y
         if x is not x_old or y is not y_old:
             self(x)

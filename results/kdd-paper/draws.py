@@ -19,7 +19,7 @@ from pyro_vaeflow.experiments.run_folder import load_programs
 from pyro_vaeflow.experiments.tasks import load_task
 from pyro_vaeflow.inference.draws import log_weights
 from pyro_vaeflow.inference.importance import log_evidence, log_evidence_stderr
-from pyro_vaeflow.inference.scoring import KHAT_DRAWS, KHAT_LIMIT, KhatWarning, Scores, score
+from pyro_vaeflow.inference.scoring import KHAT_LIMIT, KhatWarning, Scores, score
 from results.shared.pages import markdown, write_page
 
 POSTERIORS = (("diagonal", 0), ("planar", 50))
@@ -172,11 +172,9 @@ def write_draws_page(
         "Which fixed K is as good has two answers. By the rows' own standard errors, it is the K "
         f"that leaves as few rows above the tolerance of {tol:g} nats: this is what `tol` bounds. "
         f"By their errors, the K that leaves as few rows more than {2 * tol:g} nats off a long "
-        "run. The second is the harder, because weights with a heavy tail can deceive the rule in "
-        "two ways: a row whose largest weights have not come yet has a small standard error, and "
-        f"stops too early; and a row whose k-hat is above {KHAT_LIMIT} after {KHAT_DRAWS:,} draws "
-        "is left, although its error may still fall. Rows that no draws bring within the tolerance "
-        f"are left by their k-hat or cost all {FIXED[-1]:,} draws.",
+        "run. The second is the harder, because weights with a heavy tail can deceive the rule: a "
+        "row whose largest weights have not come yet has a small standard error, and stops too "
+        f"early. Rows that no draws bring within the tolerance cost up to {FIXED[-1]:,} draws.",
         "## Every number of draws",
         markdown(every),
         f"Made by `python -m results.{folder.resolve().name}.make` from the lowest seed of each "
@@ -186,8 +184,8 @@ def write_draws_page(
         f"Errors are against the log evidence of {reference:,} other draws. Rows whose k-hat is "
         f"above {KHAT_LIMIT} there have no evidence to be compared with (shares: {shares}): they "
         "count in the draws spent, and in the shares of all rows and of standard errors alone.",
-        f"With tol={tol:g}, rows above that standard error are drawn on to 2 times their "
-        f"draws, again and again, up to {FIXED[-1]:,}. The fixed K is read off the fixed lines. "
+        f"With tol={tol:g}, a row's draws follow its standard error, up to {FIXED[-1]:,}. The "
+        "fixed K is read off the fixed lines. "
         "A tolerance evens out the rows' errors: it saves draws where all rows have to be good, "
         "and none in the mean square, to which a draw of a good row and one of a bad row count "
         "alike.",

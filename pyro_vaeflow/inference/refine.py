@@ -1,0 +1,264 @@
+r"""Evidence of rows that the guide does not cover, by adaptive multiple importance sampling.
+
+A proposal of Student's t mixtures is adapted to each row's posterior in rounds. The first draws
+come from the prior, and weights are raised to a power that keeps their effective size until 1
+serves: the proposal closes in on separate modes step by step. Draws of the guide join in the last
+rounds. All of these draws are then thrown away. The estimate is made of fresh ones from the last
+proposal and, to a fifth, from those before it, so that :math:`E[w] = p(x)`, whatever the adaptation
+has done. No log q(z | x) of the guide is needed: guides that score only their own draws will do.
+"""
+
+import math
+from dataclasses import dataclass, fields
+
+import torch
+from pyro import poutine
+from pyro.poutine.trace_struct import Trace
+from torch.distributions import Transform, biject_to
+from tqdm.auto import tqdm
+
+from pyro_vaeflow.inference import importance
+from pyro_vaeflow.inference.contract import check_contract
+from pyro_vaeflow.inference.noise import RowNoise, RowStream
+from pyro_vaeflow.inference.parameters import Program, evaluating
+from pyro_vaeflow.inference.student_mixtures import (
+    DEGREES,
+    StudentMixture,
+    chosen,
+    fitted,
+    joined,
+    moments,
+    taken,
+)
+from pyro_vaeflow.inference.traces import (
+    Args,
+    paired_traces,
+    plate_frame,
+    row_terms,
+    sample_sites,
+    take_rows,
+    with_draws,
+)
+
+MEMORY = 2  # rounds whose draws a fit reads
+COOLING = 0.25  # least effective size of tempered weights, in shares of a round's draws
+EARLIER, EVERY = 0.2, 3  # share of the proposals before the last in the final one; which of them
+WIDTHS = {1.0: 0.4, 2.0: 0.3, 4.0: 0.3}  # scales of the guide's draws, and their shares
+NUMBERS = 30_000  # rows times draws times dimensions at once: they should fit the cache
+LEAST = -1e30  # nats, of a draw that is impossible
+CONTENT = 0.5  # the k-hat of fresh draws above which a row is adapted to with more effort
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How much is done for a row."""
+
+    parts: int  # of a mixture
+    draws: int  # a round
+    fits: int  # draws that a mixture is fitted to
+    rounds: int  # before the guide's draws join in
+    more: int  # rounds after that
+    final: int  # fresh draws
+
+
+EFFORTS = (Effort(8, 1000, 500, 8, 4, 2000), Effort(16, 2000, 1500, 20, 6, 10_000))
+
+
+@dataclass(frozen=True)
+class Refined:
+    """Evidence of each row, fields as in `Scores`, ``(num_data,)``."""
+
+    log_evidence: torch.Tensor
+    stderr: torch.Tensor
+    ess: torch.Tensor
+    khat: torch.Tensor
+    num_samples: torch.Tensor
+
+
+def refine(
+    model: Program,
+    guide: Program,
+    args: Args,
+    *,
+    seed: int = 0,
+    plate: str = "data",
+    progress: bool = False,
+) -> Refined:
+    r"""Estimates each row's log p(x) by a proposal that is adapted to the row; nats.
+
+    Adaptation goes on with more draws and parts for rows where a trial of the proposal has a k-hat
+    above 0.5. Rows and seed decide the result.
+
+    References:
+        J.-M. Cornuet, J.-M. Marin, A. Mira, C. Robert, Adaptive Multiple Importance Sampling, 2012,
+        arXiv:0907.1254.
+        O. Cappé, R. Douc, A. Guillin, J.-M. Marin, C. Robert, Adaptive Importance Sampling in
+        General Mixture Classes, 2008, arXiv:0710.4242.
+
+    Args:
+        model, guide: Pyro programs that meet the contract; their latents are continuous.
+        args: the programs' arguments, rows first.
+
+    Raises:
+        ValueError: the contract is broken, or a latent is discrete.
+
+    Example:
+        >>> from pyro_vaeflow import Guide, Model
+        >>> refine(Model(3, 2), Guide(3, 2), (torch.rand(2, 3),)).log_evidence.shape
+        torch.Size([2])
+    """
+    depth = check_contract(model, guide, args, plate=plate)
+    dim = _dim(model, guide, args, depth, plate, seed)
+    rows = torch.arange(len(args[0]), device=args[0].device)
+    numbers = {f.name: torch.empty_like(rows, dtype=torch.float64) for f in fields(Refined)}
+    for effort in EFFORTS:
+        unsettled = [rows[:0]]
+        chunks = rows.split(max(1, NUMBERS // (effort.draws * dim))) if len(rows) else ()
+        for some in tqdm(chunks, desc="refine", unit="chunk", disable=not progress):
+            with evaluating(model, guide, seed):
+                latents = Latents(model, guide, take_rows(args, some), depth, plate)
+                stream = RowStream(latents.args[0], seed)
+                proposal, cooled = adapted(latents, effort, stream, seed)
+                trial, log_weight = (
+                    _log_weights(latents, proposal, count, stream)
+                    for count in (EFFORTS[0].final, effort.final)
+                )
+            unsettled.append(some[~(cooled & (importance.khat(trial) <= CONTENT))])
+            for name, value in importance.estimate(log_weight).items():
+                numbers[name][some] = value.double()
+        rows = torch.cat(unsettled)
+    return Refined(**numbers)
+
+
+def adapted(
+    latents: "Latents", effort: Effort, stream: RowStream, seed: int
+) -> tuple[StudentMixture, torch.Tensor]:
+    """The proposal of each row: what the rounds end with, and to a fifth what they began with.
+
+    And whether the weights counted in full, ``(num_data,)``, before the guide's draws joined in:
+    these could make up for what the others have not found yet.
+    """
+    prior, guide = (moments(u) for u in latents.first_draws(effort.fits, seed))
+    proposal = _around(*prior, {1.0: 1.0})
+    earlier, drawn, log_joint = [], [], []
+    for round_ in range(effort.rounds + effort.more):
+        if round_ == effort.rounds:
+            proposal = joined([proposal, _around(*guide, WIDTHS)], [0.5, 0.5])
+        earlier.append(proposal)
+        drawn.append(latents.propose(proposal, effort.draws, stream))
+        log_joint.append(latents.log_joint(drawn[-1]))
+        u, recent = torch.cat(drawn[-MEMORY:], 1), earlier[-MEMORY:]
+        log_density = torch.stack([mixture.log_prob(u) for mixture in recent]).logsumexp(0)
+        log_weight = torch.cat(log_joint[-MEMORY:], 1) - log_density
+        log_weight -= log_weight.amax(-1, keepdim=True)
+        log_weight.nan_to_num_(LEAST, neginf=LEAST)
+        power = cooling(log_weight, effort.draws)
+        if round_ < effort.rounds:
+            cooled = power.squeeze(-1) == 1.0
+        # points at even distances: less noise than independent choices
+        places = torch.arange(effort.fits, dtype=u.dtype, device=u.device) + stream.uniform(1)
+        some = taken(u, chosen((power * log_weight).softmax(-1), places / effort.fits))
+        proposal = fitted(some, stream.uniform(effort.parts))
+    some_earlier = earlier[::EVERY]
+    shares = [1.0 - EARLIER, *[EARLIER / len(some_earlier)] * len(some_earlier)]
+    return joined([proposal, *some_earlier], shares), cooled
+
+
+def cooling(log_weight: torch.Tensor, num_draws: int) -> torch.Tensor:
+    """The power, at most 1, of weights ``(num_data, n)`` at which enough draws count for a fit."""
+    low, high = torch.zeros_like(log_weight[:, :1]), torch.full_like(log_weight[:, :1], 2.0)
+    for _ in range(18):  # the first power that is tried is 1
+        power = 0.5 * (low + high)
+        weight = (power * log_weight).exp_()
+        enough = weight.sum(-1, keepdim=True).square() >= (
+            COOLING * num_draws * weight.square_().sum(-1, keepdim=True)
+        )
+        low, high = torch.where(enough, power, low), torch.where(enough, high, power)
+    return low.clamp(max=1.0)
+
+
+def _around(loc: torch.Tensor, factor: torch.Tensor, widths: dict[float, float]) -> StudentMixture:
+    """Parts of one place and several widths, width -> share."""
+    log_weights = loc.new_tensor([*widths.values()]).log().expand(len(loc), -1)
+    factors = torch.stack([width * factor for width in widths], 1)
+    return StudentMixture(log_weights, loc.unsqueeze(1).expand(-1, len(widths), -1), factors)
+
+
+def _log_weights(
+    latents: "Latents", proposal: StudentMixture, num_samples: int, stream: RowStream
+) -> torch.Tensor:
+    """Log weights of fresh draws, ``(num_samples, num_data)``, nats."""
+    u = latents.propose(proposal, num_samples, stream)
+    return (latents.log_joint(u) - proposal.log_prob(u)).T
+
+
+class Latents:
+    """The latents of each row as one vector of real numbers, by the transforms of their supports.
+
+    Vectors are ``(num_data, num_samples, dim)``, float64. Use it inside `evaluating`.
+    """
+
+    def __init__(self, model: Program, guide: Program, args: Args, depth: int, plate: str) -> None:
+        self.model, self.guide, self.args = model, guide, args
+        self.depth, self.plate = depth, plate
+        self.sites: dict[str, tuple[Transform, tuple[int, int], torch.Size]] = {}
+
+    def first_draws(self, num_samples: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Draws of the prior and of the guide."""
+        noise = RowNoise(self.args[0], seed, self.plate)
+        model = with_draws(self.model, num_samples, self.depth)
+        prior = poutine.trace(noise(model)).get_trace(*self.args)
+        options = {"num_samples": num_samples, "max_plate_nesting": self.depth}
+        paired = paired_traces(self.model, self.guide, self.args, **options, noise=noise)
+        return self._vectors(prior), self._vectors(paired[0])
+
+    def propose(
+        self, proposal: StudentMixture, num_samples: int, stream: RowStream
+    ) -> torch.Tensor:
+        """Draws of a proposal, rounded as the programs will see them."""
+        size = proposal.loc.shape[-1] + DEGREES
+        u = proposal.sample(stream.uniform(num_samples), stream.normal(num_samples, size))
+        return u.to(self.dtype).double()
+
+    def log_joint(self, u: torch.Tensor) -> torch.Tensor:
+        """log p(x, z(u)) + log |dz/du|, ``(num_data, num_samples)``, nats; -inf where undefined."""
+        values, log_volume = {}, torch.zeros_like(u[..., 0])
+        sizes = [math.prod(shape) for *_, shape in self.sites.values()]
+        for (name, site), part in zip(self.sites.items(), u.split(sizes, -1), strict=True):
+            transform, axes, shape = site
+            real = part.transpose(0, 1).reshape(u.shape[1], len(u), *shape).movedim((0, 1), axes)
+            values[name] = transform(real.to(self.dtype))
+            volume = transform.log_abs_det_jacobian(real, values[name])
+            places = tuple(axis + transform.domain.event_dim for axis in axes)
+            log_volume += volume.movedim(places, (1, 0)).unsqueeze(-1).flatten(2).sum(-1)
+        model = poutine.condition(with_draws(self.model, u.shape[1], self.depth), values)
+        trace = poutine.trace(model).get_trace(*self.args)
+        trace.compute_log_prob()
+        log_likelihood = row_terms(trace, Trace(), self.plate).log_likelihood
+        return (log_likelihood.T.double() + log_volume).nan_to_num(nan=-math.inf, posinf=math.inf)
+
+    def _vectors(self, trace: Trace) -> torch.Tensor:
+        parts = []
+        for site in sample_sites(trace):
+            if site["is_observed"]:
+                continue
+            support = site["fn"].support
+            if support.is_discrete:
+                raise ValueError(
+                    f"latent {site['name']!r} is discrete; evidence can be refined where all "
+                    "latents are continuous: pass refine=False"
+                )
+            transform = biject_to(support)
+            event = transform.domain.event_dim
+            axes = (-self.depth - 1 - event, plate_frame(site, self.plate).dim - event)
+            self.dtype = site["value"].dtype
+            real = transform.inv(site["value"]).movedim(axes, (1, 0))
+            self.sites[site["name"]] = transform, axes, real.shape[2:]
+            parts.append(real.reshape(*real.shape[:2], -1).double())
+        return torch.cat(parts, -1)
+
+
+def _dim(model: Program, guide: Program, args: Args, depth: int, plate: str, seed: int) -> int:
+    with evaluating(model, guide, seed):
+        few = take_rows(args, slice(0, 1))
+        return Latents(model, guide, few, depth, plate).first_draws(1, seed)[0].shape[-1]
