@@ -10,7 +10,7 @@ from scipy.stats import chi2_contingency, false_discovery_control, ks_2samp
 from pyro_vaeflow.tables.columns import Column
 from pyro_vaeflow.tables.reading import Shares
 
-ALPHA = 0.01  # of a batch that is like the old ones, the probability of being told otherwise
+ALPHA = 0.001  # of a batch that is like the old ones, the probability of being told otherwise
 EXPECTED = 5  # entries of a level, or the test of frequencies is no good: such levels are pooled
 
 
@@ -22,7 +22,7 @@ class Drift:
         columns: a row a column: the share ``missing`` and ``new`` (levels never seen, numbers out
             of training's range), ``shift``, the largest difference of the two distribution
             functions, or half the sum of differences of the levels' shares, ``p_value`` of no
-            change, and whether it ``moved``: by Benjamini and Hochberg's procedure at 0.01.
+            change, and whether it ``moved``: by Benjamini and Hochberg's procedure at 0.001.
         p_value: of the batch's scores and the calibration's having one distribution.
         num_data: rows of the batch.
     """

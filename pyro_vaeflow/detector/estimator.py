@@ -53,6 +53,8 @@ class VAEFlowDetector(DetectorSettings, Programs, Calibrated, OutlierMixin, Base
         kinds: column name -> ``categorical``, ``discrete``, ``continuous``, ``positive`` or
             ``date``, where the training rows should not decide. They find heavy tails above 0 to be
             positive. Identifiers are left out unless it names them.
+        groups: a column whose values have thresholds and p-values of their own; those with few rows
+            share one.
         prior: ``exemplar``, a mixture around training rows, or ``normal``.
         calibration_share: of the training rows, kept from training for conformal p-values.
         validation_share: of the others, at most 500, whose ELBO chooses the step to keep.
@@ -71,7 +73,7 @@ class VAEFlowDetector(DetectorSettings, Programs, Calibrated, OutlierMixin, Base
             function keeps its own modules.
 
     Attributes:
-        offset_: the score below which rows are flagged, nats.
+        offset_: the score below which rows are flagged, nats; offsets_: those of groups.
         n_features_in_, feature_names_in_: of the table, names if all are texts.
         columns_, encoder_: what each column was taken for, a frame; the fitted `MixedEncoder`.
         model_, guide_: the trained programs.
@@ -115,6 +117,7 @@ class VAEFlowDetector(DetectorSettings, Programs, Calibrated, OutlierMixin, Base
             frame, weights = frame[weights > 0], weights[weights > 0]
         if len(frame) < 2:
             raise ValueError(f"X must have at least 2 rows to train on, got n_samples={len(frame)}")
+        self._groups(frame)  # that there are such: not only once it is trained
         if not goes_on:
             self.seed_ = self._seed()
         settings = self._for_fitting(self.seed_)
@@ -153,8 +156,8 @@ class VAEFlowDetector(DetectorSettings, Programs, Calibrated, OutlierMixin, Base
         return self._score_encoded(self._encoded(X))
 
     def decision_function(self, X: Any) -> np.ndarray:
-        """`score_samples` less `offset_`, nats: negative for flagged rows, ``(num_data,)``."""
-        return self.score_samples(X) - self.offset_
+        """`score_samples` less `offsets`, nats: negative for flagged rows, ``(num_data,)``."""
+        return self.score_samples(X) - self.offsets(X)
 
     def predict(self, X: Any, fdr: float | None = None, ratio: float | None = None) -> np.ndarray:
         """-1 for anomalies, +1 for other rows, ``(num_data,)``, by `offset_` or in one of two ways.
@@ -186,23 +189,6 @@ class VAEFlowDetector(DetectorSettings, Programs, Calibrated, OutlierMixin, Base
         else:
             flagged = self.decision_function(X) < 0
         return np.where(flagged, -1, 1)
-
-    def p_values(self, X: Any) -> np.ndarray:
-        """Conformal p-values against the rows kept from training, low = anomalous, ``(num_data,)``.
-
-        See `pyro_vaeflow.detector.conformal.p_values`. Calibration rows count alike, whatever their
-        ``sample_weight``; anomalies among them make the p-values too large, never too small.
-
-        Raises:
-            ValueError: no rows were kept from training.
-        """
-        scores = self.score_samples(X)
-        if not len(self.calibration_scores_):
-            raise ValueError(
-                f"p-values need rows kept from training, and calibration_share="
-                f"{self.calibration_share!r} of the rows was none; fit with more, 0.2 say"
-            )
-        return conformal.p_values(scores, self.calibration_scores_)
 
     def score(self, X: Any, y: Any = None) -> float:
         """The mean ELBO of the rows, nats: what a search over settings maximises on held-out rows.

@@ -29,7 +29,7 @@ from pyro_vaeflow.tables.mixed_encoder import MixedEncoder
 NOT_SAVED = ("model", "guide", "checkpoint_dir", "device")
 FITTED = (
     *("settings", "names", "has_feature_names", "columns", "seed", "offset", "gaps", "history"),
-    "own",
+    *("offsets", "groups", "own"),
 )
 PLAIN = (bool, int, float, str, type(None))
 ROWS = "model.prior.rows"
@@ -51,6 +51,8 @@ def save_detector(detector: Any, folder: str | Path) -> None:
         "columns": [column.to_dict() for column in detector.encoder_.readings_],
         "seed": detector.seed_,
         "offset": detector.offset_,
+        "offsets": detector.offsets_,
+        "groups": detector.calibration_groups_.tolist() if detector.offsets_ else [],
         "gaps": detector.gaps_.coefficients.tolist(),
         "history": list(history),
         "own": detector.model is not None,
@@ -77,7 +79,7 @@ def load_detector(detector: Any, folder: str | Path) -> Any:
 
 def _filled(detector: Any, content: Any, tensors: dict[str, torch.Tensor]) -> Any:
     if isinstance(content, dict):
-        content = {"gaps": []} | content  # of 0.1
+        content = {"gaps": [], "offsets": {}, "groups": []} | content  # of 0.1
     check_keys(content, FITTED, "content")
     state = {k.removeprefix("state."): v for k, v in tensors.items() if k.startswith("state.")}
     extra = {k: v for k, v in tensors.items() if not k.startswith("state.")}
@@ -104,8 +106,8 @@ def _filled(detector: Any, content: Any, tensors: dict[str, torch.Tensor]) -> An
 
 def _take_settings(detector: Any, content: dict[str, Any]) -> None:
     own = detector.get_params(False)
-    check_keys(content["settings"], tuple(k for k in own if k not in NOT_SAVED), "settings")
-    settings = dict(content["settings"])
+    settings = {"groups": None} | content["settings"]  # of 0.1
+    check_keys(settings, tuple(k for k in own if k not in NOT_SAVED), "settings")
     settings["hidden_dims"] = tuple(settings["hidden_dims"])
     if settings["kinds"] is not None:
         settings["kinds"] = dict(settings["kinds"])
@@ -134,6 +136,11 @@ def _take_tables(detector: Any, content: dict[str, Any], extra: dict[str, torch.
     if len(gaps) not in (0, len(detector.encoder_.columns_) + 2) or not np.isfinite(gaps).all():
         raise CheckpointError(f"gaps must be finite numbers, one a column and two, got {gaps}")
     detector.gaps_ = GapScale(gaps)
+    offsets, groups = _typed(content, "offsets", dict), _typed(content, "groups", list)
+    num_kept = extra["calibration_scores"].numel()
+    if len(groups) not in (0, num_kept) or not np.isfinite([*map(float, offsets.values())]).all():
+        raise CheckpointError("groups must be one a calibration row, and offsets finite numbers")
+    detector.offsets_, detector.calibration_groups_ = offsets, np.array(groups, dtype=object)
     if _typed(content, "has_feature_names", bool):
         detector.feature_names_in_ = np.array([str(name) for name in names], dtype=object)
     titles, history = _typed(content, "history", list), extra["history"]

@@ -14,6 +14,7 @@ from pyro_vaeflow.validation import ConfigError
 
 SOME_REJECTED = 3  # exit status: all was done, and some rows could not be scored
 SOME_STRANGE = 4  # all was done, and most entries of a column are new to the model, or missing
+DRIFTED = 5  # all was done, and the rows are unlike those of training
 DATA = "a csv or Parquet file, a folder of them, or a glob in quotes"
 DEVICE = "where torch computes: cuda, cuda:1, ...; cpu by default"
 # Settings of the detector that files lack, or that have an option of another kind.
@@ -46,8 +47,8 @@ def add_file_commands(commands: Any, parser: type[ArgumentParser], with_detector
     score = parser(
         description="Scores the rows of files; the same command resumes after a stop. Exit status: "
         f"0 if all rows have a score, {SOME_REJECTED} if some were rejected, {SOME_STRANGE} if "
-        "most entries of a column are new to the model or missing, 1 if files or processes failed, "
-        "2 if the call was refused."
+        f"most entries of a column are new to the model or missing, {DRIFTED} if the rows are "
+        "unlike those of training, 1 if files or processes failed, 2 if the call was refused."
     )
     score.add_argument("model", help="a folder that fit wrote")
     score.add_argument("input", help=DATA)
@@ -115,10 +116,14 @@ def run_score(values: dict[str, Any]) -> int:
     say(f"scores: {out} ({done.num_parts} parts, {done.num_resumed} of them were there)")
     for text in done.strange:
         say(f"Warning: {text}: scores say little there", error=True)
+    if done.drift is not None:
+        say(f"drift: {done.drift}", error=not done.drift.is_like)
     if done.num_rejected:
         say(f"rejects: {out}/_rejects.csv", error=True)
         return SOME_REJECTED
-    return SOME_STRANGE if done.strange else 0
+    if done.strange:
+        return SOME_STRANGE
+    return 0 if done.drift is None or done.drift.is_like else DRIFTED
 
 
 def _check_writable(out: Path) -> None:

@@ -9,13 +9,15 @@ row costs only itself.
 import csv
 import gzip
 import io
+import re
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import lru_cache
 from itertools import chain, islice
 from pathlib import Path
+from threading import get_ident
 from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
@@ -94,10 +96,10 @@ class Csv:
     @staticmethod
     def chunks(path: Path, name: str, chunk_rows: int) -> Iterator[Chunk]:
         """Cuts a file into chunks of so many rows, in one pass; `num_rows` counts their lines."""
-        is_row = partial(_is_row, header=_header(str(path), path.stat().st_mtime_ns))
+        header = _header(str(path), path.stat().st_mtime_ns)
         with _opened(str(path)) as file:
             start, row = len(file.readline()), 1
-            rows = _rows_of(file, is_row)
+            rows = _rows_of(file, header)
             while lines := list(chain.from_iterable(islice(rows, chunk_rows))):
                 stop = start + sum(map(len, lines))
                 yield Chunk(str(path), name, row, len(lines), start, stop)
@@ -110,11 +112,13 @@ class Csv:
         A part that does not parse to one row a line is halved until the lines that are to blame are
         alone: what becomes of a line does not depend on its neighbours.
         """
-        header = _header(chunk.path, Path(chunk.path).stat().st_mtime_ns)
-        content = _bytes_of(chunk)
-        rows_of_lines = list(_rows_of(content.split(b"\n"), partial(_is_row, header=header)))
+        changed = Path(chunk.path).stat().st_mtime_ns
+        header, file = _header(chunk.path, changed), _left_open(chunk.path, changed, get_ident())
+        file.seek(chunk.start)
+        content = io.BytesIO(file.read(chunk.stop - chunk.start))
+        rows_of_lines = list(_rows_of(content, header))
         firsts = np.cumsum([0, *map(len, rows_of_lines)])  # a row's number is its first line's
-        lines = [b"\n".join(line.removesuffix(b"\r") for line in row) for row in rows_of_lines]
+        lines = [re.sub(rb"\r?(\n|\Z)", b"\n", b"".join(row)).strip(b"\n") for row in rows_of_lines]
         # The parser would take a return for the end of a row.
         reasons = {j: "a return inside the line" for j, line in enumerate(lines) if b"\r" in line}
         rows = [j for j, line in enumerate(lines) if line.strip() and j not in reasons]
@@ -187,20 +191,10 @@ def _opened(path: str) -> BinaryIO:
     return gzip.open(path) if is_gzip else open(path, "rb")  # type: ignore[return-value]
 
 
-@lru_cache(maxsize=1)
-def _unpacked(path: str, changed: int) -> BinaryIO:
-    """A compressed file, left open: to seek forward is cheap, to start anew is not."""
+@lru_cache(maxsize=8)
+def _left_open(path: str, changed: int, thread: int) -> BinaryIO:
+    """A file to seek in: forward is cheap in a compressed one, from the start is not."""
     return _opened(path)
-
-
-def _bytes_of(chunk: Chunk) -> bytes:
-    if chunk.path.lower().endswith(".gz"):
-        file = _unpacked(chunk.path, Path(chunk.path).stat().st_mtime_ns)
-        file.seek(chunk.start)
-        return file.read(chunk.stop - chunk.start)
-    with _opened(chunk.path) as file:
-        file.seek(chunk.start)
-        return file.read(chunk.stop - chunk.start)
 
 
 @lru_cache(maxsize=1000)
@@ -218,43 +212,28 @@ def _header(path: str, changed: int) -> Header:
     return Header(names, separator)
 
 
-def _rows_of(
-    lines: Iterable[bytes], is_row: Callable[[list[bytes]], bool]
-) -> Iterator[list[bytes]]:
-    """The lines of each row: one, or some that `is_row` where quotes are open at a line's end."""
+def _rows_of(lines: Iterable[bytes], header: Header) -> Iterator[list[bytes]]:
+    """The lines of each row: one, or some where quotes are open at a line's end and closed later.
+
+    They must have the header's number of fields: else the first line has a quote too many.
+    """
     lines, ahead = iter(lines), deque[bytes]()
-    while ahead or (more := list(islice(lines, 1))):
-        row = [ahead.popleft() if ahead else more[0]]
-        if b'"' in row[0] and row[0].count(b'"') % 2:
-            place = 0
-            while len(row) <= MAX_LINES:
-                if place == len(ahead):
-                    ahead.extend(islice(lines, 1))
-                if place == len(ahead):
-                    break
-                row.append(ahead[place])
-                place += 1
-                if row[-1].count(b'"') % 2:  # closed
-                    break
-            if len(row) > 1 and is_row(row):
-                for _ in row[1:]:
-                    ahead.popleft()
-            else:
-                row = row[:1]
+    while row := [ahead.popleft()] if ahead else list(islice(lines, 1)):
+        if row[0].count(b'"') % 2:
+            ahead.extend(islice(lines, MAX_LINES - len(ahead)))
+            is_odd = (n for n, line in enumerate(ahead, 1) if line.count(b'"') % 2)
+            if _is_row([*row, *islice(ahead, stop := next(is_odd, 0))], header):
+                row += [ahead.popleft() for _ in range(stop)]
         yield row
 
 
 def _is_row(lines: list[bytes], header: Header) -> bool:
-    text = b"\n".join(line.rstrip(b"\r\n") for line in lines)
     try:
-        rows = list(
-            csv.reader(
-                io.StringIO(text.decode(), newline=""), delimiter=header.separator, strict=True
-            )
-        )
+        text = io.StringIO(b"".join(lines).decode(), newline="")
+        rows = list(csv.reader(text, delimiter=header.separator, strict=True))
     except (UnicodeDecodeError, csv.Error):
         return False
-    return len(rows) == 1 and len(rows[0]) == len(header.names)
+    return list(map(len, rows)) == [len(header.names)]
 
 
 @contextmanager

@@ -1,11 +1,12 @@
 """Scores of the rows of files, written to a folder chunk after chunk, in bounded memory."""
 
 import hashlib
+import math
 import warnings
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import pandas as pd
 import pyarrow as pa
 from tqdm.auto import tqdm
 
+from pyro_vaeflow.detector.drifting import Drift
 from pyro_vaeflow.detector.estimator import VAEFlowDetector
 from pyro_vaeflow.files.parsing import Spellings, check_types, to_frame
 from pyro_vaeflow.files.readers import Chunk
@@ -38,6 +40,7 @@ from pyro_vaeflow.inference.saved_folder import CheckpointError
 from pyro_vaeflow.validation import ConfigError, check_names, check_size
 from pyro_vaeflow.workers import DEATHS, as_ended, died, workers
 
+DRIFT_ROWS, DRIFT_CHUNKS = 1000, 16  # that are compared with rows kept from training
 TOP = 3  # contributing columns that are named
 NUMBERS = ("anomaly_score", "stderr", "ess", "khat")
 COLUMNS = {
@@ -125,7 +128,27 @@ def score_files(
     for name, path in files.items():
         if _stamp(path) != before[name]:
             raise ConfigError(f"{path} changed while it was scored; remove {out} and score again")
-    return finish(out, len(chunks), len(chunks) - len(todo))
+    done = finish(out, len(chunks), len(chunks) - len(todo))
+    here = job if dask is None else replace(job, device="cpu")  # that workers have a GPU or not
+    return replace(done, drift=_drift(here, chunks))
+
+
+def _drift(job: Job, chunks: Sequence[Chunk]) -> Drift | None:
+    """How rows spread over all chunks differ from those kept from training; None if none were."""
+    detector = load(job.model, job.digest).set_params(device=job.device)
+    spellings, num_rows = spellings_of(detector), sum(chunk.num_rows for chunk in chunks)
+    if not len(detector.calibration_scores_) or not num_rows:
+        return None
+    # As many rows of each chunk, of no more chunks than that takes time.
+    num_chunks = min(len(chunks), max(DRIFT_CHUNKS, DRIFT_ROWS * len(chunks) // num_rows))
+    chosen = [chunks[n * len(chunks) // num_chunks] for n in range(num_chunks)]
+    frames = [to_frame(read_chunk(chunk, list(spellings)), spellings)[0] for chunk in chosen]
+    frames = [f.iloc[:: math.ceil(len(f) * num_chunks / DRIFT_ROWS) or 1] for f in frames]
+    if not sum(map(len, frames)):
+        return None
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        return detector.drift(pd.concat(frames, ignore_index=True))
 
 
 def score_chunk(job: Job, number: int, chunk: Chunk) -> int:
@@ -189,7 +212,7 @@ def _scores(detector: VAEFlowDetector, frame: pd.DataFrame, explain: str) -> dic
     """The columns of scores, ``(num_data,)`` each."""
     details = detector.score_details(frame)
     score = details["score"].to_numpy()
-    flagged = score < detector.offset_
+    flagged = score < detector.offsets(frame)
     details["anomaly_score"] = -score
     shown = {"all": np.ones_like(flagged), "flagged": flagged, "none": np.zeros_like(flagged)}
     return {

@@ -20,6 +20,7 @@ import pyarrow.csv
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
+from pyro_vaeflow.detector.drifting import Drift
 from pyro_vaeflow.escaping import csv_text
 from pyro_vaeflow.files.readers import Reject
 from pyro_vaeflow.inference.saved_folder import package_versions
@@ -38,7 +39,7 @@ REJECT_SCHEMA = pa.schema(
 
 @dataclass(frozen=True)
 class Summary:
-    """Rows of all parts, how many parts an earlier call had finished, and columns to look at."""
+    """Rows of all parts, how many of these were there, and what speaks against the scores."""
 
     num_scored: int
     num_flagged: int
@@ -46,6 +47,7 @@ class Summary:
     num_parts: int
     num_resumed: int
     strange: tuple[str, ...] = ()
+    drift: Drift | None = None
 
 
 def part(out: Path, number: int) -> Path:

@@ -17,17 +17,10 @@ FORMATS: dict[str, type[Csv] | type[Parquet]] = {
 }
 
 
-def reader_of(path: Path | str) -> type[Csv] | type[Parquet]:
-    """The class that reads a file which `find_files` has found."""
-    if (reader := format_of(path)) is None:
-        raise ConfigError(f"{path} is no csv or Parquet file, by its name")
-    return reader
-
-
-def format_of(path: Path | str) -> type[Csv] | type[Parquet] | None:
-    """How a file is read, by its name; None if it is none of a table."""
+def reader_of(path: Path | str) -> Any:
+    """The class that reads a file, by its name; None if it is none of a table."""
     name = str(path).lower()
-    return next((how for end, how in FORMATS.items() if name.endswith(end)), None)
+    return next((reader for end, reader in FORMATS.items() if name.endswith(end)), None)
 
 
 def find_files(data: str, but: Path | None = None) -> dict[str, Path]:
@@ -44,8 +37,8 @@ def find_files(data: str, but: Path | None = None) -> dict[str, Path]:
         # Hidden files, and those that other tools leave beside a data set, are not part of it.
         names = [path.relative_to(root) for path in root.rglob("*") if path.is_file()]
         names = [name for name in names if not any(part[0] in "._" for part in name.parts)]
-        paths = [root / name for name in names if format_of(name)]
-        if paths and (others := sorted(str(name) for name in names if not format_of(name))):
+        paths = [root / name for name in names if reader_of(name)]
+        if paths and (others := sorted(str(name) for name in names if not reader_of(name))):
             warn(
                 f"{data}: {len(others)} files that are no csv or Parquet are not read: {others[:5]}"
             )
@@ -58,7 +51,7 @@ def find_files(data: str, but: Path | None = None) -> dict[str, Path]:
         files = [path for path in files if not path.resolve().is_relative_to(but)]
     if not files:
         raise ConfigError(f"no csv or Parquet file in {data!r}; give a file, a folder or a glob")
-    if len(formats := {format_of(path) for path in files}) > 1 or None in formats:
+    if len(readers := {reader_of(path) for path in files}) > 1 or None in readers:
         suffixes = sorted({path.suffix for path in files})
         raise ConfigError(
             f"{data!r} has files of {', '.join(suffixes)}; give those of one kind, .csv or .parquet"

@@ -2,6 +2,7 @@
 
 import re
 import warnings
+from functools import reduce
 
 import numpy as np
 import pandas as pd
@@ -19,6 +20,7 @@ TIMELY = re.compile(r"(?i)(date|time|stamp|epoch|_at$|_ts$|^ts$|_on$)")
 ENOUGH = 0.95  # of a column's texts are dates: the others are errors
 TRIED = 50  # texts whose format is guessed
 FEWEST = 5  # distinct whole numbers, or that all are dates may be chance
+ZONE = r"([T ]\d\d?:[\d:.]*)\s*(Z|UTC|GMT|[+-]\d\d:?\d\d)$"
 DAY = 86_400.0
 # Part of a date -> how long a table must be for it to say something, in seconds.
 SPANS = {"elapsed": 0.0, "hour": 2 * DAY, "weekday": 14 * DAY, "month": 365 * DAY}
@@ -35,17 +37,16 @@ def spelling_of_dates(text: pd.Series) -> Spelling | None:
         >>> spelling_of_dates(pd.Series(["31.01.2024", "01.02.2024"])).dates
         '%d.%m.%Y'
     """
-    distinct = pd.Series(text.dropna().unique())
+    distinct = pd.Series(_as_text(text).dropna().unique())
     tried = distinct.head(TRIED)
-    if not len(tried) or not tried.str.contains(r"\d.*[-/.:, ]", regex=True).mean() > ENOUGH:
+    if not tried.str.contains(r"\d.*[-/.:, ]", regex=True).mean() > ENOUGH:
         return None
     guess = pd.tseries.api.guess_datetime_format
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # of an order that pandas would not guess
-        guesses = [guess(t.strip(), dayfirst=first) for first in (True, False) for t in tried]
-    candidates = [ISO, *TIMES, *dict.fromkeys(f for f in guesses if f)]
-    shares = {form: read_dates(tried, form, strict=True).notna().mean() for form in candidates}
-    best = max(candidates, key=lambda form: shares[form])
+        guesses = {guess(text, dayfirst=first): None for first in (True, False) for text in tried}
+    counts = {form: _parsed(tried, form).count() for form in (ISO, *TIMES, *guesses) if form}
+    best = max(counts, key=lambda form: counts[form])
     return with_marks(text, best) if read_dates(distinct, best).notna().mean() >= ENOUGH else None
 
 
@@ -87,12 +88,13 @@ def format_of_numbers(name: str, numbers: np.ndarray) -> str | None:
     return None
 
 
-def read_dates(values: pd.Series, form: str, strict: bool = False) -> pd.Series:
+def read_dates(values: pd.Series, form: str) -> pd.Series:
     """Dates without a time zone, as clocks show them; NaT where missing or of no such format.
+
+    Dates in the form of ISO 8601 are read whatever the format.
 
     Args:
         form: what `spelling_of_dates` or `format_of_numbers` gave, or `TYPED`.
-        strict: whether texts in the form of ISO 8601 are refused in another format.
     """
     if isinstance(values.dtype, pd.DatetimeTZDtype):
         return values.dt.tz_localize(None)
@@ -103,25 +105,19 @@ def read_dates(values: pd.Series, form: str, strict: bool = False) -> pd.Series:
     if form in EPOCHS:
         return pd.to_datetime(pd.to_numeric(values, errors="coerce"), unit=form, errors="coerce")
     text = _as_text(values)
-    iso = pd.Series(pd.NaT, index=values.index, dtype="datetime64[us]")
-    if form in (ISO, TYPED) or not strict:
-        # One clock for all: with its zone left out.
-        clock = text.str.replace(r"(Z|UTC|[+-]\d\d:?\d\d)$", "", regex=True).where(
-            text.str.contains(r"\d[T ]\d", regex=True), text
-        )
-        iso = pd.to_datetime(clock, format=ISO, errors="coerce").astype("datetime64[us]")
-        if form in (ISO, TYPED):
-            if iso.notna().any() or form == ISO:
-                return iso
-            return pd.to_datetime(text, format="%H:%M:%S", errors="coerce")
-    dates = pd.to_datetime(text, format=form, errors="coerce", utc="%z" in form)
-    return dates.dt.tz_localize(None).astype("datetime64[us]").fillna(iso)
+    forms = (*TIMES, ISO) if form == TYPED else dict.fromkeys([form, ISO])
+    return reduce(pd.Series.fillna, [_parsed(text, form) for form in forms])
+
+
+def _parsed(text: pd.Series, form: str) -> pd.Series:
+    return pd.to_datetime(text, format=form, errors="coerce").astype("datetime64[us]")
 
 
 def _as_text(values: pd.Series) -> pd.Series:
+    """Texts without spaces around them, and without a time zone."""
     if pd.api.types.is_numeric_dtype(values):
         values = values.map(lambda v: f"{v:.0f}", na_action="ignore")
-    return values.astype("string").str.strip()
+    return values.astype("string").str.strip().str.replace(ZONE, r"\1", regex=True)
 
 
 def parts_of(dates: pd.Series) -> dict[str, np.ndarray]:

@@ -100,13 +100,11 @@ def learn_column(values: pd.Series, kind: str | None = None) -> Column:
         >>> learn_column(pd.Series(np.exp(np.arange(20.0)), name="bytes")).kind
         'positive'
     """
-    name, spelling = str(values.name), None
+    name = str(values.name)
     if kind is not None and kind not in KINDS:
         raise ValueError(f"kind of column {name!r} must be one of {KINDS}, got {kind!r}")
     check_values(values)
-    is_text = not (is_numeric(values) or isinstance(values.dtype, pd.CategoricalDtype))
-    if is_text and kind != "categorical" and values.dtype != bool:
-        spelling = spelling_of(as_text(values))
+    spelling = None if kind == "categorical" else _spelling(values)
     if kind == "categorical" or (kind is None and not (is_numeric(values) or spelling)):
         return _categorical(name, as_text(values))
     numbers = as_numbers(values, spelling)
@@ -159,18 +157,21 @@ def _check_any(name: str, count: int) -> None:
         raise ValueError(f"column {name!r} has no finite value in the training rows; leave it out")
 
 
+def _spelling(values: pd.Series) -> Spelling | None:
+    """How a column of texts spells numbers; None of any other."""
+    is_text = not (is_numeric(values) or isinstance(values.dtype, pd.CategoricalDtype))
+    return spelling_of(as_text(values)) if is_text and values.dtype != bool else None
+
+
 def _dates(values: pd.Series) -> Spelling | None:
-    if isinstance(values.dtype, pd.CategoricalDtype):
+    """How a column spells dates; None of one without."""
+    if isinstance(values.dtype, pd.CategoricalDtype) or values.dtype == bool:
         return None
     if pd.api.types.infer_dtype(values, skipna=True) in DATES:
         return Spelling(dates=TYPED)
-    if values.dtype == bool:
-        return None
-    spelling = None
-    if not is_numeric(values):
-        text = as_text(values)
-        if (spelling := spelling_of(text)) is None:
-            return spelling_of_dates(text)
+    spelling = _spelling(values)
+    if not (is_numeric(values) or spelling):
+        return spelling_of_dates(as_text(values))
     numbers = as_numbers(values, spelling)
     form = format_of_numbers(str(values.name), numbers[np.isfinite(numbers)])
     return with_marks(values, form) if form else None
@@ -203,15 +204,16 @@ def _why_left_out(values: pd.Series) -> str | None:
     if isinstance(values.dtype, pd.CategoricalDtype) or values.dtype == bool:
         return None
     name, num_data = str(values.name), int(values.notna().sum())
-    if not is_numeric(values) and spelling_of(text := as_text(values)) is None:
-        num_single = int((text.value_counts() == 1).sum())
+    spelling = _spelling(values)
+    if not (is_numeric(values) or spelling):
+        num_single = int((as_text(values).value_counts() == 1).sum())
         if num_single <= max(ONE_OFF * num_data, FEWEST_NAMES):
             return None
         return (
             f"it holds a text of its own in {num_single} of {num_data} rows, as identifiers and "
             "free text do, and most of fresh rows would be never seen"
         )
-    numbers = as_numbers(values.sort_index(), None if is_numeric(values) else spelling_of(text))
+    numbers = as_numbers(values.sort_index(), spelling)
     numbers = numbers[np.isfinite(numbers)]
     if len(numbers) < FEWEST_NAMES or not (numbers == np.floor(numbers)).all():
         return None

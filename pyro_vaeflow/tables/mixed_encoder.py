@@ -118,12 +118,7 @@ class MixedEncoder(TransformerMixin, BaseEstimator):
     def sums(self, entries: np.ndarray) -> pd.DataFrame:
         """Sums of ``(num_data, num_entries)`` over the entries of each of the frame's columns."""
         names = {str(name): name for name in self.names_}
-        frame = pd.DataFrame(entries)
-        owners = pd.Index([names[column.name] for column in self.columns_], tupleize_cols=False)
-        kept = pd.Index([n for n in self.names_ if n in set(owners)], tupleize_cols=False)
-        if len(kept) == len(owners):
-            return frame.set_axis(owners, axis=1)
-        place = kept.get_indexer(owners)
-        totals = np.zeros((len(frame), len(kept)))
-        np.add.at(totals.T, place, entries.T)
-        return pd.DataFrame(totals, columns=kept)
+        owners = [column.name for column in self.columns_]
+        starts = [j for j, name in enumerate(owners) if not j or name != owners[j - 1]]
+        columns = pd.Index([names[owners[j]] for j in starts], tupleize_cols=False)
+        return pd.DataFrame(np.add.reduceat(entries, starts, axis=1), columns=columns)
