@@ -3,8 +3,10 @@
 import numpy as np
 import pandas as pd
 import pytest
+from sklearn.base import clone
 
 from pyro_vaeflow import VAEFlowDetector
+from pyro_vaeflow.cli import main
 from pyro_vaeflow.detector.gaps import GapScale
 from pyro_vaeflow.tables.column_kinds import learn_columns
 from pyro_vaeflow.tables.columns import LEFT_OUT, Column
@@ -417,6 +419,20 @@ def test_drift_is_seen_in_the_columns_that_moved_and_nowhere_else(fitted: VAEFlo
         fitted.drift(ledger(0, 1))
 
 
+def test_scores_of_files_say_whether_the_rows_have_drifted(fitted, tmp_path, capsys) -> None:
+    fitted.save(tmp_path / "model")
+    triple = ledger(200, 3).assign(amount=lambda frame: 3.0 * frame["amount"])
+    for rows, code, said in (
+        (ledger(200, 2), 0, "200 rows: no sign of drift"),
+        (triple, 5, "columns that moved: amount; p-values and the threshold do not hold; fit anew"),
+    ):
+        data, out = tmp_path / f"{code}.csv", tmp_path / f"out{code}"
+        rows.to_csv(data, index=False)
+        arguments = ["score", str(tmp_path / "model"), str(data), str(out), "--chunk_rows", "70"]
+        assert main(arguments) == code
+        assert said in "".join(capsys.readouterr())
+
+
 def test_scores_of_rows_with_gaps_are_brought_to_those_of_complete_rows() -> None:
     draw = np.random.default_rng(0)
 
@@ -473,3 +489,45 @@ def test_columns_without_text_names_are_compared_by_name(names: list) -> None:
     assert np.isfinite(detector.score_samples(rows)).all()
     with pytest.raises(ValueError, match="X has the columns .* and fit had"):
         detector.score_samples(rows.iloc[:, [2, 0, 1]])
+
+
+def segments(num_data: int, seed: int) -> pd.DataFrame:
+    """Two large groups, of which one is spread ten times as wide, and small ones."""
+    draw = np.random.default_rng(seed)
+    shops = ["wide", "narrow"] * 4 + ["x", "y", None]
+    shop = pd.Series(shops)[draw.integers(0, len(shops), num_data)].to_numpy()
+    size = draw.normal(size=(num_data, 2)) * np.where(shop == "wide", 10.0, 1.0)[:, None]
+    return pd.DataFrame(size, columns=["a", "b"]).assign(shop=shop)
+
+
+@pytest.fixture(scope="module")
+def grouped() -> VAEFlowDetector:
+    settings = TINY | {"calibration_share": 0.5, "contamination": 0.1, "groups": "shop"}
+    return VAEFlowDetector(**settings).fit(segments(1200, 0))
+
+
+def test_groups_have_thresholds_and_p_values_of_their_own(grouped, tmp_path) -> None:
+    rows = segments(2000, 1)
+    assert set(grouped.offsets_) == {"wide", "narrow", ""}
+    is_flagged, p = grouped.predict(rows) < 0, grouped.p_values(rows)
+    together = grouped.score_samples(rows) < grouped.offset_
+    group = rows["shop"].where(rows["shop"].isin(["wide", "narrow"]), "")
+    for name, mask in group.groupby(group).groups.items():
+        assert 0.04 < is_flagged[mask].mean() < 0.2, name
+        assert 0.03 < (p[mask] <= 0.1).mean() < 0.2, name
+        # One threshold for all flags the wide group alone.
+        assert (together[mask].mean() > 0.15) == (name == "wide")
+    assert grouped.offsets(rows.assign(shop="new"))[0] == grouped.offsets_[""]
+    grouped.save(tmp_path)
+    loaded = VAEFlowDetector.load(tmp_path)
+    np.testing.assert_array_equal(loaded.p_values(rows), p)
+    np.testing.assert_array_equal(loaded.offsets(rows), grouped.offsets(rows))
+
+
+def test_small_groups_are_one_and_a_column_that_is_none_is_refused(grouped) -> None:
+    few = segments(300, 2).assign(shop=[*["large"] * 270, *["small"] * 30])
+    detector = clone(grouped).fit(few)
+    assert list(detector.offsets_) == ["large"], "and the others have that of all rows"
+    assert detector.offsets(few.tail(1)) == detector.offset_
+    with pytest.raises(ValueError, match="groups must name a column of X, got 'shops'"):
+        VAEFlowDetector(**TINY, groups="shops").fit(few)

@@ -114,14 +114,14 @@ def run_score(values: dict[str, Any]) -> int:
         f"{done.num_rejected:,} rejected"
     )
     say(f"scores: {out} ({done.num_parts} parts, {done.num_resumed} of them were there)")
-    for text in done.strange:
-        say(f"Warning: {text}: scores say little there", error=True)
+    for share in done.strange:
+        say(f"Warning: {share.text}", error=True)
     if done.drift is not None:
         say(f"drift: {done.drift}", error=not done.drift.is_like)
     if done.num_rejected:
         say(f"rejects: {out}/_rejects.csv", error=True)
         return SOME_REJECTED
-    if done.strange:
+    if any(not share.is_time for share in done.strange):
         return SOME_STRANGE
     return 0 if done.drift is None or done.drift.is_like else DRIFTED
 

@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from functools import lru_cache
 from itertools import chain, islice
 from pathlib import Path
-from threading import get_ident
 from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
@@ -112,11 +111,11 @@ class Csv:
         A part that does not parse to one row a line is halved until the lines that are to blame are
         alone: what becomes of a line does not depend on its neighbours.
         """
-        changed = Path(chunk.path).stat().st_mtime_ns
-        header, file = _header(chunk.path, changed), _left_open(chunk.path, changed, get_ident())
-        file.seek(chunk.start)
-        content = io.BytesIO(file.read(chunk.stop - chunk.start))
-        rows_of_lines = list(_rows_of(content, header))
+        header = _header(chunk.path, Path(chunk.path).stat().st_mtime_ns)
+        with _opened(chunk.path) as file:  # a compressed one is unpacked up to here
+            file.seek(chunk.start)
+            content = file.read(chunk.stop - chunk.start)
+        rows_of_lines = list(_rows_of(io.BytesIO(content), header))
         firsts = np.cumsum([0, *map(len, rows_of_lines)])  # a row's number is its first line's
         lines = [re.sub(rb"\r?(\n|\Z)", b"\n", b"".join(row)).strip(b"\n") for row in rows_of_lines]
         # The parser would take a return for the end of a row.
@@ -189,12 +188,6 @@ class Parquet:
 def _opened(path: str) -> BinaryIO:
     is_gzip = path.lower().endswith(".gz")
     return gzip.open(path) if is_gzip else open(path, "rb")  # type: ignore[return-value]
-
-
-@lru_cache(maxsize=8)
-def _left_open(path: str, changed: int, thread: int) -> BinaryIO:
-    """A file to seek in: forward is cheap in a compressed one, from the start is not."""
-    return _opened(path)
 
 
 @lru_cache(maxsize=1000)

@@ -46,7 +46,7 @@ class Summary:
     num_rejected: int
     num_parts: int
     num_resumed: int
-    strange: tuple[str, ...] = ()
+    strange: tuple[Shares, ...] = ()
     drift: Drift | None = None
 
 

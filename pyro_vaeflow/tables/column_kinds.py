@@ -144,12 +144,13 @@ def _categorical(name: str, text: pd.Series) -> Column:
     """Texts as levels; many that occur once are one level with those that none shows."""
     counts = text.value_counts()
     _check_any(name, len(counts))
-    num_single, why = int((counts == 1).sum()), "texts"
-    if counts.iloc[0] > 1 and num_single > max(NEW_MASS * counts.sum(), FEWEST_SINGLE):
+    num_single, num_data, why = int((counts == 1).sum()), int(counts.sum()), "texts"
+    if counts.iloc[0] > 1 and num_single > max(NEW_MASS * num_data, FEWEST_SINGLE):
         counts = counts[counts > 1]
         why = f"texts; {num_single} that occur once count as never seen"
-    levels = tuple(sorted(counts.index[:MAX_LEVELS]))
-    return Column(name, "categorical", levels=levels, missing=float(text.isna().mean()), why=why)
+    counts = counts[:MAX_LEVELS]
+    shares = {"missing": float(text.isna().mean()), "unseen": 1.0 - float(counts.sum() / num_data)}
+    return Column(name, "categorical", levels=tuple(sorted(counts.index)), **shares, why=why)
 
 
 def _check_any(name: str, count: int) -> None:

@@ -49,6 +49,7 @@ class Column(Checked):
         fills: numbers that do, such as -999.
         low, high: the least and the largest number that was learned from.
         missing: the share of training rows without an entry.
+        unseen: of the others, that of rows whose text is no level.
         why: how the kind was chosen.
 
     Raises:
@@ -70,6 +71,7 @@ class Column(Checked):
     low: float | None = setting(None)
     high: float | None = setting(None)
     missing: float = setting(0.0, low=0.0, high=1.0)
+    unseen: float = setting(0.0, low=0.0, high=1.0)
     why: str = ""
 
     def __post_init__(self) -> None:

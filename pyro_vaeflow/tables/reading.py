@@ -17,12 +17,14 @@ class Shares(NamedTuple):
     """How many entries of a column are new to it or missing, among how many rows."""
 
     name: str
-    what: str  # is new: "never seen" or "out of range"
+    what: str  # new entries are
     new: int
     missing: int
     num_data: int
     example: str
-    usual_missing: float  # the share in training
+    usual_new: float  # the share in training, of levels that were not learned
+    usual_missing: float
+    is_time: bool  # which goes on, and is new to every model
 
     @classmethod
     def of(
@@ -30,49 +32,55 @@ class Shares(NamedTuple):
     ) -> Self:
         """Counts the entries of `values` ``(num_data,)`` that two masks pick."""
         example = str(values.iloc[int(is_new.argmax())])[:60] if is_new.any() else ""
-        what = f"never seen in training ({column.part or 'level'})"
+        is_time, what = (
+            column.part == "elapsed",
+            f"never seen in training ({column.part or 'level'})",
+        )
         if not column.num_levels:
             what = f"out of training's range, {limits(column)}"
-        counts = int(is_new.sum()), int(is_missing.sum())
-        return cls(column.name, what, *counts, len(values), example, column.missing)
+        counts = int(is_new.sum()), int(is_missing.sum()), len(values)
+        return cls(column.name, what, *counts, example, column.unseen, column.missing, is_time)
 
     @property
     def text(self) -> str:
         """What is wrong with most entries; empty if nothing is."""
-        count = max(1, self.num_data)
-        if self.num_data >= FEWEST and self.new > MOST * (count - self.missing) > 0:
-            share = self.new / (count - self.missing)
+        if self.num_data < FEWEST:
+            return ""
+        missing = self.missing / self.num_data
+        new = self.new / max(1, self.num_data - self.missing)
+        if new > MOST + self.usual_new / 2:
+            how = "taken as the last or first of it" if self.is_time else "scores say little there"
             return (
-                f"column {self.name!r}: {share:.0%} of the entries, {self.example!r} say, are "
-                f"{self.what}"
+                f"column {self.name!r}: {new:.0%} of the entries, {self.example!r} say, are "
+                f"{self.what}: {how}"
             )
-        if self.num_data >= FEWEST and self.missing / count > MOST + self.usual_missing / 2:
+        if missing > MOST + self.usual_missing / 2:
             return (
-                f"column {self.name!r}: {self.missing / count:.0%} of the entries are missing, "
-                f"{self.usual_missing:.0%} were in training"
+                f"column {self.name!r}: {missing:.0%} of the entries are missing, "
+                f"{self.usual_missing:.0%} were in training: scores say little there"
             )
         return ""
 
 
-def strange_columns(chunks: Sequence[Sequence[Shares]]) -> tuple[str, ...]:
-    """Texts on columns most of whose entries are new or missing: often not the rows are at fault.
+def strange_columns(chunks: Sequence[Sequence[Shares]]) -> tuple[Shares, ...]:
+    """Columns most of whose entries are new or missing: often not the rows are at fault.
 
     Args:
         chunks: of one table, what of its columns is new or missing.
     """
-    texts: dict[str, None] = {}
+    strange: dict[str, Shares] = {}
     for of_column in zip(*chunks, strict=True):
         counts = {n: sum(getattr(s, n) for s in of_column) for n in ("new", "missing", "num_data")}
         example = next((share.example for share in of_column if share.example), "")
-        if text := of_column[0]._replace(example=example, **counts).text:
-            texts[text] = None
-    return tuple(texts)
+        if (total := of_column[0]._replace(example=example, **counts)).text:
+            strange.setdefault(total.text, total)
+    return tuple(strange.values())
 
 
 def warn_of(shares: Sequence[Shares]) -> None:
     """Warns of `strange_columns`, if there are some."""
-    if texts := strange_columns([shares]):
-        warn("; ".join(texts) + ": scores say little there")
+    if strange := strange_columns([shares]):
+        warn("; ".join(share.text for share in strange))
 
 
 def limits(column: Column) -> str:
