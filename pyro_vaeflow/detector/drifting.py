@@ -39,10 +39,12 @@ class Drift:
     def __str__(self) -> str:
         moved = self.columns.index[self.columns["moved"]].tolist()
         if self.is_like:
-            return f"{self.num_data} rows: no sign of drift (p = {self.p_value:.2g})"
+            return f"{self.num_data} rows: no sign of drift (p = {self.p_value:.2g} of the scores)"
         what = f"columns that moved: {', '.join(map(str, moved))}" if moved else "no column moved"
         advice = "p-values and the threshold do not hold; fit anew on rows such as these"
-        return f"{self.num_data} rows: scores differ with p = {self.p_value:.2g}; {what}; {advice}"
+        return (
+            f"{self.num_data} rows: drift (p = {self.p_value:.2g} of the scores); {what}; {advice}"
+        )
 
 
 def drift_of(

@@ -3,6 +3,7 @@
 import re
 import warnings
 from functools import reduce
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -103,7 +104,8 @@ def read_dates(values: pd.Series, form: str) -> pd.Series:
     if pd.api.types.is_datetime64_dtype(values):
         return values
     if form in EPOCHS:
-        return pd.to_datetime(pd.to_numeric(values, errors="coerce"), unit=form, errors="coerce")
+        options: Any = {"unit": form, "errors": "coerce"}
+        return pd.to_datetime(pd.to_numeric(values, errors="coerce"), **options)
     text = _as_text(values)
     forms = (*TIMES, ISO) if form == TYPED else dict.fromkeys([form, ISO])
     return reduce(pd.Series.fillna, [_parsed(text, form) for form in forms])

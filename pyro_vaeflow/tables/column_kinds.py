@@ -149,7 +149,10 @@ def _categorical(name: str, text: pd.Series) -> Column:
         counts = counts[counts > 1]
         why = f"texts; {num_single} that occur once count as never seen"
     counts = counts[:MAX_LEVELS]
-    shares = {"missing": float(text.isna().mean()), "unseen": 1.0 - float(counts.sum() / num_data)}
+    shares: Any = {
+        "missing": float(text.isna().mean()),
+        "unseen": 1.0 - float(counts.sum() / num_data),
+    }
     return Column(name, "categorical", levels=tuple(sorted(counts.index)), **shares, why=why)
 
 

@@ -85,7 +85,7 @@ def warn_of(shares: Sequence[Shares]) -> None:
 
 def limits(column: Column) -> str:
     """The range of a column of numbers, or of dates."""
-    bounds = column.low, column.high
+    bounds = [np.nan if bound is None else bound for bound in (column.low, column.high)]
     if column.part:
         return " to ".join(str(pd.Timestamp(v, unit="s")).removesuffix(" 00:00:00") for v in bounds)
     return f"{bounds[0]:g} to {bounds[1]:g}"
