@@ -35,6 +35,8 @@ def learn(values, kind: str | None = None, name: str = "c") -> list[Column]:
         lambda d: d.dt.strftime("%d/%m/%Y %H:%M"),
         lambda d: d.dt.strftime("%m/%d/%Y"),
         lambda d: d.dt.strftime(" %d %b %Y"),
+        lambda d: d.dt.strftime("%d.%m.%y"),
+        lambda d: d.dt.strftime("%G-W%V-%u"),
         lambda d: d.dt.strftime("%Y%m%d").astype(int),
         lambda d: d.dt.strftime("%Y%m%d").astype(float),
         lambda d: d.dt.strftime("%Y%m%d"),
@@ -88,6 +90,23 @@ def test_marks_among_dates_are_missing_and_other_texts_refused() -> None:
         elapsed.encode(pd.Series(["2023-01-05", "soon"]))
 
 
+@pytest.mark.parametrize(
+    ("form", "end"),
+    [("%Y%m%d", "99991231"), ("%Y-%m-%d", "9999-12-31"), ("%d.%m.%Y", "01.01.1900")],
+)
+def test_dates_that_stand_for_none_do_not_set_the_unit(form: str, end: str) -> None:
+    texts = DAYS.dt.strftime(form)
+    texts[::7] = end
+    with pytest.warns(
+        UserWarning, match=r"'c': (9999-12-31|1900-01-01) in 14.3% of the rows stand"
+    ):
+        learned = learn(texts)
+    assert [c.part for c in learned] == ["elapsed", "weekday", "month"]
+    for column in learned:
+        assert np.isnan(column.encode(texts))[::7].all() and column.missing == pytest.approx(1 / 7)
+    assert learned[0].scale == pytest.approx(learn(DAYS)[0].scale, rel=0.05)
+
+
 @pytest.mark.parametrize("values", [[20231301, 20239999], [12345678, 98765432], [1, 2]])
 def test_other_whole_numbers_are_no_dates(values) -> None:
     assert all(not column.part for column in learn(values * 20))
@@ -102,6 +121,7 @@ def test_other_whole_numbers_are_no_dates(values) -> None:
         ("5 1,234 1,234,567.5 8", [5, 1234, 1234567.5, 8], None),
         ("5,5 1.234,25 7 0,125", [5.5, 1234.25, 7, 0.125], None),
         ("$5 7% €1,200 (3)", [5, 7, 1200, -3], None),
+        ("-$5 7- 1,200.5- (3)", [-5, -7, -1200.5, -3], None),
         ("5 broken 7 broken", [5, np.nan, 7, np.nan], "broken"),
     ],
 )
@@ -114,6 +134,14 @@ def test_texts_are_numbers_whatever_stands_around_them(texts, numbers, missing) 
     np.testing.assert_array_equal(column.numbers(given)[:4], numbers)
     assert column.numbers(pd.Series([f"51{column.spelling}5"])) == 51.5
     assert (column.missing > 0) == (missing is not None)
+
+
+@quiet
+def test_points_that_group_digits_are_told_from_decimals() -> None:
+    (column,) = learn(["1.234", "56", "12.345", "1.234.567", "999"] * 9, "continuous")
+    assert column.numbers(pd.Series(["1.234", "56"])).tolist() == [1234.0, 56.0]
+    for texts in (["1.234", "5.678", "2.500"], ["1.25", "7", "3.375"], ["0.125", "1.375", "2"]):
+        assert learn(texts * 9, "continuous")[0].spelling == "."
 
 
 def test_numbers_among_texts_are_told_of() -> None:
@@ -180,6 +208,8 @@ def test_numbers_of_single_precision_have_the_levels_of_double_precision() -> No
     [
         (lambda r: r.choice([22, 53, 80, 443, 8080], 900), "discrete"),  # ports
         (lambda r: r.choice([200, 201, 301, 302, 404, 500, 503], 900), "discrete"),  # answers
+        (lambda r: r.choice([200, 404, 500], 900), "discrete"),
+        (lambda r: r.choice([0, 50, 100], 900), "continuous"),  # a scale
         (lambda r: r.choice(r.integers(10000, 99999, 150), 1500), "discrete"),  # postal codes
         (lambda r: r.choice([0.05, 0.07, 0.19, 0.5], 400), "discrete"),  # rates
         (lambda r: r.integers(1, 6, 400), "continuous"),  # grades: a scale

@@ -14,6 +14,7 @@ DATES = ("datetime64", "datetime", "date", "time", "period")  # what pandas says
 TYPED = "dtype"  # the format of what is dates by its type
 ISO = "ISO8601"
 TIMES = ("%H:%M", "%H:%M:%S", "%H:%M:%S.%f")
+NOT_GUESSED = ("%d.%m.%y", "%d/%m/%y", "%m/%d/%y", "%d-%m-%y", "%d.%m.%y %H:%M", "%G-W%V-%u")
 # Whole numbers that are dates, by their digits.
 DIGITS = {8: "%Y%m%d", 6: "%Y%m", 12: "%Y%m%d%H%M", 14: "%Y%m%d%H%M%S"}
 EPOCHS = {"s": 1e9, "ms": 1e12, "us": 1e15, "ns": 1e18}  # September 2001 in each unit
@@ -22,7 +23,8 @@ ENOUGH = 0.95  # of a column's texts are dates: the others are errors
 TRIED = 50  # texts whose format is guessed
 FEWEST = 5  # distinct whole numbers, or that all are dates may be chance
 ZONE = r"([T ]\d\d?:[\d:.]*)\s*(Z|UTC|GMT|[+-]\d\d:?\d\d)$"
-DAY = 86_400.0
+DAY, YEAR = 86_400.0, 31_556_952.0
+EPOCH = pd.Timestamp(0).as_unit("us")
 # Part of a date -> how long a table must be for it to say something, in seconds.
 SPANS = {"elapsed": 0.0, "hour": 2 * DAY, "weekday": 14 * DAY, "month": 365 * DAY}
 
@@ -46,7 +48,8 @@ def spelling_of_dates(text: pd.Series) -> Spelling | None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # of an order that pandas would not guess
         guesses = {guess(text, dayfirst=first): None for first in (True, False) for text in tried}
-    counts = {form: _parsed(tried, form).count() for form in (ISO, *TIMES, *guesses) if form}
+    forms = (ISO, *TIMES, *NOT_GUESSED, *guesses)
+    counts = {form: _parsed(tried, form).count() for form in forms if form}
     best = max(counts, key=lambda form: counts[form])
     return with_marks(text, best) if read_dates(distinct, best).notna().mean() >= ENOUGH else None
 
@@ -81,7 +84,7 @@ def format_of_numbers(name: str, numbers: np.ndarray) -> str | None:
     form = DIGITS.get(int(sizes.median()))
     if form is not None:
         years = read_dates(pd.Series(distinct), form).dt.year
-        if years.between(1900, 2100).mean() >= ENOUGH:
+        if years.isin([*range(1900, 2101), 9999]).mean() >= ENOUGH and years.min() < 9999:
             return form
     for unit, start in EPOCHS.items():
         if TIMELY.search(name) and start <= distinct[0] and distinct[-1] < 2.5 * start:
@@ -111,6 +114,11 @@ def read_dates(values: pd.Series, form: str) -> pd.Series:
     return reduce(pd.Series.fillna, [_parsed(text, form) for form in forms])
 
 
+def is_unlikely(elapsed: float) -> bool:
+    """Whether a date, in seconds since 1970, is one that stands for none: 1900, 1970, 9999."""
+    return elapsed == 0.0 or not -68 * YEAR < elapsed < 230 * YEAR
+
+
 def _parsed(text: pd.Series, form: str) -> pd.Series:
     return pd.to_datetime(text, format=form, errors="coerce").astype("datetime64[us]")
 
@@ -129,6 +137,7 @@ def parts_of(dates: pd.Series) -> dict[str, np.ndarray]:
         >>> {k: v.tolist() for k, v in parts_of(pd.Series(pd.to_datetime(["1970-01-02"]))).items()}
         {'elapsed': [86400.0], 'hour': [0.0], 'weekday': [4.0], 'month': [1.0]}
     """
-    parts = {"elapsed": (dates - pd.Timestamp(0)) / pd.Timedelta(seconds=1)}
+    dates = dates.astype("datetime64[us]")  # which has the year 9999
+    parts = {"elapsed": (dates - EPOCH) / pd.Timedelta(seconds=1)}
     parts |= {"hour": dates.dt.hour, "weekday": dates.dt.day_of_week, "month": dates.dt.month}
     return {part: values.to_numpy(np.float64, na_value=np.nan) for part, values in parts.items()}

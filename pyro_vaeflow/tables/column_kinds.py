@@ -11,6 +11,7 @@ from pyro_vaeflow.tables.calendars import (
     SPANS,
     TYPED,
     format_of_numbers,
+    is_unlikely,
     parts_of,
     read_dates,
     spelling_of_dates,
@@ -124,12 +125,7 @@ def learn_column(values: pd.Series, kind: str | None = None) -> Column:
     fills = fill_values(finite) if kind is None else ()
     finite = finite[~np.isin(finite, fills)]
     learned = learn_numbers(name, finite, kind)
-    if fills:
-        share = np.isin(numbers, fills).mean()
-        warn(
-            f"column {name!r}: {', '.join(f'{v:g}' for v in fills)} in {share:.1%} of the rows "
-            "stands far from all else and is taken as missing"
-        )
+    _warn_of_fills(name, [f"{v:g}" for v in fills], numbers, fills)
     return Column(
         name,
         **learned,
@@ -183,17 +179,20 @@ def _dates(values: pd.Series) -> Spelling | None:
 
 def _date(name: str, values: pd.Series, spelling: Spelling) -> list[Column]:
     """The time elapsed and the cyclic parts that the table is long enough to show."""
-    dates, form = read_dates(values, spelling.dates), spelling.dates
-    span = (dates.max() - dates.min()) / pd.Timedelta(seconds=1)
-    shared: Any = {"spelling": form, "marks": spelling.marks or None}
-    shared |= {"missing": float(dates.isna().mean()), "why": f"dates ({form})"}
+    form, parts = spelling.dates, parts_of(read_dates(values, spelling.dates))
+    elapsed = parts["elapsed"]
+    _check_any(name, np.isfinite(elapsed).sum())
+    fills = fill_values(elapsed[np.isfinite(elapsed)], seems=is_unlikely)
+    is_missing = np.isnan(elapsed) | np.isin(elapsed, fills)
+    _warn_of_fills(name, [f"{pd.to_datetime(v, unit='s'):%F}" for v in fills], elapsed, fills)
+    shared: Any = {"spelling": form, "marks": spelling.marks or None, "fills": fills or None}
+    shared |= {"missing": float(is_missing.mean()), "why": f"dates ({form})"}
     columns = []
-    for part, numbers in parts_of(dates).items():
-        numbers = numbers[np.isfinite(numbers)]
-        _check_any(name, len(numbers))
-        values_shown, counts = np.unique(numbers, return_counts=True)
+    for part, numbers in parts.items():
+        values_shown, counts = np.unique(numbers[~is_missing], return_counts=True)
         if part == "elapsed":
-            learned = learn_numbers(name, numbers, "continuous")
+            learned = learn_numbers(name, numbers[~is_missing], "continuous")
+            span = np.ptp(values_shown)
         elif span < SPANS[part] or len(values_shown) == 1 or not is_closed(counts):
             continue
         else:
@@ -201,6 +200,16 @@ def _date(name: str, values: pd.Series, spelling: Spelling) -> list[Column]:
             learned = {"kind": "discrete", "lows": bounds, "highs": bounds}
         columns.append(Column(name, **learned | shared, part=part))
     return columns
+
+
+def _warn_of_fills(
+    name: str, shown: list[str], numbers: np.ndarray, fills: tuple[float, ...]
+) -> None:
+    if fills:
+        warn(
+            f"column {name!r}: {', '.join(shown)} in {np.isin(numbers, fills).mean():.1%} of the "
+            "rows stands far from all else and is taken as missing"
+        )
 
 
 def _why_left_out(values: pd.Series) -> str | None:

@@ -46,7 +46,7 @@ class Column(Checked):
         part: of a date: ``elapsed``, ``hour``, ``weekday`` or ``month``.
         spelling: how texts are read: the decimal sign, or the format of dates.
         marks: texts that stand for a missing number.
-        fills: numbers that do, such as -999.
+        fills: numbers that do, such as -999, or dates, in seconds since 1970.
         low, high: the least and the largest number that was learned from.
         missing: the share of training rows without an entry.
         unseen: of the others, that of rows whose text is no level.
@@ -134,9 +134,11 @@ class Column(Checked):
                     f"column {self.name!r} holds values that are no dates of the format "
                     f"{self.spelling}, such as {values[is_unread].iloc[0]!r:.60}"
                 )
-            return parts_of(dates)[self.part]
-        numbers = as_numbers(values, self.texts)
-        return np.where(np.isin(numbers, self.fills or ()), np.nan, numbers)
+            parts = parts_of(dates)
+            numbers, known = parts[self.part], parts["elapsed"]
+        else:
+            numbers = known = as_numbers(values, self.texts)
+        return np.where(np.isin(known, self.fills or ()), np.nan, numbers)
 
     def code(self, numbers: np.ndarray) -> np.ndarray:
         """Codes or standardised numbers of what `numbers` gave."""

@@ -111,7 +111,10 @@ def is_closed(counts: np.ndarray) -> bool:
 def _is_sparse(values: np.ndarray) -> bool:
     """Whether distinct numbers, ascending, leave most of their range empty."""
     with np.errstate(over="ignore", invalid="ignore"):  # infinite gaps are wide ones
-        num_steps = np.ptp(values) / np.diff(values).min() + 1 if len(values) > 1 else 1
+        step = np.diff(values).min() if len(values) > 1 else np.inf
+        if np.abs(values).max() < 2**53 and (values == np.floor(values)).all():
+            step = np.gcd.reduce(np.diff(values).astype(int)) or np.inf
+        num_steps = np.ptp(values) / step + 1
     return bool(len(values) < 0.5 * num_steps)
 
 
@@ -158,17 +161,24 @@ def _inside(numbers: np.ndarray) -> np.ndarray:
     return ~far if is_wide and is_few else np.ones(len(numbers), dtype=bool)
 
 
-def fill_values(numbers: np.ndarray) -> tuple[float, ...]:
-    """Numbers that recur, look like no measurement and stand apart by more than all else spans."""
+def fill_values(
+    numbers: np.ndarray,
+    seems: Callable[[float], bool] = lambda v: FILL.fullmatch(f"{v:.15g}") is not None,
+) -> tuple[float, ...]:
+    """Numbers that recur, look like no measurement and stand apart by more than all else spans.
+
+    Args:
+        seems: whether a number may be such; by its digits.
+    """
     values, counts = np.unique(numbers, return_counts=True)
-    seems = np.array([FILL.fullmatch(f"{value:.15g}") is not None for value in values])
-    others = np.repeat(values[~seems], counts[~seems])
-    if not seems.any() or len(np.unique(others)) < 3:
+    seem = np.array([seems(value) for value in values], dtype=bool)
+    others = np.repeat(values[~seem], counts[~seem])
+    if not seem.any() or len(np.unique(others)) < 3:
         return ()
     low, high = np.quantile(others, [0.01, 0.99])
     with np.errstate(over="ignore"):
         is_far = (values < low - 2 * (high - low)) | (values > high + 2 * (high - low))
-    return tuple(values[seems & is_far & (counts > 1)].tolist())
+    return tuple(values[seem & is_far & (counts > 1)].tolist())
 
 
 def _loc_scale(numbers: np.ndarray) -> tuple[float, float]:

@@ -15,12 +15,14 @@ WORDS = frozenset(
 NUMBER = re.compile(r"[+-]?((\d+\.?\d*|\.\d+)([eE][+-]?\d+)?|(?i:inf|infinity))")
 COMMA_NUMBER = re.compile(r"[+-]?(\d+,?\d*|,\d+)([eE][+-]?\d+)?")
 AROUND = re.compile(r"^[<>≤≥~]?=?\s*[$€£¥]?\s*|\s*[%$€£¥]$")  # of a bound, an amount, a share
+MINUS = re.compile(r"\((.+)\)|-\s*([$€£¥].+)|(\d.*)-")  # an accountant's, and where it stands
 GROUPED = {
     ".": re.compile(r"[+-]?[1-9]\d{0,2}([, '\u00a0\u202f]\d{3})+(\.\d*)?"),
     ",": re.compile(r"[+-]?[1-9]\d{0,2}([. '\u00a0\u202f]\d{3})+(,\d*)?"),
 }
 CODE = re.compile(r"0\d+")  # 007 is a name, not a number
 ENOUGH = 0.95  # of a column's texts are numbers: the others are errors
+FEWEST = 2  # texts, to see groups of digits
 MARKS = 5  # texts that stand beside numbers again and again
 MEASURED = 20  # distinct numbers, or a text beside them is as good a level as they are
 
@@ -46,8 +48,8 @@ def read_number(text: str, decimal: str = ".") -> float:
         1234.5
     """
     text, decimal = AROUND.sub("", text.strip()), decimal or "."
-    if text.startswith("(") and text.endswith(")"):  # an accountant's minus
-        text = f"-{AROUND.sub('', text[1:-1])}"
+    if minus := MINUS.fullmatch(text):
+        text = f"-{AROUND.sub('', ''.join(filter(None, minus.groups())))}"
     if GROUPED[decimal].fullmatch(text):
         text = re.sub(r"[^\d+-]" if decimal not in text else rf"[^\d+\-{decimal}]", "", text)
     if decimal == ",":
@@ -83,8 +85,11 @@ def spelling_of(text: pd.Series) -> Spelling | None:
         for decimal in ".,"
     }
     shares = {decimal: counts[good].sum() / counts.sum() for decimal, good in is_read.items()}
-    # 1,234 reads in both ways, 0,123 in one.
-    decimal = "," if shares[","] > shares["."] else "."
+    # 1,234 reads in both ways, 0,123 in one; 1.234 beside 56 has more digits than decimals.
+    has_point = [text for text in counts.index if "." in text]
+    is_grouped = len(has_point) > FEWEST and all(map(GROUPED[","].fullmatch, has_point))
+    is_comma = shares[","] > shares["."] or (is_grouped and len(has_point) < len(counts))
+    decimal = "," if is_comma else "."
     good = is_read[decimal]
     marks = counts[~good & (counts > 1)].index[:MARKS]
     if good.sum() <= MEASURED and shares[decimal] < ENOUGH:

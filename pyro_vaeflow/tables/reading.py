@@ -100,20 +100,16 @@ def read_aloud(names: Sequence[Any], columns: Iterable[Column]) -> pd.DataFrame:
     """
     rows: dict[str, dict[str, Any]] = {}
     for column in columns:
-        row = {"kind": column.kind, "holds": "", "missing": column.missing, "why": column.why}
-        if column.part:
-            row["kind"] = f"date: {column.part}"
-            row["holds"] = limits(column) if column.part == "elapsed" else ""
-        elif column.levels:
-            row["holds"] = f"{len(column.levels)} levels: {', '.join(column.levels)}"
-        elif column.lows:
-            row["holds"] = f"{len(column.lows)} levels: " + ", ".join(f"{v:g}" for v in column.lows)
-        elif column.low is not None:
-            row["holds"] = limits(column)
-        if column.name in rows:
+        if column.name in rows:  # the other parts of a date
             rows[column.name]["kind"] += f", {column.part}"
-        else:
-            rows[column.name] = row
-    frame = pd.DataFrame([rows[str(name)] for name in names], index=pd.Index(names))
-    frame["holds"] = frame["holds"].map(lambda text: text if len(text) < 50 else text[:47] + "...")
-    return frame
+            continue
+        holds = limits(column) if column.low is not None else ""
+        if levels := column.levels or [f"{low:g}" for low in column.lows or ()]:
+            holds = f"{len(levels)} levels: {', '.join(levels)}"
+        rows[column.name] = {
+            "kind": f"date: {column.part}" if column.part else column.kind,
+            "holds": holds if len(holds) < 50 else holds[:47] + "...",
+            "missing": column.missing,
+            "why": column.why,
+        }
+    return pd.DataFrame([rows[str(name)] for name in names], index=pd.Index(names))
