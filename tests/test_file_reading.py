@@ -248,3 +248,11 @@ def test_parquet_columns_of_other_types_and_of_an_index(tmp_path: Path) -> None:
         rows = read_rows(str(tmp_path / "in"))
     assert rows.frame["kind"].tolist() == kinds[:3] + kinds[4:] + kinds + kinds
     assert rows.frame["a"].sum() == 3 * 190 - 3 and rows.texts == ["kind"]
+
+
+def test_an_empty_column_and_a_title_above_the_header_are_told_of(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text("a,b\n" + "1.5,\n" * 9)
+    assert read_rows(str(tmp_path / "t.csv")).frame["b"].isna().all()
+    (tmp_path / "t.csv").write_text("Report of 2024\n\na,b\n" + "1.5,x\n" * 9)
+    with pytest.raises(ConfigError, match="the files have no rows: Expected 1 columns, got 2"):
+        read_rows(str(tmp_path / "t.csv"))

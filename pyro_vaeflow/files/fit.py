@@ -146,7 +146,8 @@ def _read(
             if first and max_rows is not None and num_seen >= max_rows:
                 break
     if not num_seen:
-        raise ConfigError("the files have no rows")
+        why = f": {rejected.most_common(1)[0][0]}" if rejected else ""
+        raise ConfigError(f"the files have no rows{why}")
     return _joined(tables).slice(0, max_rows), num_seen, rejected
 
 

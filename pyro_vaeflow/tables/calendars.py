@@ -42,7 +42,7 @@ def spelling_of_dates(text: pd.Series) -> Spelling | None:
     """
     distinct = pd.Series(_as_text(text).dropna().unique())
     tried = distinct.head(TRIED)
-    if not tried.str.contains(r"\d.*[-/.:, ]", regex=True).mean() > ENOUGH:
+    if not len(tried) or tried.str.contains(r"\d.*[-/.:, ]", regex=True).mean() <= ENOUGH:
         return None
     guess = pd.tseries.api.guess_datetime_format
     with warnings.catch_warnings():
