@@ -75,11 +75,10 @@ def drift_of(
             tests.append((float(test.statistic), float(test.pvalue)))
     p_values = [min(1.0, len(tests) * min(p for _, p in tests)) for tests in parts.values()]
     of_names = {share.name: share for share in reversed(shares)}
-    count = max(1, len(rows))
     frame = pd.DataFrame(
         {
-            "missing": [of_names[name].missing / count for name in parts],
-            "new": [of_names[name].new / count for name in parts],
+            "missing": [of_names[name].missing for name in parts],
+            "new": [of_names[name].new for name in parts],
             "shift": [max(size for size, _ in tests) for tests in parts.values()],
             "p_value": p_values,
             "moved": false_discovery_control(p_values) < ALPHA,

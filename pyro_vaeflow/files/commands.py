@@ -115,7 +115,7 @@ def run_score(values: dict[str, Any]) -> int:
     )
     say(f"scores: {out} ({done.num_parts} parts, {done.num_resumed} of them were there)")
     for share in done.strange:
-        say(f"Warning: {share.text}", error=True)
+        say(f"Warning: {share.strange}", error=True)
     if done.drift is not None:
         say(f"drift: {done.drift}", error=not done.drift.is_like)
     if done.num_rejected:

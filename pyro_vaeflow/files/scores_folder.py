@@ -25,7 +25,7 @@ from pyro_vaeflow.escaping import csv_text
 from pyro_vaeflow.files.readers import Reject
 from pyro_vaeflow.inference.saved_folder import package_versions
 from pyro_vaeflow.plain_files import inside, read_json, write_whole
-from pyro_vaeflow.tables.reading import Shares, strange_columns
+from pyro_vaeflow.tables.reading import Shares
 from pyro_vaeflow.validation import ConfigError
 
 FORMAT = 1  # of the folder
@@ -66,13 +66,14 @@ def write_part(
     """Writes a chunk's rejects, then its scores: a part that is there has its rejects.
 
     Args:
-        shares: what of each column is new or missing; kept in the part's metadata.
+        shares: what of each column is new or missing; the metadata keep what is strange.
     """
     if rejects:
         rows = [vars(reject) | {"file": name} for reject in rejects]
         _write(part(out / REJECTS, number), pa.Table.from_pylist(rows, REJECT_SCHEMA))
     counts = {"flagged": pc.sum(table["flagged"]).as_py() or 0, "rejected": len(rejects)}
-    metadata = {key: str(count) for key, count in counts.items()} | {"shares": json.dumps(shares)}
+    metadata = {key: str(count) for key, count in counts.items()}
+    metadata["strange"] = json.dumps([share for share in shares if share.strange])
     _write(part(out, number), table.replace_schema_metadata(metadata))
 
 
@@ -127,9 +128,13 @@ def finish(out: Path, num_parts: int, num_resumed: int) -> Summary:
     lines = (csv_text(batch.to_pandas(), header=False) for batch in rejects)
     write_whole(out / f"{REJECTS}.csv", (text.encode() for text in chain([head], lines)))
     num_scored = sum(footer.num_rows for footer in footers)
-    shares = [json.loads(footer.metadata.get(b"shares", b"[]")) for footer in footers]
-    strange = strange_columns([[Shares(*values) for values in part] for part in shares if part])
-    return Summary(num_scored, num_flagged, num_rejected, num_parts, num_resumed, strange)
+    strange: dict[str, Shares] = {}  # as in the first chunk that has it
+    for footer in footers:
+        for values in json.loads(footer.metadata.get(b"strange", b"[]")):
+            strange.setdefault(values[0], Shares(*values))
+    return Summary(
+        num_scored, num_flagged, num_rejected, num_parts, num_resumed, tuple(strange.values())
+    )
 
 
 def _difference(earlier: Mapping[str, Any], manifest: Mapping[str, Any]) -> str:

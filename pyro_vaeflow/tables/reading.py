@@ -14,73 +14,42 @@ FEWEST = 20  # rows, or it may be chance
 
 
 class Shares(NamedTuple):
-    """How many entries of a column are new to it or missing, among how many rows."""
+    """The shares of a column's entries that are new to it, of those there, or missing."""
 
     name: str
-    what: str  # new entries are
-    new: int
-    missing: int
-    num_data: int
-    example: str
-    usual_new: float  # the share in training, of levels that were not learned
-    usual_missing: float
+    new: float
+    missing: float
+    strange: str  # what is wrong with most entries; empty if nothing is
     is_time: bool  # which goes on, and is new to every model
 
     @classmethod
     def of(
         cls, column: Column, values: pd.Series, is_new: np.ndarray, is_missing: np.ndarray
     ) -> Self:
-        """Counts the entries of `values` ``(num_data,)`` that two masks pick."""
-        example = str(values.iloc[int(is_new.argmax())])[:60] if is_new.any() else ""
-        is_time, what = (
-            column.part == "elapsed",
-            f"never seen in training ({column.part or 'level'})",
-        )
-        if not column.num_levels:
-            what = f"out of training's range, {limits(column)}"
-        counts = int(is_new.sum()), int(is_missing.sum()), len(values)
-        return cls(column.name, what, *counts, example, column.unseen, column.missing, is_time)
-
-    @property
-    def text(self) -> str:
-        """What is wrong with most entries; empty if nothing is."""
-        if self.num_data < FEWEST:
-            return ""
-        missing = self.missing / self.num_data
-        new = self.new / max(1, self.num_data - self.missing)
-        if new > MOST + self.usual_new / 2:
-            how = "taken as the last or first of it" if self.is_time else "scores say little there"
-            return (
-                f"column {self.name!r}: {new:.0%} of the entries, {self.example!r} say, are "
-                f"{self.what}: {how}"
+        """Shares of `values` ``(num_data,)``, whose new and missing entries two masks pick."""
+        missing = float(is_missing.mean()) if len(values) else 0.0
+        new = float(is_new.sum() / max(1, (~is_missing).sum()))
+        what, is_time = "", column.part == "elapsed"
+        if len(values) >= FEWEST and new > MOST + column.unseen / 2:
+            example = str(values.iloc[int(is_new.argmax())])[:60]
+            what = f"{new:.0%} of the entries, {example!r} say, are " + (
+                f"never seen in training ({column.part or 'level'})"
+                if column.num_levels
+                else f"out of training's range, {limits(column)}"
             )
-        if missing > MOST + self.usual_missing / 2:
-            return (
-                f"column {self.name!r}: {missing:.0%} of the entries are missing, "
-                f"{self.usual_missing:.0%} were in training: scores say little there"
+        elif len(values) >= FEWEST and missing > MOST + column.missing / 2:
+            what = (
+                f"{missing:.0%} of the entries are missing, {column.missing:.0%} were in training"
             )
-        return ""
-
-
-def strange_columns(chunks: Sequence[Sequence[Shares]]) -> tuple[Shares, ...]:
-    """Columns most of whose entries are new or missing: often not the rows are at fault.
-
-    Args:
-        chunks: of one table, what of its columns is new or missing.
-    """
-    strange: dict[str, Shares] = {}
-    for of_column in zip(*chunks, strict=True):
-        counts = {n: sum(getattr(s, n) for s in of_column) for n in ("new", "missing", "num_data")}
-        example = next((share.example for share in of_column if share.example), "")
-        if (total := of_column[0]._replace(example=example, **counts)).text:
-            strange.setdefault(total.text, total)
-    return tuple(strange.values())
+        how = "taken as the last or first of it" if is_time else "scores say little there"
+        strange = what and f"column {column.name!r}: {what}: {how}"
+        return cls(column.name, new, missing, strange, is_time)
 
 
 def warn_of(shares: Sequence[Shares]) -> None:
-    """Warns of `strange_columns`, if there are some."""
-    if strange := strange_columns([shares]):
-        warn("; ".join(share.text for share in strange))
+    """Warns of columns most of whose entries are new or missing: rows are rarely at fault."""
+    if texts := [share.strange for share in shares if share.strange]:
+        warn("; ".join(texts))
 
 
 def limits(column: Column) -> str:
