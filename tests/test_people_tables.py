@@ -524,7 +524,7 @@ def test_columns_without_text_names_are_compared_by_name(names: list) -> None:
 def segments(num_data: int, seed: int) -> pd.DataFrame:
     """Two large groups, of which one is spread ten times as wide, and small ones."""
     draw = np.random.default_rng(seed)
-    shops = ["wide", "narrow"] * 4 + ["x", "y", None]
+    shops = ["wide", "narrow"] * 14 + ["x", "y", None]
     shop = pd.Series(shops)[draw.integers(0, len(shops), num_data)].to_numpy()
     size = draw.normal(size=(num_data, 2)) * np.where(shop == "wide", 10.0, 1.0)[:, None]
     return pd.DataFrame(size, columns=["a", "b"]).assign(shop=shop)
