@@ -226,7 +226,7 @@ def _why_left_out(values: pd.Series) -> str | None:
             f"it holds a text of its own in {num_single} of {num_data} rows, as identifiers and "
             "free text do, and most of fresh rows would be never seen"
         )
-    numbers = as_numbers(values.sort_index(), spelling)
+    numbers = as_numbers(values, spelling)
     numbers = numbers[np.isfinite(numbers)]
     if len(numbers) < FEWEST_NAMES or not (numbers == np.floor(numbers)).all():
         return None
@@ -234,7 +234,8 @@ def _why_left_out(values: pd.Series) -> str | None:
         return "it holds row numbers, by its name"
     if len(np.unique(numbers)) < len(numbers):
         return None
-    if (np.diff(numbers) > 0).all() or np.ptp(numbers) < 2 * len(numbers):
+    in_order = as_numbers(values.sort_index().dropna(), spelling)
+    if (np.diff(in_order) > 0).all() or np.ptp(numbers) < 2 * len(numbers):
         return "its whole numbers count the rows"
     if NAME.fullmatch(name):
         return "it holds a number of its own in each row, as identifiers do"

@@ -171,14 +171,15 @@ def fill_values(
         seems: whether a number may be such; by its digits.
     """
     values, counts = np.unique(numbers, return_counts=True)
-    seem = np.array([seems(value) for value in values], dtype=bool)
+    seem = counts > 1
+    seem[seem] = [seems(value) for value in values[seem]]
     others = np.repeat(values[~seem], counts[~seem])
     if not seem.any() or len(np.unique(others)) < 3:
         return ()
     low, high = np.quantile(others, [0.01, 0.99])
     with np.errstate(over="ignore"):
         is_far = (values < low - 2 * (high - low)) | (values > high + 2 * (high - low))
-    return tuple(values[seem & is_far & (counts > 1)].tolist())
+    return tuple(values[seem & is_far].tolist())
 
 
 def _loc_scale(numbers: np.ndarray) -> tuple[float, float]:
