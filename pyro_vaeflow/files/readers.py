@@ -10,11 +10,11 @@ import csv
 import gzip
 import io
 import re
+import zlib
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import lru_cache
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
@@ -87,16 +87,15 @@ class Csv:
     @staticmethod
     def schema(path: Path) -> pa.Schema:
         """The names of the header; a ConfigError if none can be read."""
-        header = _header(str(path), path.stat().st_mtime_ns)
-        if header.separator != ",":
-            warn(f"{path} has {header.separator!r} and no comma in its header: it separates fields")
-        return pa.schema([(name, pa.string()) for name in header.names])
+        return pa.schema([(name, pa.string()) for name in _header(path).names])
 
     @staticmethod
     def chunks(path: Path, name: str, chunk_rows: int) -> Iterator[Chunk]:
         """Cuts a file into chunks of so many rows, in one pass; `num_rows` counts their lines."""
-        header = _header(str(path), path.stat().st_mtime_ns)
-        with _opened(str(path)) as file:
+        header = _header(path)
+        if header.separator != ",":
+            warn(f"{path} has {header.separator!r} and no comma in its header: it separates fields")
+        with _reading(path, "gzip"), _opened(path) as file:
             start, row = len(file.readline()), 1
             rows = _rows_of(file, header)
             while lines := list(chain.from_iterable(islice(rows, chunk_rows))):
@@ -111,8 +110,8 @@ class Csv:
         A part that does not parse to one row a line is halved until the lines that are to blame are
         alone: what becomes of a line does not depend on its neighbours.
         """
-        header = _header(chunk.path, Path(chunk.path).stat().st_mtime_ns)
-        with _opened(chunk.path) as file:  # a compressed one is unpacked up to here
+        header = _header(chunk.path)
+        with _reading(chunk.path, "gzip"), _opened(chunk.path) as file:  # unpacked up to the chunk
             file.seek(chunk.start)
             content = file.read(chunk.stop - chunk.start)
         rows_of_lines = list(_rows_of(io.BytesIO(content), header))
@@ -185,13 +184,12 @@ class Parquet:
         return Rows(table, chunk.row + np.arange(table.num_rows), [])
 
 
-def _opened(path: str) -> BinaryIO:
-    is_gzip = path.lower().endswith(".gz")
+def _opened(path: Path | str) -> BinaryIO:
+    is_gzip = str(path).lower().endswith(".gz")
     return gzip.open(path) if is_gzip else open(path, "rb")  # type: ignore[return-value]
 
 
-@lru_cache(maxsize=1000)
-def _header(path: str, changed: int) -> Header:
+def _header(path: Path | str) -> Header:
     with _opened(path) as file:
         try:
             line = file.readline().removeprefix(BOM).decode()
@@ -230,14 +228,14 @@ def _is_row(lines: list[bytes], header: Header) -> bool:
 
 
 @contextmanager
-def _reading(path: Path | str) -> Iterator[None]:
+def _reading(path: Path | str, kind: str = "Parquet") -> Iterator[None]:
     """Errors of a damaged file as one that names it; those of the disk as they are."""
     try:
         yield
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, EOFError, OSError, zlib.error) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise
-        raise ConfigError(f"{path} is no Parquet file that can be read: {error}") from error
+        raise ConfigError(f"{path} is no {kind} file that can be read: {error}") from error
 
 
 def _shown(line: bytes) -> str:

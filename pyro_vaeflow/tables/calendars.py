@@ -138,6 +138,6 @@ def parts_of(dates: pd.Series) -> dict[str, np.ndarray]:
         {'elapsed': [86400.0], 'hour': [0.0], 'weekday': [4.0], 'month': [1.0]}
     """
     dates = dates.astype("datetime64[us]")  # which has the year 9999
-    parts = {"elapsed": (dates - EPOCH) / pd.Timedelta(seconds=1)}
+    parts: dict[str, Any] = {"elapsed": (dates - EPOCH) / pd.Timedelta(seconds=1)}
     parts |= {"hour": dates.dt.hour, "weekday": dates.dt.day_of_week, "month": dates.dt.month}
     return {part: values.to_numpy(np.float64, na_value=np.nan) for part, values in parts.items()}
