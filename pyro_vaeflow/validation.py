@@ -4,14 +4,18 @@ Settings are fields of a dataclass: `setting` gives each its range beside its de
 `checked_values` converts and checks them all. `Checked` does so when it is made.
 """
 
+import inspect
 import json
 import math
 import reprlib
 import types
+import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
 from difflib import get_close_matches
+from functools import lru_cache
 from numbers import Integral, Real
+from traceback import walk_stack
 from typing import Any, NamedTuple, Union, get_args, get_origin, get_type_hints
 
 
@@ -92,7 +96,7 @@ def checked_values(settings: Any) -> dict[str, Any]:
     Raises:
         ConfigError: a value is of another type, or out of range.
     """
-    hints, values = get_type_hints(type(settings)), {}
+    hints, values = _hints(type(settings)), {}  # type: ignore[arg-type]  # types have a hash
     for entry in fields(settings):
         value = convert(getattr(settings, entry.name), hints[entry.name], entry.name)
         limits = entry.metadata.get("limits", Limits())
@@ -101,6 +105,11 @@ def checked_values(settings: Any) -> dict[str, Any]:
                 raise ConfigError(f"{entry.name}: expected {limits.words(item)}, got {item!r}")
         values[entry.name] = value
     return values
+
+
+@lru_cache
+def _hints(kind: type) -> dict[str, Any]:
+    return get_type_hints(kind)
 
 
 def check_used(config: Any, choice: str, ignored: Mapping[Any, Iterable[str]]) -> None:
@@ -130,6 +139,15 @@ def check_names(names: Iterable[str], allowed: Iterable[str], what: str) -> None
             near = get_close_matches(str(name), allowed, n=1)
             hint = f", did you mean {near[0]!r}?" if near else ";"
             raise ConfigError(f"unknown {what} {name!r}{hint} allowed: {', '.join(allowed)}")
+
+
+def warn(text: str) -> None:
+    """Warns, `UserWarning`, at the line outside this package that has led to it."""
+    frames, depth = inspect.currentframe(), 1
+    for place, (frame, _) in enumerate(walk_stack(frames), 1):  # decorators of others lie between
+        if frame.f_globals.get("__name__", "").startswith(__package__):
+            depth = place + 1
+    warnings.warn(text, stacklevel=depth)
 
 
 def check_size(name: str, value: Any, low: int = 1, high: int | None = None) -> None:

@@ -10,14 +10,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import norm
 
-from pyro_vaeflow.tables.column_kinds import GROUP_MASS, HEAVY, learn_column
-from pyro_vaeflow.tables.columns import Column
+from pyro_vaeflow.tables.column_kinds import learn_column, learn_columns
+from pyro_vaeflow.tables.columns import LEFT_OUT, Column
 from pyro_vaeflow.tables.mixed_encoder import MixedEncoder
+from pyro_vaeflow.tables.number_kinds import GROUP_MASS, HEAVY
 from pyro_vaeflow.validation import ConfigError
 
 
 def column(values, **options) -> Column:
     return learn_column(pd.Series(values, name="c"), **options)
+
+
+def columns(values, **options) -> list[Column]:
+    return learn_columns(pd.Series(values, name="c"), **options)
 
 
 def test_what_is_no_number_is_categorical() -> None:
@@ -187,13 +192,13 @@ def test_a_value_has_one_text_within_a_categorical_and_without(values: list) -> 
     np.testing.assert_array_equal(known.encode(missing), [*expected[:2], np.nan])
 
 
-def test_a_column_of_names_warns_and_one_of_categories_does_not() -> None:
+def test_a_column_of_names_is_left_out_and_one_of_categories_is_not() -> None:
     names = [f"order {j}" for j in range(30)]
-    with pytest.warns(UserWarning, match="column 'c' holds a text of its own in 30 of 30 rows"):
-        column(names)
-    column(names, kind="categorical")
-    column(names[:10])
-    column(names + 40 * ["usual"])
+    with pytest.warns(UserWarning, match="'c' is left out: it holds a text of its own in 30 of 30"):
+        assert columns(names)[0].kind == LEFT_OUT
+    assert columns(names, kind="categorical")[0].num_levels == 31
+    assert columns(names[:10])[0].num_levels == 11
+    assert columns(names + 40 * ["usual"])[0].kind == "categorical"
 
 
 @pytest.mark.parametrize("dtype", ["float64", "Int64", "float32"])
@@ -221,7 +226,6 @@ LISTS = pd.array([[1, 2], [3]], dtype=pd.ArrowDtype(pa.list_(pa.int64())))
         ([None, None], {"kind": "categorical"}, ValueError, "column 'c' has no finite value"),
         (["a", "b"], {"kind": "continuous"}, ValueError, "column 'c' holds values that are no num"),
         (pd.date_range("2020", periods=3), {}, TypeError, "column 'c' holds dates or times"),
-        (pd.to_timedelta([1, 2], "D"), {}, TypeError, "column 'c' holds dates or times"),
         ([1j, 2j], {}, TypeError, "column 'c' holds complex numbers"),
         (LISTS, {}, TypeError, "column 'c' holds a value of type"),
     ],

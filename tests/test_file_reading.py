@@ -4,16 +4,20 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pyro_vaeflow.files.fit import read_rows
 from pyro_vaeflow.files.parsing import to_frame
-from pyro_vaeflow.files.table_files import Reject, chunks_of, find_files, read_chunk, read_schemas
+from pyro_vaeflow.files.readers import Reject
+from pyro_vaeflow.files.table_files import chunks_of, find_files, read_chunk, read_schemas
+from pyro_vaeflow.tables.number_texts import Spelling
 from pyro_vaeflow.validation import ConfigError
 
-NUMERIC = {"a": True, "kind": False}
+NUMERIC = {"a": Spelling("."), "kind": None}
 FATES = {  # line -> the numbers of its row, or why it is none
     "1.5,x": (1.5, "x"),
     '-2e3,"a ""b"", c"': (-2000.0, 'a "b", c'),
@@ -157,3 +161,102 @@ def test_the_draw_is_uniform_and_the_same_for_any_chunks(tmp_path, monkeypatch, 
     assert abs(np.mean(means) - 1499.5) < 4 * 3000 / np.sqrt(12 * 200 * 5)
     other = read_rows(str(path), max_rows=200, seed=2).frame["a"]
     assert set(other) != set(draws[0])
+
+
+def test_quotes_may_hold_line_breaks_and_a_row_has_its_first_lines_number(tmp_path: Path) -> None:
+    lines = [
+        "a,kind",
+        "1,x",
+        '2,"two',
+        'lines, one row"',
+        "3,y",
+        '4,"open',
+        '5,"three',
+        "",
+        'more"',
+    ]
+    (tmp_path / "t.csv").write_text("\n".join(lines) + "\n")
+    for chunk_rows in (1, 2, 3, 100):
+        assert fates(tmp_path / "t.csv", chunk_rows) == {
+            1: (1.0, "x"),
+            2: (2.0, "two\nlines, one row"),
+            4: (3.0, "y"),
+            5: "quotes are not closed",
+            6: (5.0, "three\n\nmore"),
+        }
+    frame = pd.DataFrame({"a": [1.0, 2.0], "kind": ['he said "no,\n\nno"', "x\r\ny"]})
+    frame.to_csv(tmp_path / "t.csv", index=False)
+    found = fates(tmp_path / "t.csv", 1)
+    assert [values[0] for values in found.values()] == [1.0, 2.0]
+
+
+@pytest.mark.parametrize("separator", [";", "\t", "|"])
+def test_other_separators_are_seen_in_the_header_and_told(tmp_path: Path, separator: str) -> None:
+    path = tmp_path / "T.CSV"
+    path.write_text(f'a{separator}kind\n1,5{separator}x\n2{separator}"y{separator}z"\n')
+    schemas = read_schemas(find_files(str(tmp_path)))
+    assert schemas["T.CSV"].names == ["a", "kind"]
+    with pytest.warns(UserWarning, match="and no comma in its header: it separates fields"):
+        (chunk,) = chunks_of(find_files(str(tmp_path)), 10)
+    frame, _ = to_frame(read_chunk(chunk, ["a", "kind"]), {"a": Spelling(","), "kind": None})
+    assert frame.values.tolist() == [[1.5, "x"], [2.0, f"y{separator}z"]]
+
+
+def test_compressed_files_are_the_same_rows(tmp_path: Path) -> None:
+    frame = pd.DataFrame({"a": np.arange(50.0), "kind": list("ab") * 25})
+    frame.to_csv(tmp_path / "t.csv", index=False)
+    frame.to_csv(tmp_path / "z.csv.gz", index=False)
+    assert fates(tmp_path / "z.csv.gz", 7) == fates(tmp_path / "t.csv", 50)
+    assert list(find_files(str(tmp_path))) == ["t.csv", "z.csv.gz"]
+    content = (tmp_path / "z.csv.gz").read_bytes()
+    (tmp_path / "z.csv.gz").write_bytes(content[:-20])
+    with pytest.raises(ConfigError, match="z.csv.gz is no gzip file that can be read"):
+        fates(tmp_path / "z.csv.gz", 7)
+
+
+def test_what_a_folder_holds_beside_is_named(tmp_path: Path) -> None:
+    for name in ("year=2024/a.parquet", "b.PARQUET"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        pd.DataFrame({"a": [1.0]}).to_parquet(tmp_path / name)
+    (tmp_path / "b.xlsx").touch()
+    with pytest.warns(UserWarning) as said:
+        assert list(find_files(str(tmp_path))) == ["b.PARQUET", "year=2024/a.parquet"]
+    texts = " ".join(str(one.message) for one in said)
+    assert "['b.xlsx']" in texts and "'year=2024' are no columns" in texts
+
+
+def test_numbers_and_dates_in_texts_are_read_as_the_column_spells_them(tmp_path: Path) -> None:
+    draw = np.random.default_rng(0)
+    sizes = [f"{v:,.1f}" for v in draw.normal(5000.0, 900.0, 200)]
+    days = pd.Series(pd.date_range("2024-01-01", periods=200)).dt.strftime("%d.%m.%Y").tolist()
+    sizes[3], sizes[150], days[5], sizes[60:70] = "?", "many", "soon", 10 * ["n.d."]
+    frame = pd.DataFrame({"size": sizes, "day": days})
+    frame.to_csv(tmp_path / "t.csv", index=False)
+    rows = read_rows(str(tmp_path))
+    assert dict(rows.rejected) == {
+        "column 'size' is no number": 1,
+        "column 'day' is no date": 1,
+    }
+    assert len(rows.frame) == 198 and rows.frame["size"].tolist()[0] == sizes[0]
+
+
+def test_parquet_columns_of_other_types_and_of_an_index(tmp_path: Path) -> None:
+    kinds = ["x", "y"] * 10
+    (tmp_path / "in").mkdir()
+    frame = pd.DataFrame({"a": range(20), "kind": kinds})
+    frame[frame["a"] != 3].to_parquet(tmp_path / "in/1.parquet")  # has an index
+    view = pa.table({"a": pa.array(np.arange(20.0)), "kind": pa.array(kinds, pa.string_view())})
+    pq.write_table(view, tmp_path / "in/2.parquet")
+    frame.astype({"a": "int8", "kind": "category"}).to_parquet(tmp_path / "in/3.parquet")
+    with pytest.warns(UserWarning, match="'__index_level_0__'.* index of a pandas frame"):
+        rows = read_rows(str(tmp_path / "in"))
+    assert rows.frame["kind"].tolist() == kinds[:3] + kinds[4:] + kinds + kinds
+    assert rows.frame["a"].sum() == 3 * 190 - 3 and rows.texts == ["kind"]
+
+
+def test_an_empty_column_and_a_title_above_the_header_are_told_of(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text("a,b\n" + "1.5,\n" * 9)
+    assert read_rows(str(tmp_path / "t.csv")).frame["b"].isna().all()
+    (tmp_path / "t.csv").write_text("Report of 2024\n\na,b\n" + "1.5,x\n" * 9)
+    with pytest.raises(ConfigError, match="the files have no rows: Expected 1 columns, got 2"):
+        read_rows(str(tmp_path / "t.csv"))

@@ -41,7 +41,9 @@ def table(num_rows: int = 90) -> pd.DataFrame:
 @pytest.fixture(scope="module")
 def model(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("model")
-    detector = VAEFlowDetector(**QUICK, contamination=0.1).fit(table().drop(columns="id"))
+    detector = VAEFlowDetector(**QUICK, contamination=0.1, calibration_share=0.0).fit(
+        table().drop(columns="id")
+    )
     detector.save(folder)
     return folder
 

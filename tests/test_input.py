@@ -106,6 +106,7 @@ CASES = {
     "duplicated_names": Case(lambda: frame().set_axis(["size", "kind", "flag", "size"], axis=1)),
     "mixed_names": Case(lambda: frame().set_axis(["size", "kind", "flag", 4], axis=1)),
     "other_names": Case(lambda: frame().set_axis(["a", "b", "c", "d"], axis=1)),
+    "numbers_as_names_reordered": of_array(lambda: pd.DataFrame(ARRAY, columns=[2, 1, 0])),
     "reordered_columns": Case(lambda: frame()[["flag", "count", "size", "kind"]]),
     "missing_column": Case(lambda: frame().drop(columns="flag")),
     "additional_column": Case(with_column("more", 1.0)),
@@ -116,7 +117,7 @@ CASES = {
     "texts_for_numbers": Case(with_column("size", "abc")),
     "numbers_for_texts": Case(with_column("kind", 3.5), with_column("kind", "never seen")),
     "integers_for_booleans": Case(
-        lambda: frame().astype({"flag": "int64"}), with_column("flag", "never seen")
+        lambda: frame().astype({"flag": "int64"}), frame, like_in_fit=False
     ),
     "fractions_for_integers": Case(with_column("count", 1.5)),
     "unseen_category": Case(with_column("kind", "huge")),
@@ -129,10 +130,31 @@ CASES = {
     "numbers_as_texts": Case(
         lambda: frame().assign(size=[repr(float(v)) for v in frame()["size"]]), frame
     ),
+    "marks_among_numbers": Case(
+        lambda: frame().assign(size=[repr(float(v)) for v in frame()["size"][:35]] + 5 * ["?"]),
+        lambda: frame().assign(size=[*frame()["size"][:35], *5 * [None]]),
+    ),
+    "decimal_commas": Case(
+        lambda: frame().assign(size=[f"{v:.2f}".replace(".", ",") for v in frame()["size"] + 90.0])
+    ),
+    "fill_values": Case(lambda: frame().assign(size=[*frame()["size"][:30], *10 * [-999.0]])),
+    "row_numbers": Case(with_column("size", range(NUM))),
+    "identifiers": Case(with_column("kind", [f"r{n}" for n in range(NUM)])),
+    "other_spellings": Case(
+        lambda: frame().assign(
+            kind=frame()["kind"] + " ", flag=frame()["flag"].map({True: "TRUE", False: "false"})
+        ),
+        frame,
+    ),
     "huge_integers": Case(with_column("size", objects(10**400))),
     "booleans": of_array(lambda: ARRAY > 0.0, lambda: (ARRAY > 0.0).astype(float)),
     "datetimes": Case(with_column("size", DATES.tz_localize("UTC"))),
-    "timedeltas": Case(with_column("size", pd.to_timedelta(range(NUM), unit="D"))),
+    "dates_as_texts": Case(with_column("size", DATES.strftime("%Y-%m-%d"))),
+    "dates_as_numbers": Case(with_column("size", DATES.strftime("%Y%m%d").astype(int))),
+    "timedeltas": Case(
+        with_column("size", pd.to_timedelta([1.5, 0.0, 3.0, 7.0] * 10, unit="s")),
+        with_column("size", [1.5, 0.0, 3.0, 7.0] * 10),
+    ),
     "periods": Case(with_column("size", pd.period_range("2020-01-01", periods=NUM))),
     "python_dates": Case(with_column("size", objects(datetime.date(2020, 1, 1), None))),
     "datetime_array": of_array(lambda: np.full((NUM, 3), np.datetime64("2020-01-01"))),

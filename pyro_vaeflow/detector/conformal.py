@@ -4,12 +4,13 @@ import warnings
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy.stats import false_discovery_control
+from scipy.stats import beta, false_discovery_control
 
-from pyro_vaeflow.validation import check_number
+from pyro_vaeflow.validation import check_number, warn
 
 AUTO = 0.05  # of fresh rows like the training rows are flagged where contamination is "auto"
 ENOUGH = 100  # fresh rows like these, of which none is flagged one time in 170
+FAR_OFF = 4.0  # times the share that was asked for, which may be flagged of fresh rows: a warning
 
 
 def threshold(
@@ -18,22 +19,38 @@ def threshold(
     contamination: float | str,
     weights: np.ndarray | None = None,
 ) -> float:
-    """The score, nats, below which rows are flagged.
+    """The score, nats, below which rows are flagged: such a share of fresh rows, or of all rows.
 
     Args:
-        scores: of all rows that were given, low = anomalous, ``(num_data,)``.
+        scores: of all rows, low = anomalous, ``(num_data,)``; used where none was kept.
         calibration: of those that were kept from training, ``(n,)``.
-        contamination: the share of all rows to flag; or ``"auto"``: one in 20 of fresh rows.
-        weights: what each of all rows counts for, ``(num_data,)``.
+        contamination: the share of rows to flag; or ``"auto"``: one in 20.
+        weights: what each row of the calibration, or else of all, counts for.
+
+    Warns:
+        UserWarning: so few rows were kept that four times the share may be flagged.
     """
     share = AUTO if isinstance(contamination, str) else contamination
-    if contamination == "auto" and len(calibration):
-        # Training rows are less anomalous to the programs than fresh ones, of n + 1 of which each
-        # is as likely to be the most anomalous.
-        return float(np.quantile(calibration, share, method="weibull"))
-    if weights is not None:
-        return float(np.quantile(scores, share, weights=weights, method="inverted_cdf"))
-    return float(np.quantile(scores, share))
+    # Training rows are less anomalous to the programs than fresh ones, of n + 1 of which each is
+    # as likely to be the most anomalous.
+    known, method = (calibration, "weibull") if len(calibration) else (scores, "linear")
+    if len(calibration):
+        _warn_if_few(len(calibration), share)
+    if weights is not None and contamination != "auto":
+        return float(np.quantile(known, share, weights=weights, method="inverted_cdf"))
+    return float(np.quantile(known, share, method=method))  # type: ignore[call-overload]
+
+
+def _warn_if_few(num_kept: int, share: float) -> None:
+    """The share of fresh rows below an order statistic is a beta variate."""
+    rank = max(1.0, share * (num_kept + 1))
+    low, high = beta.ppf([0.05, 0.95], rank, num_kept + 1 - rank)
+    if high > FAR_OFF * share:
+        warn(
+            f"the threshold rests on {num_kept} rows kept from training: it may flag from "
+            f"{low:.1%} to {high:.0%} of fresh rows, not {share:.0%}; fit on more rows, or with a "
+            "larger calibration_share"
+        )
 
 
 def doubt(flagged: np.ndarray, contamination: float | str) -> np.ndarray:

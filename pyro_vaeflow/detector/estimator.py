@@ -14,6 +14,7 @@ from sklearn.utils import Tags
 from sklearn.utils.validation import check_is_fitted
 
 from pyro_vaeflow.detector import conformal
+from pyro_vaeflow.detector.calibrated import Calibrated
 from pyro_vaeflow.detector.programs import Programs, row_weights, table_of
 from pyro_vaeflow.detector.saving import load_detector, save_detector
 from pyro_vaeflow.detector.settings import DetectorSettings
@@ -29,12 +30,12 @@ from pyro_vaeflow.tables.mixed_encoder import MixedEncoder
 from pyro_vaeflow.validation import check_size
 
 
-class VAEFlowDetector(DetectorSettings, Programs, OutlierMixin, BaseEstimator):
+class VAEFlowDetector(DetectorSettings, Programs, Calibrated, OutlierMixin, BaseEstimator):
     r"""Finds anomalous rows of a table by their evidence under a variational autoencoder.
 
     A row's score is :math:`\log p(x)` in nats by importance sampling: low = anomalous. It
-    depends on the row and the seed alone. Columns can be numbers, categories, booleans and texts,
-    with missing entries; NumPy arrays will do as well.
+    depends on the row and the seed alone. Columns can be numbers, categories, booleans, texts and
+    dates, with gaps, as `pyro_vaeflow.detector.gaps` says; NumPy arrays will do as well.
 
     Args:
         flow: the posterior, a name in `pyro_vaeflow.programs.flows.FLOWS`.
@@ -47,12 +48,13 @@ class VAEFlowDetector(DetectorSettings, Programs, OutlierMixin, BaseEstimator):
         num_samples: samples of z for a row's score, at least 2.
         criterion: ``importance``, or ``reconstruction`` for E_q[log p(x | z)], the negative of the
             paper's A(x).
-        contamination: the share of the training rows to flag, in (0, 0.5]; ``"auto"`` flags one in
-            20 of fresh rows that are like the training rows, or one in n + 1 if only n rows, below
-            19, are kept for calibration (a tenth of the training rows, unless it is set).
-        kinds: column name -> ``categorical``, ``discrete``, ``continuous`` or ``positive``, where
-            the training rows should not decide. They find heavy tails above 0 to be positive: then
-            0 and below are as far away as a number can be.
+        contamination: the share of anomalies, in (0, 0.5]: so many rows like the training rows are
+            flagged, and the most isolated are not trained on; ``"auto"``: 0.05, and all are.
+        kinds: column name -> ``categorical``, ``discrete``, ``continuous``, ``positive`` or
+            ``date``, where the training rows should not decide. They find heavy tails above 0 to be
+            positive. Identifiers are left out unless it names them.
+        groups: a column whose values have thresholds and p-values of their own; those with few rows
+            share one.
         prior: ``exemplar``, a mixture around training rows, or ``normal``.
         calibration_share: of the training rows, kept from training for conformal p-values.
         validation_share: of the others, at most 500, whose ELBO chooses the step to keep.
@@ -71,9 +73,9 @@ class VAEFlowDetector(DetectorSettings, Programs, OutlierMixin, BaseEstimator):
             function keeps its own modules.
 
     Attributes:
-        offset_: the score below which rows are flagged, nats.
+        offset_: the score below which rows are flagged, nats; offsets_: those of groups.
         n_features_in_, feature_names_in_: of the table, names if all are texts.
-        encoder_: the fitted `MixedEncoder`.
+        columns_, encoder_: what each column was taken for, a frame; the fitted `MixedEncoder`.
         model_, guide_: the trained programs.
         history_: of training, a frame with one row per step.
         calibration_scores_: of the rows kept from training.
@@ -115,12 +117,13 @@ class VAEFlowDetector(DetectorSettings, Programs, OutlierMixin, BaseEstimator):
             frame, weights = frame[weights > 0], weights[weights > 0]
         if len(frame) < 2:
             raise ValueError(f"X must have at least 2 rows to train on, got n_samples={len(frame)}")
+        self._groups(frame)  # that there are such: not only once it is trained
         if not goes_on:
             self.seed_ = self._seed()
         settings = self._for_fitting(self.seed_)
         # Held-out rows are the first ones, and a table can be sorted.
         order = np.random.default_rng(self.seed_).permutation(len(frame))
-        fresh, used = np.split(order, [round(self.calibration_share * len(frame))])
+        fresh, used = np.split(order, [self._num_kept(len(frame))])
         if not len(used) - round(self.validation_share * len(used)):
             raise ValueError(
                 f"calibration_share={self.calibration_share!r} and validation_share="
@@ -128,8 +131,8 @@ class VAEFlowDetector(DetectorSettings, Programs, OutlierMixin, BaseEstimator):
             )
         if not goes_on:
             self.encoder_ = MixedEncoder(self._kinds(frame)).fit(frame.iloc[used])
-        x = self.encoder_.transform(frame)
-        rows, drawn = x[used], None if weights is None else torch.as_tensor(weights[used])
+        rows, _ = self.encoder_.encode(frame.iloc[used], not goes_on)
+        rows, drawn = self._mostly_clean(rows, None if weights is None else weights[used])
         if not goes_on:
             self.model_, self.guide_ = self._programs(settings, rows)
             self._built = self._settings_built()
@@ -141,9 +144,7 @@ class VAEFlowDetector(DetectorSettings, Programs, OutlierMixin, BaseEstimator):
         history = fit(settings, self.model_, self.guide_, rows, drawn, self.progress, checkpoint)
         self.history_ = history.frame
         self._convert(torch.float64)
-        scores = self._score_encoded(self._to_score(x))
-        self.calibration_scores_ = kept = np.sort(scores[fresh])
-        self.offset_ = conformal.threshold(scores, kept, self.contamination, weights)
+        self._calibrate(frame, fresh, weights)
         return self
 
     def score_samples(self, X: Any) -> np.ndarray:
@@ -155,8 +156,8 @@ class VAEFlowDetector(DetectorSettings, Programs, OutlierMixin, BaseEstimator):
         return self._score_encoded(self._encoded(X))
 
     def decision_function(self, X: Any) -> np.ndarray:
-        """`score_samples` less `offset_`, nats: negative for flagged rows, ``(num_data,)``."""
-        return self.score_samples(X) - self.offset_
+        """`score_samples` less `offsets`, nats: negative for flagged rows, ``(num_data,)``."""
+        return self.score_samples(X) - self.offsets(X)
 
     def predict(self, X: Any, fdr: float | None = None, ratio: float | None = None) -> np.ndarray:
         """-1 for anomalies, +1 for other rows, ``(num_data,)``, by `offset_` or in one of two ways.
@@ -190,23 +191,6 @@ class VAEFlowDetector(DetectorSettings, Programs, OutlierMixin, BaseEstimator):
             flagged = conformal.doubt(self.decision_function(X) < 0, self.contamination)
         return np.where(flagged, -1, 1)
 
-    def p_values(self, X: Any) -> np.ndarray:
-        """Conformal p-values against the rows kept from training, low = anomalous, ``(num_data,)``.
-
-        See `pyro_vaeflow.detector.conformal.p_values`. Calibration rows count alike, whatever their
-        ``sample_weight``; anomalies among them make the p-values too large, never too small.
-
-        Raises:
-            ValueError: no rows were kept from training.
-        """
-        scores = self.score_samples(X)
-        if not len(self.calibration_scores_):
-            raise ValueError(
-                f"p-values need rows kept from training, and calibration_share="
-                f"{self.calibration_share!r} of the rows was none; fit with more, 0.2 say"
-            )
-        return conformal.p_values(scores, self.calibration_scores_)
-
     def score(self, X: Any, y: Any = None) -> float:
         """The mean ELBO of the rows, nats: what a search over settings maximises on held-out rows.
 
@@ -223,16 +207,19 @@ class VAEFlowDetector(DetectorSettings, Programs, OutlierMixin, BaseEstimator):
     def score_details(self, X: Any, refine: bool | str = False) -> pd.DataFrame:
         """Each row's evidence with its standard error, ESS and k-hat: `Scores` as a frame, nats.
 
+        Its column ``score`` is what `score_samples` gives.
         A k-hat above 0.7 says that the log evidence is probably too low, as it often is for the
         most anomalous rows. `refine` is as in `score`; `offset_` is for scores without it.
         """
-        frame = self._scores(self._encoded(X), refine=refine).to_frame()
+        x = self._encoded(X)
+        scores = self._scores(x, refine=refine)
+        frame = scores.to_frame().assign(score=self._criterion(scores, x))
         return frame.set_index(X.index) if isinstance(X, pd.DataFrame) else frame
 
     def explain(self, X: Any, site: str = "x") -> pd.DataFrame:
         """What each column adds to a row's anomaly score, nats, in the table's columns and index.
 
-        See `contributions`; a missing entry adds 0.
+        See `contributions`; a missing entry adds 0. Columns that are left out have none.
 
         Args:
             site: the observed site, for programs of one's own.
@@ -243,8 +230,8 @@ class VAEFlowDetector(DetectorSettings, Programs, OutlierMixin, BaseEstimator):
             warnings.simplefilter("ignore", KhatWarning)
             nats = contributions(self.model_, self.guide_, x, site=site, **options)
         values = nats.cpu().numpy() + 0.0  # a missing entry's is -0.0
-        index = X.index if isinstance(X, pd.DataFrame) else None
-        return pd.DataFrame(values, index, columns=self.encoder_.names_)
+        frame = self.encoder_.sums(values)
+        return frame.set_axis(X.index, axis=0) if isinstance(X, pd.DataFrame) else frame
 
     def plot_scores(self, X: Any) -> Figure:
         """A histogram of the rows' anomaly scores, nats, with the threshold."""

@@ -12,7 +12,6 @@ from numpy.typing import ArrayLike
 from sklearn.utils import check_array, check_consistent_length, column_or_1d
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from pyro_vaeflow.detector.settings import CRITERIA
 from pyro_vaeflow.inference.fingerprint import structure
 from pyro_vaeflow.inference.parameters import Program, check_device, modules, move
 from pyro_vaeflow.inference.saved_folder import named_digest, state_of, tensor_digest
@@ -23,6 +22,7 @@ from pyro_vaeflow.programs.priors import ExemplarPrior
 from pyro_vaeflow.programs.settings import Settings
 from pyro_vaeflow.programs.vae import Guide, Model
 from pyro_vaeflow.tables.column_values import is_numeric
+from pyro_vaeflow.tables.columns import LEFT_OUT
 from pyro_vaeflow.tables.frames import as_table
 
 
@@ -63,11 +63,14 @@ class Programs:
         return Path(self.checkpoint_dir) / f"fit-{digest[:16]}"
 
     def _kinds(self: Any, frame: pd.DataFrame) -> Mapping[Any, str] | None:
-        """Programs of one's own get numbers as numbers, whatever the training rows show."""
+        """Programs of one's own get numbers as numbers, whatever the training rows show.
+
+        So their rows have an entry for each column.
+        """
         if self.model is None:
             return self.kinds
-        numeric = [name for name in frame.columns if is_numeric(frame[name])]
-        return dict.fromkeys(numeric, "continuous") | dict(self.kinds or {})
+        kinds = {name: ("categorical", "continuous")[is_numeric(frame[name])] for name in frame}
+        return kinds | dict(self.kinds or {})
 
     def _scores_in_double(self: Any) -> bool:
         return isinstance(self.model_, Model) and isinstance(self.guide_, Guide)
@@ -107,10 +110,6 @@ class Programs:
             )
         return scores
 
-    def _score_encoded(self: Any, x: torch.Tensor) -> np.ndarray:
-        values = getattr(self._scores(x), CRITERIA[self.criterion])
-        return values.cpu().numpy().astype(np.float64)
-
 
 def table_of(detector: Any, X: Any, reset: bool) -> pd.DataFrame:
     """The rows as a frame of their own, with the columns of `fit` and rows from 0 on.
@@ -124,6 +123,7 @@ def table_of(detector: Any, X: Any, reset: bool) -> pd.DataFrame:
     """
     X = as_table(X)
     if isinstance(X, pd.DataFrame):
+        X = X if reset else _with_unused(detector, X)
         try:
             validate_data(detector, X, reset=reset, skip_check_array=True)
         except ValueError as error:
@@ -133,6 +133,8 @@ def table_of(detector: Any, X: Any, reset: bool) -> pd.DataFrame:
                 f"{str(error).rstrip()} The columns of fit are in feature_names_in_: "
                 "X[detector.feature_names_in_] has them in order"
             ) from error
+        if not reset:
+            _check_order(detector, X)
         frame = X.reset_index(drop=True)
     else:
         options: dict[str, Any] = {"dtype": None, "ensure_all_finite": False}
@@ -140,6 +142,27 @@ def table_of(detector: Any, X: Any, reset: bool) -> pd.DataFrame:
         frame = pd.DataFrame(X).infer_objects()
     # By place: scikit-learn has compared the names.
     return frame if reset else frame.set_axis(detector.encoder_.names_, axis=1)
+
+
+def _with_unused(detector: Any, X: pd.DataFrame) -> pd.DataFrame:
+    """The table with a gap for each column that is no feature and that it lacks."""
+    unused = {column.name for column in detector.encoder_.readings_ if column.kind == LEFT_OUT}
+    for place, name in enumerate(getattr(detector, "feature_names_in_", ())):
+        if name in unused and name not in X:
+            X = X.copy(deep=False)
+            X.insert(min(place, X.shape[1]), name, np.nan)
+    return X
+
+
+def _check_order(detector: Any, X: pd.DataFrame) -> None:
+    """Compares names that scikit-learn does not: numbers and tuples."""
+    names = list(detector.encoder_.names_)
+    are_texts = all(isinstance(name, str) for name in X.columns)
+    if not are_texts and list(X.columns) != names:
+        raise ValueError(
+            f"X has the columns {list(X.columns)[:9]}, and fit had {names[:9]}; X[names] has them "
+            "in that order"
+        )
 
 
 def row_weights(sample_weight: ArrayLike, num_data: int) -> np.ndarray:

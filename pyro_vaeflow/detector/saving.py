@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+from pyro_vaeflow.detector.gaps import GapScale
 from pyro_vaeflow.inference.parameters import Program
 from pyro_vaeflow.inference.saved_folder import (
     CheckpointError,
@@ -26,7 +27,10 @@ from pyro_vaeflow.tables.mixed_encoder import MixedEncoder
 
 # Programs are code; the folder and the device are this machine's.
 NOT_SAVED = ("model", "guide", "checkpoint_dir", "device")
-FITTED = ("settings", "names", "has_feature_names", "columns", "seed", "offset", "history", "own")
+FITTED = (
+    *("settings", "names", "has_feature_names", "columns", "seed", "offset", "gaps", "history"),
+    *("offsets", "groups", "own"),
+)
 PLAIN = (bool, int, float, str, type(None))
 ROWS = "model.prior.rows"
 
@@ -44,14 +48,18 @@ def save_detector(detector: Any, folder: str | Path) -> None:
         "settings": settings,
         "names": list(detector.encoder_.names_),
         "has_feature_names": hasattr(detector, "feature_names_in_"),
-        "columns": [column.to_dict() for column in detector.encoder_.columns_],
+        "columns": [column.to_dict() for column in detector.encoder_.readings_],
         "seed": detector.seed_,
         "offset": detector.offset_,
+        "offsets": detector.offsets_,
+        "groups": detector.calibration_groups_.tolist() if detector.offsets_ else [],
+        "gaps": detector.gaps_.coefficients.tolist(),
         "history": list(history),
         "own": detector.model is not None,
     }
     tensors = {f"state.{k}": v for k, v in state_of(detector.model_, detector.guide_).items()}
     tensors["calibration_scores"] = torch.as_tensor(detector.calibration_scores_)
+    tensors["reference"] = torch.as_tensor(detector.reference_)
     tensors["history"] = torch.as_tensor(history.to_numpy(dtype=np.float64, copy=True))
     write(folder, _plain(content, "detector"), tensors)
 
@@ -70,10 +78,13 @@ def load_detector(detector: Any, folder: str | Path) -> Any:
 
 
 def _filled(detector: Any, content: Any, tensors: dict[str, torch.Tensor]) -> Any:
+    if isinstance(content, dict):
+        content = {"gaps": [], "offsets": {}, "groups": []} | content  # of 0.1
     check_keys(content, FITTED, "content")
     state = {k.removeprefix("state."): v for k, v in tensors.items() if k.startswith("state.")}
     extra = {k: v for k, v in tensors.items() if not k.startswith("state.")}
-    check_keys(extra, ("calibration_scores", "history"), "the tensor file")
+    extra.setdefault("reference", torch.empty(0, 0))  # of 0.1
+    check_keys(extra, ("calibration_scores", "history", "reference"), "the tensor file")
     if content["own"] is not (detector.model is not None):
         raise CheckpointError(
             "pass model= and guide= to load a detector of programs of one's own, and only then; "
@@ -95,8 +106,8 @@ def _filled(detector: Any, content: Any, tensors: dict[str, torch.Tensor]) -> An
 
 def _take_settings(detector: Any, content: dict[str, Any]) -> None:
     own = detector.get_params(False)
-    check_keys(content["settings"], tuple(k for k in own if k not in NOT_SAVED), "settings")
-    settings = dict(content["settings"])
+    settings = {"groups": None} | content["settings"]  # of 0.1
+    check_keys(settings, tuple(k for k in own if k not in NOT_SAVED), "settings")
     settings["hidden_dims"] = tuple(settings["hidden_dims"])
     if settings["kinds"] is not None:
         settings["kinds"] = dict(settings["kinds"])
@@ -111,18 +122,32 @@ def _take_settings(detector: Any, content: dict[str, Any]) -> None:
 
 def _take_tables(detector: Any, content: dict[str, Any], extra: dict[str, torch.Tensor]) -> None:
     names, columns = _typed(content, "names", list), _typed(content, "columns", list)
-    if not columns or len(names) != len(columns) or len(set(names)) != len(names):
+    readings = [Column.from_dict(values) for values in columns]
+    of_names = dict.fromkeys(column.name for column in readings)  # in order, a date's parts once
+    if not columns or [str(name) for name in names] != list(of_names):
         raise CheckpointError(
-            f"names and columns must be one a column, got {len(names)} and {len(columns)}"
+            f"names and columns must be of the same columns, got {len(names)} and {len(of_names)}"
         )
     detector.encoder_ = MixedEncoder(detector.kinds)
-    detector.encoder_.columns_ = [Column.from_dict(values) for values in columns]
+    detector.encoder_.readings_ = readings
     detector.encoder_.names_ = pd.Index(names)
-    detector.n_features_in_ = len(columns)
+    detector.n_features_in_ = len(names)
+    gaps = np.array(_typed(content, "gaps", list), dtype=float)
+    if len(gaps) not in (0, len(detector.encoder_.columns_) + 2) or not np.isfinite(gaps).all():
+        raise CheckpointError(f"gaps must be finite numbers, one a column and two, got {gaps}")
+    detector.gaps_ = GapScale(gaps)
+    offsets, groups = _typed(content, "offsets", dict), _typed(content, "groups", list)
+    num_kept = extra["calibration_scores"].numel()
+    if len(groups) not in (0, num_kept) or not np.isfinite([*map(float, offsets.values())]).all():
+        raise CheckpointError("groups must be one a calibration row, and offsets finite numbers")
+    detector.offsets_, detector.calibration_groups_ = offsets, np.array(groups, dtype=object)
     if _typed(content, "has_feature_names", bool):
         detector.feature_names_in_ = np.array([str(name) for name in names], dtype=object)
     titles, history = _typed(content, "history", list), extra["history"]
-    calibration = extra["calibration_scores"]
+    calibration, reference = extra["calibration_scores"], extra["reference"]
+    width = len(detector.encoder_.columns_) if reference.numel() else 0
+    check_fits({"reference": torch.empty(len(reference), width)}, {"reference": reference})
+    detector.reference_ = reference.numpy()
     for name, values, shape in (
         ("history", history, (len(history) if history.dim() else 0, len(titles))),
         ("calibration_scores", calibration, (calibration.numel(),)),

@@ -35,6 +35,7 @@ class DetectorSettings:
     criterion: str = setting("importance", choices=tuple(CRITERIA))
     contamination: float | str = setting("auto", above=0.0, high=0.5, choices=("auto",))
     kinds: Mapping[Any, str] | None = None
+    groups: str | None = None
     prior: str = setting("exemplar", choices=("exemplar", "normal"))
     calibration_share: float = setting(0.1, low=0.0, below=1.0)
     validation_share: float = setting(0.15, low=0.0, below=1.0)

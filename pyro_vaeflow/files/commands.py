@@ -1,6 +1,8 @@
 """Commands ``vaeflow fit`` and ``vaeflow score``: their arguments, and what they print."""
 
 import os
+import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,8 @@ from pyro_vaeflow.escaping import say
 from pyro_vaeflow.validation import ConfigError
 
 SOME_REJECTED = 3  # exit status: all was done, and some rows could not be scored
+SOME_STRANGE = 4  # all was done, and most entries of a column are new to the model, or missing
+DRIFTED = 5  # all was done, and the rows are unlike those of training
 DATA = "a csv or Parquet file, a folder of them, or a glob in quotes"
 DEVICE = "where torch computes: cuda, cuda:1, ...; cpu by default"
 # Settings of the detector that files lack, or that have an option of another kind.
@@ -43,8 +47,9 @@ def add_file_commands(commands: Any, parser: type[ArgumentParser], with_detector
 
     score = parser(
         description="Scores the rows of files; the same command resumes after a stop. Exit status: "
-        f"0 if all rows have a score, {SOME_REJECTED} if some were rejected, 1 if files or "
-        "processes failed, 2 if the call was refused."
+        f"0 if all rows have a score, {SOME_REJECTED} if some were rejected, {SOME_STRANGE} if "
+        f"most entries of a column are new to the model or missing, {DRIFTED} if the rows are "
+        "unlike those of training, 1 if files or processes failed, 2 if the call was refused."
     )
     score.add_argument("model", help="a folder that fit wrote")
     score.add_argument("input", help=DATA)
@@ -88,6 +93,7 @@ def run_fit(values: dict[str, Any]) -> int:
     )
     best = detector.history_["held_out_elbo"].max()
     say(f"model: {out} (held-out ELBO {best:.3f} nats; flags above {-detector.offset_:.3f} nats)")
+    say(detector.columns_.to_string())
     return 0
 
 
@@ -109,10 +115,16 @@ def run_score(values: dict[str, Any]) -> int:
         f"{done.num_rejected:,} rejected"
     )
     say(f"scores: {out} ({done.num_parts} parts, {done.num_resumed} of them were there)")
+    for share in done.strange:
+        say(f"Warning: {share.strange}", error=True)
+    if done.drift is not None:
+        say(f"drift: {done.drift}", error=not done.drift.is_like)
     if done.num_rejected:
         say(f"rejects: {out}/_rejects.csv", error=True)
         return SOME_REJECTED
-    return 0
+    if any(not share.is_time for share in done.strange):
+        return SOME_STRANGE
+    return 0 if done.drift is None or done.drift.is_like else DRIFTED
 
 
 def _check_writable(out: Path, overwrite: bool) -> None:
@@ -123,4 +135,16 @@ def _check_writable(out: Path, overwrite: bool) -> None:
         raise ConfigError(f"--out: {there} is no folder that can be written to; choose another")
 
 
-FILE_COMMANDS = {"fit": run_fit, "score": run_score}
+def _saying(run: Callable[[dict[str, Any]], int]) -> Callable[[dict[str, Any]], int]:
+    """The command with its warnings as plain lines."""
+
+    def said(values: dict[str, Any]) -> int:
+        with warnings.catch_warnings():
+            warnings.simplefilter("always", UserWarning)
+            warnings.showwarning = lambda text, *_: say(f"Warning: {text}", error=True)
+            return run(values)
+
+    return said
+
+
+FILE_COMMANDS = {"fit": _saying(run_fit), "score": _saying(run_score)}

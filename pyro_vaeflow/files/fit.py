@@ -13,19 +13,19 @@ import pyarrow as pa
 from tqdm.auto import tqdm
 
 from pyro_vaeflow.detector.estimator import VAEFlowDetector
-from pyro_vaeflow.files.parsing import check_types, find_numeric, to_frame
+from pyro_vaeflow.files.parsing import check_types, find_spellings, is_text, to_frame
+from pyro_vaeflow.files.readers import Chunk, Rows
 from pyro_vaeflow.files.table_files import (
-    FORMATS,
-    Chunk,
-    Rows,
     chunks_of,
     find_files,
+    index_columns,
     read_chunk,
     read_schemas,
+    reader_of,
 )
 from pyro_vaeflow.inference.callbacks import InterruptedWarning
 from pyro_vaeflow.inference.training import NonFiniteError
-from pyro_vaeflow.validation import ConfigError, check_names
+from pyro_vaeflow.validation import ConfigError, check_names, warn
 
 CHUNK_ROWS = 65_536
 
@@ -66,8 +66,8 @@ def read_rows(
         drop: columns that are no features: labels, row ids.
         max_rows: at most so many rows, drawn without replacement from all; None for all.
         first: whether to take the first `max_rows` instead, without reading further.
-        kinds: column -> kind, as in `VAEFlowDetector`: else a csv column holds numbers if 95 of
-            100 of its entries are.
+        kinds: column -> kind, as in `VAEFlowDetector`: else a csv column holds numbers or dates if
+            95 of 100 of its entries are.
         seed: of the draw.
 
     Raises:
@@ -75,24 +75,27 @@ def read_rows(
             model takes.
     """
     files = find_files(data)
-    names = next(iter(read_schemas(files).values())).names
-    check_names(drop, names, "column to leave out")
-    columns = [name for name in names if name not in drop]
+    first_schema = next(iter(read_schemas(files).values()))
+    check_names(drop, first_schema.names, "column to leave out")
+    index = [name for name in index_columns(first_schema) if name not in {*drop, *(kinds or {})}]
+    if index:
+        warn(f"{index} hold the index of a pandas frame and are left out; kinds keeps a column")
+    columns = [name for name in first_schema.names if name not in {*drop, *index}]
     if not columns:
         raise ConfigError(f"no column of {data!r} is left to learn from")
     schemas = read_schemas(files, columns)
-    is_typed = FORMATS[next(iter(files.values())).suffix].is_typed
+    is_typed = reader_of(next(iter(files.values()))).is_typed
     if is_typed:
-        schema = next(iter(schemas.values()))
-        numeric = find_numeric(schema.empty_table().select(columns), kinds, is_typed)
+        empty = next(iter(schemas.values())).empty_table()
+        spellings = find_spellings(empty.select(columns), kinds, is_typed)
         for name, schema in schemas.items():
-            check_types(schema, numeric, files[name])
+            check_types(schema, spellings, files[name])
     table, num_seen, rejected = _read(files, columns, max_rows, first, seed, progress)
     if not is_typed:
-        numeric = find_numeric(table, kinds, is_typed)
-    frame, rows = to_frame(Rows(table, np.arange(table.num_rows), []), numeric)
+        spellings = find_spellings(table, kinds, is_typed)
+    frame, rows = to_frame(Rows(table, np.arange(table.num_rows), []), spellings, True)
     rejected.update(f"column {reject.column!r} {reject.reason}" for reject in rows.rejects)
-    texts = [name for name, is_number in numeric.items() if not is_number]
+    texts = [name for name, spelling in spellings.items() if spelling is None]
     return TrainingRows(frame, texts, num_seen, rejected)
 
 
@@ -151,6 +154,17 @@ def _read(
             if first and max_rows is not None and num_seen >= max_rows:
                 break
     if not num_seen:
-        raise ConfigError("the files have no rows")
-    table = pa.concat_tables(tables, promote_options="permissive")
-    return table.slice(0, max_rows), num_seen, rejected
+        why = f": {rejected.most_common(1)[0][0]}" if rejected else ""
+        raise ConfigError(f"the files have no rows{why}")
+    return _joined(tables).slice(0, max_rows), num_seen, rejected
+
+
+def _joined(tables: Sequence[Any]) -> Any:
+    """The tables one after another; a column of texts in some and of numbers in others is texts."""
+    schema = tables[0].schema
+    for place, field in enumerate(schema):
+        kinds = {table.schema.field(place).type for table in tables}
+        if len(kinds) > 1 and any(is_text(k) or pa.types.is_dictionary(k) for k in kinds):
+            schema = schema.set(place, field.with_type(pa.string()))
+            tables = [table.cast(table.schema.set(place, schema.field(place))) for table in tables]
+    return pa.concat_tables(tables, promote_options="permissive")

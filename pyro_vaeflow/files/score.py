@@ -1,10 +1,12 @@
 """Scores of the rows of files, written to a folder chunk after chunk, in bounded memory."""
 
 import hashlib
+import math
+import warnings
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -14,9 +16,10 @@ import pandas as pd
 import pyarrow as pa
 from tqdm.auto import tqdm
 
+from pyro_vaeflow.detector.drifting import Drift
 from pyro_vaeflow.detector.estimator import VAEFlowDetector
-from pyro_vaeflow.detector.settings import CRITERIA
-from pyro_vaeflow.files.parsing import check_types, to_frame
+from pyro_vaeflow.files.parsing import Spellings, check_types, to_frame
+from pyro_vaeflow.files.readers import Chunk
 from pyro_vaeflow.files.scores_folder import (
     MANIFEST,
     Summary,
@@ -26,18 +29,18 @@ from pyro_vaeflow.files.scores_folder import (
     write_part,
 )
 from pyro_vaeflow.files.table_files import (
-    FORMATS,
-    Chunk,
     chunks_of,
     find_files,
     read_chunk,
     read_schemas,
+    reader_of,
 )
 from pyro_vaeflow.inference.parameters import check_device
 from pyro_vaeflow.inference.saved_folder import CheckpointError
 from pyro_vaeflow.validation import ConfigError, check_names, check_size
 from pyro_vaeflow.workers import DEATHS, as_ended, died, workers
 
+DRIFT_ROWS, DRIFT_CHUNKS = 1000, 16  # that are compared with rows kept from training
 TOP = 3  # contributing columns that are named
 NUMBERS = ("anomaly_score", "stderr", "ess", "khat")
 COLUMNS = {
@@ -125,22 +128,45 @@ def score_files(
     for name, path in files.items():
         if _stamp(path) != before[name]:
             raise ConfigError(f"{path} changed while it was scored; remove {out} and score again")
-    return finish(out, len(chunks), len(chunks) - len(todo))
+    done = finish(out, len(chunks), len(chunks) - len(todo))
+    here = job if dask is None else replace(job, device="cpu")  # that workers have a GPU or not
+    return replace(done, drift=_drift(here, chunks))
+
+
+def _drift(job: Job, chunks: Sequence[Chunk]) -> Drift | None:
+    """How rows spread over all chunks differ from those kept from training; None if none were."""
+    detector = load(job.model, job.digest).set_params(device=job.device)
+    spellings, num_rows = spellings_of(detector), sum(chunk.num_rows for chunk in chunks)
+    if not len(detector.calibration_scores_) or not num_rows:
+        return None
+    # As many rows of each chunk, of no more chunks than that takes time.
+    num_chunks = min(len(chunks), max(DRIFT_CHUNKS, DRIFT_ROWS * len(chunks) // num_rows))
+    chosen = [chunks[n * len(chunks) // num_chunks] for n in range(num_chunks)]
+    frames = [to_frame(read_chunk(chunk, list(spellings)), spellings)[0] for chunk in chosen]
+    frames = [f.iloc[:: math.ceil(len(f) * num_chunks / DRIFT_ROWS) or 1] for f in frames]
+    if not sum(map(len, frames)):
+        return None
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        return detector.drift(pd.concat(frames, ignore_index=True))
 
 
 def score_chunk(job: Job, number: int, chunk: Chunk) -> int:
     """Scores one chunk and writes its part; returns the rows that it had, good and bad."""
     detector = load(job.model, job.digest).set_params(device=job.device)
-    numeric = numeric_columns(detector)
-    rows = read_chunk(chunk, _columns(numeric, job.row_id))
-    frame, rows = to_frame(rows, numeric)
+    spellings = spellings_of(detector)
+    rows = read_chunk(chunk, _columns(spellings, job.row_id))
+    frame, rows = to_frame(rows, spellings)
     columns: dict[str, Any] = {"file": pa.array([chunk.name] * len(frame), pa.string())}
     columns["row"] = pa.array(rows.numbers, pa.int64())
     if job.row_id is not None:
         columns[job.row_id] = rows.table[job.row_id]
-    scores = _scores(detector, frame, job.explain) if len(frame) else {}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # one for all chunks comes at the end
+        scores = _scores(detector, frame, job.explain) if len(frame) else {}
+        shares = detector.shares(frame) if len(frame) else []
     columns |= {name: pa.array(scores.get(name, []), kind) for name, kind in COLUMNS.items()}
-    write_part(Path(job.out), number, pa.table(columns), rows.rejects, chunk.name)
+    write_part(Path(job.out), number, pa.table(columns), rows.rejects, chunk.name, shares)
     return chunk.num_rows
 
 
@@ -164,29 +190,29 @@ def load(model: str, digest: str) -> VAEFlowDetector:
     return detector.set_params(progress=False)
 
 
-def numeric_columns(detector: VAEFlowDetector) -> dict[str, bool]:
-    """The columns of a detector, and whether it takes numbers there."""
+def spellings_of(detector: VAEFlowDetector) -> Spellings:
+    """The columns that a detector needs, and how it reads numbers and dates there."""
     if not hasattr(detector, "feature_names_in_"):
         raise ConfigError("the model was fitted to an array; fit it to a table with column names")
-    pairs = zip(detector.encoder_.names_, detector.encoder_.columns_, strict=True)
-    return {name: column.kind != "categorical" for name, column in pairs}
+    columns = detector.encoder_.columns_
+    return {c.name: None if c.kind == "categorical" else c.texts for c in columns}
 
 
 def check_columns(job: Job, files: Mapping[str, Path]) -> None:
     """Refuses files that lack a column, or have it with values of another type."""
     if job.row_id in ("file", "row", *COLUMNS):
         raise ConfigError(f"id: the scores have a column {job.row_id!r} of their own; rename it")
-    numeric = numeric_columns(load(job.model, job.digest))
-    for name, schema in read_schemas(files, _columns(numeric, job.row_id)).items():
-        if FORMATS[files[name].suffix].is_typed:
-            check_types(schema, numeric, files[name])
+    spellings = spellings_of(load(job.model, job.digest))
+    for name, schema in read_schemas(files, _columns(spellings, job.row_id)).items():
+        if reader_of(files[name]).is_typed:
+            check_types(schema, spellings, files[name])
 
 
 def _scores(detector: VAEFlowDetector, frame: pd.DataFrame, explain: str) -> dict[str, Any]:
     """The columns of scores, ``(num_data,)`` each."""
     details = detector.score_details(frame)
-    score = details[CRITERIA[detector.criterion]].to_numpy()
-    flagged = score < detector.offset_
+    score = details["score"].to_numpy()
+    flagged = score < detector.offsets(frame)
     details["anomaly_score"] = -score
     shown = {"all": np.ones_like(flagged), "flagged": flagged, "none": np.zeros_like(flagged)}
     return {
@@ -232,8 +258,8 @@ def _scored(job: Job, todo: Mapping[int, Chunk], jobs: int, dask: str | None) ->
                 ) from error
 
 
-def _columns(numeric: Mapping[str, bool], row_id: str | None) -> list[str]:
-    return list(dict.fromkeys([*numeric, *([] if row_id is None else [row_id])]))
+def _columns(spellings: Spellings, row_id: str | None) -> list[str]:
+    return list(dict.fromkeys([*spellings, *([] if row_id is None else [row_id])]))
 
 
 def _stamp(path: Path) -> tuple[int, int]:

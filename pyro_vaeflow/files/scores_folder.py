@@ -20,10 +20,12 @@ import pyarrow.csv
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
+from pyro_vaeflow.detector.drifting import Drift
 from pyro_vaeflow.escaping import csv_text
-from pyro_vaeflow.files.table_files import Reject
+from pyro_vaeflow.files.readers import Reject
 from pyro_vaeflow.inference.saved_folder import package_versions
 from pyro_vaeflow.plain_files import inside, read_json, write_whole
+from pyro_vaeflow.tables.reading import Shares
 from pyro_vaeflow.validation import ConfigError
 
 FORMAT = 1  # of the folder
@@ -37,13 +39,15 @@ REJECT_SCHEMA = pa.schema(
 
 @dataclass(frozen=True)
 class Summary:
-    """Rows of all parts, and how many parts an earlier call had finished."""
+    """Rows of all parts, how many of these were there, and what speaks against the scores."""
 
     num_scored: int
     num_flagged: int
     num_rejected: int
     num_parts: int
     num_resumed: int
+    strange: tuple[Shares, ...] = ()
+    drift: Drift | None = None
 
 
 def part(out: Path, number: int) -> Path:
@@ -52,14 +56,24 @@ def part(out: Path, number: int) -> Path:
 
 
 def write_part(
-    out: Path, number: int, table: pa.Table, rejects: Sequence[Reject], name: str
+    out: Path,
+    number: int,
+    table: pa.Table,
+    rejects: Sequence[Reject],
+    name: str,
+    shares: Sequence[Shares] = (),
 ) -> None:
-    """Writes a chunk's rejects, then its scores: a part that is there has its rejects."""
+    """Writes a chunk's rejects, then its scores: a part that is there has its rejects.
+
+    Args:
+        shares: what of each column is new or missing; the metadata keep what is strange.
+    """
     if rejects:
         rows = [vars(reject) | {"file": name} for reject in rejects]
         _write(part(out / REJECTS, number), pa.Table.from_pylist(rows, REJECT_SCHEMA))
     counts = {"flagged": pc.sum(table["flagged"]).as_py() or 0, "rejected": len(rejects)}
     metadata = {key: str(count) for key, count in counts.items()}
+    metadata["strange"] = json.dumps([share for share in shares if share.strange])
     _write(part(out, number), table.replace_schema_metadata(metadata))
 
 
@@ -114,7 +128,13 @@ def finish(out: Path, num_parts: int, num_resumed: int) -> Summary:
     lines = (csv_text(batch.to_pandas(), header=False) for batch in rejects)
     write_whole(out / f"{REJECTS}.csv", (text.encode() for text in chain([head], lines)))
     num_scored = sum(footer.num_rows for footer in footers)
-    return Summary(num_scored, num_flagged, num_rejected, num_parts, num_resumed)
+    strange: dict[str, Shares] = {}  # as in the first chunk that has it
+    for footer in footers:
+        for values in json.loads(footer.metadata.get(b"strange", b"[]")):
+            strange.setdefault(values[0], Shares(*values))
+    return Summary(
+        num_scored, num_flagged, num_rejected, num_parts, num_resumed, tuple(strange.values())
+    )
 
 
 def _difference(earlier: Mapping[str, Any], manifest: Mapping[str, Any]) -> str:

@@ -15,13 +15,14 @@ from torch import nn
 from pyro_vaeflow.programs.depths import depth
 from pyro_vaeflow.programs.flows import FLOWS
 from pyro_vaeflow.programs.fused import fused
-from pyro_vaeflow.programs.likelihoods import LIKELIHOODS
+from pyro_vaeflow.programs.likelihoods import LIKELIHOODS, BernoulliHead
 from pyro_vaeflow.programs.mixed import MixedHead, MixedInput
 from pyro_vaeflow.validation import check_names, check_number, check_size
 
 if TYPE_CHECKING:
     from pyro_vaeflow.tables.columns import Column
 
+ROUNDING = 1e-5  # of numbers scaled to [0, 1]
 MIN_SCALE = 1e-4  # of the posterior's base: keeps its log-scale and the KL finite
 
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
@@ -106,6 +107,8 @@ class Model(PyroModule):
         Of a number in place of x, it samples so many rows.
         """
         given = None if isinstance(x, int) else x
+        if given is not None and isinstance(self.likelihood, BernoulliHead):
+            _check_shares(given)
         rows = next(self.parameters()).new_empty(x, 0) if given is None else given
         standard = dist.Normal(rows.new_zeros(self.latent_dim), 1.0).to_event(1)
         prior = standard if self.prior is None else self.prior(rows)
@@ -200,6 +203,16 @@ class Guide(PyroModule):
         posterior = self.posterior(x)
         with pyro.plate("data"):  # as many rows as x; so a larger guide can open it once more
             return pyro.sample("z", posterior)
+
+
+def _check_shares(x: torch.Tensor) -> None:
+    """Beyond [0, 1] a Bernoulli "likelihood" grows without bound."""
+    low, high = torch.aminmax(x.detach()) if x.numel() else (x.new_zeros(()), x.new_zeros(()))
+    if low < -ROUNDING or high > 1.0 + ROUNDING:
+        raise ValueError(
+            f"likelihood='bernoulli' takes numbers in [0, 1], got x from {low:.3g} to {high:.3g}; "
+            "scale x, as TableEncoder does, or choose likelihood='normal'"
+        )
 
 
 def _registered(name: str, value: str, registry: Mapping[str, Any]) -> Any:

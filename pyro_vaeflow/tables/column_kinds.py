@@ -1,28 +1,70 @@
 """Kinds of columns, learned from training values: one function chooses, one a kind learns."""
 
-import math
-import warnings
-from collections.abc import Callable
+import re
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from pyro_vaeflow.tables.column_values import (
-    as_numbers,
-    as_text,
-    check_values,
-    is_numeric,
-    spells_number,
+from pyro_vaeflow.tables.calendars import (
+    DATES,
+    SPANS,
+    TYPED,
+    format_of_numbers,
+    is_unlikely,
+    parts_of,
+    read_dates,
+    spelling_of_dates,
+    with_marks,
 )
-from pyro_vaeflow.tables.columns import KINDS, Column
+from pyro_vaeflow.tables.column_values import as_numbers, as_text, check_values, is_numeric
+from pyro_vaeflow.tables.columns import KINDS, LEFT_OUT, Column
+from pyro_vaeflow.tables.number_kinds import (
+    MAX_LEVELS,
+    NEW_MASS,
+    fill_values,
+    is_closed,
+    learn_numbers,
+)
+from pyro_vaeflow.tables.number_texts import Spelling, spelling_of
+from pyro_vaeflow.validation import warn
 
-POINT_MASS = 0.5  # a share of the rows in one value: above it a numeric column is discrete ...
-NEW_MASS = 0.01  # ... if so few fresh rows at most have a value that no training row shows
-MAX_LEVELS = 512
+CHOICES = (*KINDS, "date")
 ONE_OFF = 0.5  # a share of the rows with a text of their own: above it new rows have new ones
 FEWEST_NAMES = 20  # such rows, or they are chance
-HEAVY = 0.5  # nats per row by which a log-normal fits better than a normal: its sigma is then 0.8
-GROUP_MASS = 1 / 32  # of a group of neighbouring numbers, unless one number alone has more
+FEWEST_SINGLE = 10  # texts that occur once, to tell how often a fresh row has a new one
+INDEX = re.compile(r"|Unnamed: \d+|__index_level_\d+__|(?i:index|row_?(no|num|number|id|index)?)")
+NAME = re.compile(r"(?i).*(^|[_ .-])(id|uuid|guid)|.*[a-z](Id|ID)")
+
+
+def learn_columns(values: pd.Series, kind: str | None = None) -> list[Column]:
+    """What a column of training values ``(num_data,)`` becomes: one `Column`, or a date's parts.
+
+    Dates, and texts and whole numbers that are dates, become the time elapsed and, in a table that
+    is long enough, hour, weekday and month. Row numbers, identifiers and free text are left out
+    with a warning, unless `kind` is given. All else is for `learn_column`.
+
+    Raises:
+        ValueError: the kind is unknown or does not suit the values, or there is no value at all.
+        TypeError: the column holds complex numbers or containers.
+
+    Example:
+        >>> days = pd.Series(pd.date_range("2024-01-01", periods=30), name="day")
+        >>> [column.part for column in learn_columns(days)]
+        ['elapsed', 'weekday']
+    """
+    name = str(values.name)
+    if kind is not None and kind not in CHOICES:
+        raise ValueError(f"kind of column {name!r} must be one of {CHOICES}, got {kind!r}")
+    check_values(values, dates=True)
+    if kind in (None, "date") and (spelling := _dates(values)):
+        return _date(name, values, spelling)
+    if kind == "date":
+        raise ValueError(f"column {name!r} holds no dates of a known format; pd.to_datetime helps")
+    if kind is None and (why := _why_left_out(values)):
+        warn(f"column {name!r} is left out: {why}; kinds={{{name!r}: ...}} keeps it")
+        return [Column(name, LEFT_OUT, why=why)]
+    return [learn_column(values, kind)]
 
 
 def learn_column(values: pd.Series, kind: str | None = None) -> Column:
@@ -30,10 +72,14 @@ def learn_column(values: pd.Series, kind: str | None = None) -> Column:
 
     A numeric column is discrete if more than half of its entries are one value and a fresh entry is
     new with a probability of at most 0.01, by Good and Turing's estimate: the share of entries
-    whose value occurs once. Constant and binary columns are, too. Other numbers are positive if all
-    are above 0 and a log-normal fits them better than a normal, by half a nat per row and by two
-    standard errors: of heavy tails a few rows set the standard deviation. The rest are continuous,
-    and what is not a number is categorical.
+    whose value occurs once. Constant and binary columns are, too, and numbers that come again and
+    again with gaps between them, as codes do. Other numbers are positive if all but few are above 0
+    and a log-normal fits them better than a normal, by half a nat per row and by two standard
+    errors: of heavy tails a few rows set the standard deviation. The rest are continuous, and what
+    is not a number is categorical. Texts that are numbers, but for marks among them, are numbers.
+
+    A few entries far beyond the others, and numbers such as -999 that stand for a missing one, are
+    not learned from.
 
     References:
         G. Box, D. Cox, An analysis of transformations, Journal of the Royal Statistical Society B
@@ -45,7 +91,7 @@ def learn_column(values: pd.Series, kind: str | None = None) -> Column:
 
     Raises:
         ValueError: the kind is unknown or does not suit the values, or there is no value at all.
-        TypeError: the column holds dates or complex numbers.
+        TypeError: the column holds dates, complex numbers or containers.
 
     Example:
         >>> learn_column(pd.Series([0.0, 0.0, 0.0, 1.0, 1.0], name="land")).kind
@@ -59,100 +105,51 @@ def learn_column(values: pd.Series, kind: str | None = None) -> Column:
     if kind is not None and kind not in KINDS:
         raise ValueError(f"kind of column {name!r} must be one of {KINDS}, got {kind!r}")
     check_values(values)
-    if kind == "categorical" or (kind is None and not is_numeric(values)):
-        text = as_text(values).dropna()
-        _check_any(name, len(text))
-        if kind is None and not isinstance(values.dtype, pd.CategoricalDtype):
-            _warn_of_texts(name, text)
-        return Column(name, "categorical", levels=tuple(sorted(text.unique())))
-    numbers = as_numbers(values)
-    numbers = numbers[np.isfinite(numbers)]
-    _check_any(name, len(numbers))
-    if pd.api.types.is_integer_dtype(values) and len(np.unique(numbers)) < values.nunique():
-        warnings.warn(
+    spelling = None if kind == "categorical" else _spelling(values)
+    if kind == "categorical" or (kind is None and not (is_numeric(values) or spelling)):
+        return _categorical(name, as_text(values))
+    numbers = as_numbers(values, spelling)
+    finite = numbers[np.isfinite(numbers)]
+    _check_any(name, len(finite))
+    if pd.api.types.is_integer_dtype(values) and len(np.unique(finite)) < values.nunique():
+        warn(
             f"column {name!r} holds whole numbers that float64 does not tell apart, such as "
-            f"{values.max()}; subtract a constant, or say kinds={{{name!r}: 'categorical'}} of ids",
-            stacklevel=2,
+            f"{values.max()}; subtract a constant, or say kinds={{{name!r}: 'categorical'}} of ids"
         )
-    return OF_NUMBERS[kind or _kind_of(numbers)](name, numbers)
-
-
-def _discrete(name: str, numbers: np.ndarray) -> Column:
-    """Each number a level, or groups of neighbours, which meet if there may be numbers between."""
-    values, counts = np.unique(numbers, return_counts=True)
-    with np.errstate(over="ignore", invalid="ignore"):  # infinite gaps are wide ones
-        num_steps = np.ptp(values) / np.diff(values).min() + 1 if len(values) > 1 else 1
-    is_closed = _is_closed(counts)
-    is_sparse = is_closed and len(values) < 0.5 * num_steps  # a value between two is unseen
-    if len(values) <= MAX_LEVELS and (is_sparse or len(values) <= 1 / GROUP_MASS):
-        return Column(name, "discrete", lows=tuple(values), highs=tuple(values))
-    # Between the share of the rows, in which rare values vanish, and that of the distinct values.
-    mass = (counts / counts.sum() + 1 / len(values)) / 2
-    first, used = [0], mass[0]  # places of the groups' first values
-    for place in range(1, len(values)):
-        if used + mass[place] > GROUP_MASS:
-            first.append(place)
-            used = 0.0
-        used += mass[place]
-    lows, highs = values[first], values[[*(place - 1 for place in first[1:]), -1]]
-    if not is_closed:
-        lows[1:] = highs[:-1] = 0.5 * highs[:-1] + 0.5 * lows[1:]
-    return Column(name, "discrete", lows=tuple(lows), highs=tuple(highs))
-
-
-def _continuous(name: str, numbers: np.ndarray) -> Column:
-    loc, scale = _loc_scale(numbers)
-    return Column(name, "continuous", loc=loc, scale=scale)
-
-
-def _positive(name: str, numbers: np.ndarray) -> Column:
-    if (least := numbers.min()) <= 0.0:
-        raise ValueError(
-            f"column {name!r} is to be positive and holds {least:g}; choose continuous, or add "
-            "a constant to it"
+    if spelling:
+        marks = f"; {', '.join(map(repr, spelling.marks))} as missing" if spelling.marks else ""
+        warn(
+            f"column {name!r} holds texts that spell numbers, and they are taken as numbers{marks};"
+            f" say kinds={{{name!r}: 'categorical'}} of codes"
         )
-    loc, scale = _loc_scale(np.log(numbers))
-    return Column(name, "positive", loc=loc, scale=scale)
+    fills = fill_values(finite) if kind is None else ()
+    finite = finite[~np.isin(finite, fills)]
+    learned = learn_numbers(name, finite, kind)
+    _warn_of_fills(name, [f"{v:g}" for v in fills], numbers, fills)
+    return Column(
+        name,
+        **learned,
+        spelling=spelling.decimal if spelling else "",
+        marks=(spelling.marks if spelling else None) or None,
+        fills=fills or None,
+        missing=float((np.isnan(numbers) | np.isin(numbers, fills)).mean()),
+    )
 
 
-OF_NUMBERS: dict[str, Callable[[str, np.ndarray], Column]] = {
-    "discrete": _discrete,
-    "continuous": _continuous,
-    "positive": _positive,
-}
-
-
-def _kind_of(numbers: np.ndarray) -> str:
-    _, counts = np.unique(numbers, return_counts=True)
-    has_point_mass = counts.max() > POINT_MASS * len(numbers)
-    if len(counts) <= 2 or (has_point_mass and _is_closed(counts)):  # constant, binary, counts
-        return "discrete"
-    return "positive" if _is_heavy(numbers) else "continuous"
-
-
-def _is_closed(counts: np.ndarray) -> bool:
-    """Whether fresh rows hardly have values that these do not show, by Good and Turing."""
-    return bool((counts == 1).sum() <= NEW_MASS * counts.sum())
-
-
-def _is_heavy(numbers: np.ndarray) -> bool:
-    """Whether a log-normal fits numbers that differ so much better than a normal: `HEAVY`."""
-    if numbers.min() <= 0.0 or numbers.max() < 2.0 * numbers.min():  # log is a line there
-        return False
-    logs = np.log(numbers)
-    (loc, scale), (log_loc, log_scale) = _loc_scale(numbers), _loc_scale(logs)
-    log_normal = -0.5 * ((logs - log_loc) / log_scale) ** 2 - math.log(log_scale) - logs
-    gain = log_normal + 0.5 * (numbers / scale - loc / scale) ** 2 + math.log(scale)
-    return bool(gain.mean() >= max(HEAVY, 2.0 * gain.std() / math.sqrt(len(gain))))
-
-
-def _loc_scale(numbers: np.ndarray) -> tuple[float, float]:
-    """Mean and standard deviation; 1 for what rounding leaves of a constant."""
-    # By a power of two, which rounds nothing: sums of squares of any finite numbers stay finite.
-    power = math.frexp(np.abs(numbers).max())[1]
-    near_one = np.ldexp(numbers, -power)
-    loc, scale = (math.ldexp(float(v), power) for v in (near_one.mean(), near_one.std()))
-    return loc, 1.0 if scale <= 1e-12 * abs(loc) else scale
+def _categorical(name: str, text: pd.Series) -> Column:
+    """Texts as levels; many that occur once are one level with those that none shows."""
+    counts = text.value_counts()
+    _check_any(name, len(counts))
+    num_single, num_data, why = int((counts == 1).sum()), int(counts.sum()), "texts"
+    if counts.iloc[0] > 1 and num_single > max(NEW_MASS * num_data, FEWEST_SINGLE):
+        counts = counts[counts > 1]
+        why = f"texts; {num_single} that occur once count as never seen"
+    counts = counts[:MAX_LEVELS]
+    shares: Any = {
+        "missing": float(text.isna().mean()),
+        "unseen": 1.0 - float(counts.sum() / num_data),
+    }
+    return Column(name, "categorical", levels=tuple(sorted(counts.index)), **shares, why=why)
 
 
 def _check_any(name: str, count: int) -> None:
@@ -160,20 +157,86 @@ def _check_any(name: str, count: int) -> None:
         raise ValueError(f"column {name!r} has no finite value in the training rows; leave it out")
 
 
-def _warn_of_texts(name: str, text: pd.Series) -> None:
-    """Texts that are no categories, though nobody has said what they are."""
-    counts = text.value_counts()
-    if len(counts) > 2 and all(map(spells_number, counts.index)):
-        warnings.warn(
-            f"column {name!r} holds texts that spell numbers, and they are taken as categories;"
-            " convert it with pd.to_numeric, or say what it is with kinds",
-            stacklevel=3,
+def _spelling(values: pd.Series) -> Spelling | None:
+    """How a column of texts spells numbers; None of any other."""
+    is_text = not (is_numeric(values) or isinstance(values.dtype, pd.CategoricalDtype))
+    return spelling_of(as_text(values)) if is_text and values.dtype != bool else None
+
+
+def _dates(values: pd.Series) -> Spelling | None:
+    """How a column spells dates; None of one without."""
+    if isinstance(values.dtype, pd.CategoricalDtype) or values.dtype == bool:
+        return None
+    if pd.api.types.infer_dtype(values, skipna=True) in DATES:
+        return Spelling(dates=TYPED)
+    spelling = _spelling(values)
+    if not (is_numeric(values) or spelling):
+        return spelling_of_dates(as_text(values))
+    numbers = as_numbers(values, spelling)
+    form = format_of_numbers(str(values.name), numbers[np.isfinite(numbers)])
+    return with_marks(values, form) if form else None
+
+
+def _date(name: str, values: pd.Series, spelling: Spelling) -> list[Column]:
+    """The time elapsed and the cyclic parts that the table is long enough to show."""
+    form, parts = spelling.dates, parts_of(read_dates(values, spelling.dates))
+    elapsed = parts["elapsed"]
+    _check_any(name, np.isfinite(elapsed).sum())
+    fills = fill_values(elapsed[np.isfinite(elapsed)], seems=is_unlikely)
+    is_missing = np.isnan(elapsed) | np.isin(elapsed, fills)
+    _warn_of_fills(name, [f"{pd.to_datetime(v, unit='s'):%F}" for v in fills], elapsed, fills)
+    shared: Any = {"spelling": form, "marks": spelling.marks or None, "fills": fills or None}
+    shared |= {"missing": float(is_missing.mean()), "why": f"dates ({form})"}
+    columns = []
+    for part, numbers in parts.items():
+        values_shown, counts = np.unique(numbers[~is_missing], return_counts=True)
+        if part == "elapsed":
+            learned = learn_numbers(name, numbers[~is_missing], "continuous")
+            span = np.ptp(values_shown)
+        elif span < SPANS[part] or len(values_shown) == 1 or not is_closed(counts):
+            continue
+        else:
+            bounds = tuple(values_shown)
+            learned = {"kind": "discrete", "lows": bounds, "highs": bounds}
+        columns.append(Column(name, **learned | shared, part=part))
+    return columns
+
+
+def _warn_of_fills(
+    name: str, shown: list[str], numbers: np.ndarray, fills: tuple[float, ...]
+) -> None:
+    if fills:
+        warn(
+            f"column {name!r}: {', '.join(shown)} in {np.isin(numbers, fills).mean():.1%} of the "
+            "rows stands far from all else and is taken as missing"
         )
-    num_single = int((counts == 1).sum())
-    if num_single > max(ONE_OFF * len(text), FEWEST_NAMES):
-        warnings.warn(
-            f"column {name!r} holds a text of its own in {num_single} of {len(text)} rows: in "
-            "fresh rows most are never seen, and so anomalies; leave ids out, give dates as "
-            "numbers",
-            stacklevel=3,
+
+
+def _why_left_out(values: pd.Series) -> str | None:
+    """Why a column that nobody has spoken of is no feature; None if it is one."""
+    if isinstance(values.dtype, pd.CategoricalDtype) or values.dtype == bool:
+        return None
+    name, num_data = str(values.name), int(values.notna().sum())
+    spelling = _spelling(values)
+    if not (is_numeric(values) or spelling):
+        num_single = int((as_text(values).value_counts() == 1).sum())
+        if num_single <= max(ONE_OFF * num_data, FEWEST_NAMES):
+            return None
+        return (
+            f"it holds a text of its own in {num_single} of {num_data} rows, as identifiers and "
+            "free text do, and most of fresh rows would be never seen"
         )
+    numbers = as_numbers(values, spelling)
+    numbers = numbers[np.isfinite(numbers)]
+    if len(numbers) < FEWEST_NAMES or not (numbers == np.floor(numbers)).all():
+        return None
+    if isinstance(values.name, str) and INDEX.fullmatch(name) and len(np.unique(numbers)) > 2:
+        return "it holds row numbers, by its name"
+    if len(np.unique(numbers)) < len(numbers):
+        return None
+    in_order = as_numbers(values.sort_index().dropna(), spelling)
+    if (np.diff(in_order) > 0).all() or np.ptp(numbers) < 2 * len(numbers):
+        return "its whole numbers count the rows"
+    if NAME.fullmatch(name):
+        return "it holds a number of its own in each row, as identifiers do"
+    return None

@@ -1,5 +1,7 @@
 """Values of a user's column, in whatever dtype: as numbers, as texts, or refused by name."""
 
+import re
+import unicodedata
 from decimal import Decimal
 from numbers import Integral, Real
 from typing import Any
@@ -7,13 +9,21 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-# What pandas says that a column holds.
-NUMBERS = ("integer", "floating", "mixed-integer-float", "decimal")
-DATES = ("datetime64", "datetime", "date", "time", "timedelta64", "timedelta", "period")
+from pyro_vaeflow.tables.calendars import DATES
+from pyro_vaeflow.tables.number_texts import Spelling, read_numbers
+
+# What pandas says that a column of numbers holds.
+NUMBERS = ("integer", "floating", "mixed-integer-float", "decimal", "timedelta")
+BOOLEANS = {"True": "1", "False": "0"}
+WHOLE = re.compile(r"([+-]?\d+)\.0+")  # 1.0 is 1; 1.10 may be a version
+DIGITS = {2: 3, 4: 7}  # bytes of a float -> digits that are the user's
 
 
-def check_values(values: pd.Series) -> None:
+def check_values(values: pd.Series, dates: bool = False) -> None:
     """Refuses what is neither numbers nor texts; categories of anything are texts.
+
+    Args:
+        dates: whether dates are allowed.
 
     Raises:
         TypeError: the column holds dates, complex numbers or containers.
@@ -21,10 +31,10 @@ def check_values(values: pd.Series) -> None:
     if isinstance(values.dtype, pd.CategoricalDtype):
         return
     content, name = pd.api.types.infer_dtype(values, skipna=True), str(values.name)
-    if content in DATES:
+    if content in DATES and not dates:
         raise TypeError(
-            f"column {name!r} holds dates or times; give numbers that matter: the hour, the days "
-            "since a fixed date"
+            f"column {name!r} holds dates or times where numbers or texts are expected; give what "
+            "matters of them: the hour, the days since a fixed date"
         )
     if content == "complex":
         raise TypeError(f"column {name!r} holds complex numbers; give real and imaginary columns")
@@ -41,7 +51,7 @@ def is_numeric(values: pd.Series) -> bool:
     """Whether a column is one of numbers, in any dtype; booleans and texts are categories."""
     if values.dtype == object:
         return pd.api.types.infer_dtype(values, skipna=True) in NUMBERS
-    return has_number_dtype(values)
+    return has_number_dtype(values) or pd.api.types.is_timedelta64_dtype(values)
 
 
 def has_number_dtype(values: pd.Series) -> bool:
@@ -49,26 +59,41 @@ def has_number_dtype(values: pd.Series) -> bool:
     return pd.api.types.is_numeric_dtype(values) and not pd.api.types.is_bool_dtype(values)
 
 
-def as_numbers(values: pd.Series) -> np.ndarray:
-    """Values as float64 ``(num_data,)``, NaN where missing.
+def as_numbers(values: pd.Series, spelling: Spelling | None = None) -> np.ndarray:
+    """Values as float64 ``(num_data,)``, NaN where missing; texts as `spelling` has them.
+
+    Durations are seconds, and True is 1.
 
     Raises:
         ValueError: a value is not a number.
     """
+    if pd.api.types.infer_dtype(values, skipna=True).startswith("timedelta"):
+        values = pd.to_timedelta(values).dt.total_seconds()
     try:
-        return values.to_numpy(dtype=np.float64, na_value=np.nan)
+        if is_numeric(values) or pd.api.types.is_bool_dtype(values):
+            return values.to_numpy(dtype=np.float64, na_value=np.nan)
     except (OverflowError, TypeError, ValueError) as error:
         raise ValueError(
             f"column {str(values.name)!r} holds values that are no numbers: {error}; "
             "pd.to_numeric(values, errors='coerce') makes them missing"
         ) from error
+    text = as_text(values).replace(BOOLEANS)
+    numbers, is_unread = read_numbers(text, spelling or Spelling())
+    if is_unread.any():
+        raise ValueError(
+            f"column {str(values.name)!r} holds values that are no numbers, such as "
+            f"{text[is_unread].iloc[0][:60]!r}; "
+            "pd.to_numeric(values, errors='coerce') makes them missing"
+        )
+    return numbers
 
 
 def as_text(values: pd.Series) -> pd.Series:
     """Values as texts ``(num_data,)``; missing ones stay missing.
 
-    A number has one text in every dtype. Whole ones have all their digits in a dtype of integers:
-    ids of 16 digits are no float64.
+    A value has one text in every dtype and spelling: 1.0 is 1, TRUE is True, spaces around it do
+    not count, and a float has the digits that its dtype holds. Whole numbers have all their digits
+    in a dtype of integers: ids of 16 digits are no float64.
 
     Raises:
         ValueError: a text is none that Unicode can hold: bytes in another encoding, half a pair.
@@ -76,35 +101,42 @@ def as_text(values: pd.Series) -> pd.Series:
     Example:
         >>> as_text(pd.Series([80.0, None, 2.5])).tolist()
         ['80', <NA>, '2.5']
+        >>> as_text(pd.Series(["80.0", " TRUE"])).tolist()
+        ['80', 'True']
     """
     if isinstance(values.dtype, pd.CategoricalDtype):
         levels = as_text(pd.Series(values.cat.categories.astype(object), name=values.name))
         return pd.Series(levels.array.take(values.cat.codes.to_numpy(), allow_fill=True))
+    digits = DIGITS.get(getattr(values.dtype, "itemsize", 8), 15)
     if has_number_dtype(values) and not pd.api.types.is_integer_dtype(values):
-        values = pd.Series(as_numbers(values), dtype="Float64").astype(object)
+        numbers = values.to_numpy(dtype=np.float64, na_value=np.nan)
+        values = pd.Series(numbers, dtype="Float64", name=values.name).astype(object)
     try:
         if values.dtype == object:
-            values = values.map(_text_of_number, na_action="ignore")
-        return values.astype("string")
+            values = values.map(lambda value: _text_of_number(value, digits), na_action="ignore")
+        place, distinct = pd.factorize(values.astype("string"))
+        spelled = pd.array([_one_spelling(text) for text in distinct], dtype="string")
+        return pd.Series(spelled.take(place, allow_fill=True), name=values.name)
     except UnicodeError as error:
         raise ValueError(
             f"column {str(values.name)!r} holds texts that are not UTF-8: {error}; decode them"
         ) from error
 
 
-def spells_number(text: str) -> bool:
-    """Whether a text is a number's."""
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
+def _one_spelling(text: str) -> str:
+    text = unicodedata.normalize("NFC", text.strip())
+    if text.lower() in ("true", "false"):
+        return text.capitalize()
+    whole = WHOLE.fullmatch(text)
+    return whole[1] if whole else text
 
 
-def _text_of_number(value: Any) -> Any:
+def _text_of_number(value: Any, digits: int) -> Any:
     """A number's text; anything else, booleans too, as it is."""
     if isinstance(value, bool | np.bool_) or not isinstance(value, Real | Decimal):
         return value
     if isinstance(value, Integral) or float(value).is_integer():
         return str(int(value))  # type: ignore[arg-type]  # Real has no __int__, its kinds do
-    return f"{float(value):.15g}"
+    if isinstance(value, np.floating):
+        digits = DIGITS.get(value.dtype.itemsize, 15)
+    return f"{float(value):.{digits}g}"

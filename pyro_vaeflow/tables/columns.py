@@ -1,27 +1,31 @@
 """A column of a mixed table: what it holds, as training rows showed it, and its codes or numbers.
 
-A row of a mixed table is one vector with an entry a column: the code of a level, 0 for an unseen
-one, or a standardised number; NaN where the entry is missing. `pyro_vaeflow.tables.column_kinds`
-learns columns.
+A row of a mixed table is one vector with an entry a column, or some of a date: the code of a level,
+0 for an unseen one, or a standardised number; NaN where the entry is missing.
+`pyro_vaeflow.tables.column_kinds` learns columns.
 """
 
-import warnings
+import re
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 
+from pyro_vaeflow.tables.calendars import dates_of, parts_of
 from pyro_vaeflow.tables.column_values import (
+    BOOLEANS,
     as_numbers,
     as_text,
     check_values,
     has_number_dtype,
-    spells_number,
 )
-from pyro_vaeflow.validation import Checked, ConfigError, setting
+from pyro_vaeflow.tables.number_texts import Spelling
+from pyro_vaeflow.validation import Checked, ConfigError, setting, warn
 
 KINDS = ("categorical", "discrete", "continuous", "positive")
+LEFT_OUT = "left out"
 FAR = 1e6  # beyond it standardised numbers are all alike: their squares stay finite in float32
+ROUNDING = 2.0**-22  # of float32, in which the same table may come
 
 
 @dataclass(frozen=True)
@@ -33,22 +37,42 @@ class Column(Checked):
         kind: ``categorical``: `levels` are texts; ``discrete``: numbers, level j is the interval
             ``[lows[j], highs[j]]``, often one value; ``continuous``: a number, standardised;
             ``positive``: a number above 0, whose logarithm is standardised, for heavy tails. Under
-            a normal head it is log-normal, in nats of log x.
+            a normal head it is log-normal, in nats of log x. ``left out``: no feature.
         levels: of a categorical column, code 1 first.
         lows, highs: of a discrete column, ascending.
         loc, scale: of a continuous column, or of a positive one's logarithms.
+        unit: of a positive column with few entries that are not above 0: in place of log x it has
+            :math:`\\sinh^{-1}(x / 2u)`, which is log(x / u) of x far above u.
+        part: of a date: ``elapsed``, ``hour``, ``weekday`` or ``month``.
+        spelling: how texts are read: the decimal sign, or the format of dates.
+        marks: texts that stand for a missing number.
+        fills: numbers that do, such as -999, or dates, in seconds since 1970.
+        low, high: the least and the largest number that was learned from.
+        missing: the share of training rows without an entry.
+        unseen: of the others, that of rows whose text is no level.
+        why: how the kind was chosen.
 
     Raises:
         ConfigError: the parts do not suit the kind, or levels repeat or overlap.
     """
 
     name: str
-    kind: str = setting(choices=KINDS)
+    kind: str = setting(choices=(*KINDS, LEFT_OUT))
     levels: tuple[str, ...] | None = None
     lows: tuple[float, ...] | None = setting(None)
     highs: tuple[float, ...] | None = setting(None)
     loc: float = setting(0.0)
     scale: float = setting(1.0, above=0.0)
+    unit: float = setting(0.0, low=0.0)
+    part: str = ""
+    spelling: str = ""
+    marks: tuple[str, ...] | None = None
+    fills: tuple[float, ...] | None = setting(None)
+    low: float | None = setting(None)
+    high: float | None = setting(None)
+    missing: float = setting(0.0, low=0.0, high=1.0)
+    unseen: float = setting(0.0, low=0.0, high=1.0)
+    why: str = ""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -72,42 +96,102 @@ class Column(Checked):
         levels = self.levels or self.lows
         return 1 + len(levels) if levels else 0
 
+    @property
+    def texts(self) -> Spelling:
+        """How texts are read in a column of numbers or dates."""
+        form = {"dates": self.spelling} if self.part else {"decimal": self.spelling}
+        return Spelling(marks=self.marks or (), **form)
+
     def encode(self, values: pd.Series) -> np.ndarray:
         """Codes or standardised numbers of the values, float64 ``(num_data,)``; NaN is missing.
 
+        A date beyond training's range is taken as an early or late one inside it.
+
         Raises:
-            ValueError: the column is one of numbers and a value is none.
-            TypeError: the values are dates, complex numbers or containers.
+            ValueError: the column is one of numbers or dates and a value is none.
+            TypeError: the values are dates where there were none, complex numbers or containers.
 
         Warns:
             UserWarning: the column is one of texts, and the values are numbers.
         """
-        check_values(values)
         if self.kind == "categorical":
+            check_values(values)
             return self._codes_of_texts(values)
-        numbers = as_numbers(values)
+        return self.code(self.numbers(values))
+
+    def numbers(self, values: pd.Series) -> np.ndarray:
+        """The values of a column that is not categorical, float64 ``(num_data,)``.
+
+        Raises:
+            ValueError: a value is no number or date.
+            TypeError: the values are dates where there were none, complex numbers or containers.
+        """
+        check_values(values, dates=bool(self.part))
+        if self.part:
+            dates, is_unread = dates_of(values, self.texts)
+            if is_unread.any():
+                raise ValueError(
+                    f"column {self.name!r} holds values that are no dates of the format "
+                    f"{self.spelling}, such as {values[is_unread].iloc[0]!r:.60}"
+                )
+            parts = parts_of(dates)
+            numbers, known = parts[self.part], parts["elapsed"]
+        else:
+            numbers = known = as_numbers(values, self.texts)
+        return np.where(np.isin(known, self.fills or ()), np.nan, numbers)
+
+    def code(self, numbers: np.ndarray) -> np.ndarray:
+        """Codes or standardised numbers of what `numbers` gave."""
         if self.kind == "discrete":
             return self._codes_of_numbers(numbers)
+        if self.part:  # beyond the range: early or late, but not at the edge of what was learned
+            early, late = self.loc - self.scale, self.loc + self.scale
+            numbers = np.where(
+                numbers < self.low, early, np.where(numbers > self.high, late, numbers)
+            )
         if self.kind == "positive":  # 0 and below are as far away as a number can be
-            with np.errstate(divide="ignore"):
-                numbers = np.log(np.maximum(numbers, 0.0))
+            numbers = logs(numbers, self.unit)
         with np.errstate(over="ignore"):  # to infinity, and so to FAR
             return np.clip((numbers - self.loc) / self.scale, -FAR, FAR)
 
+    def is_new(self, numbers: np.ndarray, codes: np.ndarray) -> np.ndarray:
+        """Which entries training rows did not show: unseen levels, numbers out of range."""
+        if self.num_levels:
+            return codes == 0.0
+        low, high = (np.nan if bound is None else bound for bound in (self.low, self.high))
+        return (numbers < low) | (numbers > high)
+
     def _codes_of_texts(self, values: pd.Series) -> np.ndarray:
         text, levels = as_text(values), self.levels or ()
-        if has_number_dtype(values) and text.notna().any() and not any(map(spells_number, levels)):
+        swap = {} if set(levels) - set(BOOLEANS) else {v: k for k, v in BOOLEANS.items()}
+        swap = swap if set(levels) - {"0", "1"} else BOOLEANS
+        text = text.replace(swap) if swap else text
+        is_spelled = any(re.search(r"\d", level) for level in levels) or bool(swap)
+        if has_number_dtype(values) and text.notna().any() and not is_spelled:
             # More often another dtype than rows that are anomalies.
-            warnings.warn(
+            warn(
                 f"column {self.name!r} held texts in training, such as {levels[0]!r}, and holds "
                 f"numbers now ({values.dtype}): all are taken as never seen. Convert it to the "
-                "dtype of training",
-                stacklevel=3,
+                "dtype of training"
             )
         codes = pd.Index(levels, dtype="string").get_indexer(pd.Index(text)) + 1.0
         return np.where(text.isna(), np.nan, codes)
 
     def _codes_of_numbers(self, numbers: np.ndarray) -> np.ndarray:
-        code = np.searchsorted(np.array(self.lows), numbers, side="right")
-        is_inside = numbers <= np.array([-np.inf, *(self.highs or ())])[code]
+        lows, highs = np.array(self.lows), np.array(self.highs)
+        with np.errstate(over="ignore", invalid="ignore"):
+            gaps = np.concatenate([[np.inf], lows[1:] - highs[:-1], [np.inf]]) / 4.0
+        lows = lows - np.minimum(ROUNDING * abs(lows), gaps[:-1])
+        highs = highs + np.minimum(ROUNDING * abs(highs), gaps[1:])
+        code = np.searchsorted(lows, numbers, side="right")
+        is_inside = numbers <= np.array([-np.inf, *highs])[code]
         return np.where(np.isnan(numbers), np.nan, np.where(is_inside, code, 0.0))
+
+
+def logs(numbers: np.ndarray, unit: float) -> np.ndarray:
+    """Logarithms of numbers above 0; of any, in a unit: see `Column`."""
+    if unit:
+        with np.errstate(over="ignore"):
+            return np.arcsinh(numbers / unit / 2.0)
+    with np.errstate(divide="ignore"):
+        return np.log(np.maximum(numbers, 0.0))

@@ -1,4 +1,4 @@
-"""Encoder of mixed tables: a tensor with one entry a column, learned on training rows alone."""
+"""Encoder of mixed tables: a tensor with an entry a column, learned on training rows alone."""
 
 from collections.abc import Mapping
 from typing import Any, Self
@@ -9,23 +9,27 @@ import torch
 from sklearn.base import BaseEstimator, TransformerMixin
 from sklearn.utils.validation import check_is_fitted
 
-from pyro_vaeflow.tables.column_kinds import learn_column
+from pyro_vaeflow.tables.column_kinds import learn_columns
+from pyro_vaeflow.tables.columns import LEFT_OUT, Column
 from pyro_vaeflow.tables.frames import check_columns, check_training_frame
+from pyro_vaeflow.tables.reading import Shares, warn_of
 
 
 class MixedEncoder(TransformerMixin, BaseEstimator):
-    """Codes of levels and standardised numbers, float32 ``(num_data, num_columns)``; NaN: missing.
+    """Codes of levels and standardised numbers, float32 ``(num_data, num_entries)``; NaN: missing.
 
     No text and no number of later rows is an error: one that no training row of a categorical or
-    discrete column shows has the code 0, and ``None``, ``NaN`` and ``NA`` are missing.
+    discrete column shows has the code 0, and ``None``, ``NaN`` and ``NA`` are missing. A date has
+    some entries; identifiers have none.
 
     Args:
-        kinds: column name -> ``categorical``, ``discrete``, ``continuous`` or ``positive``, where
-            `learn_column` should not choose.
+        kinds: column name -> ``categorical``, ``discrete``, ``continuous``, ``positive`` or
+            ``date``, where `learn_columns` should not choose.
 
     Attributes:
-        columns_: one `Column` a column, in the frame's order; what `Model` and `Guide` take.
-        names_: the frame's own names of them.
+        readings_: what the columns were taken for, in the frame's order, with those left out.
+        columns_: those with an entry; what `Model` and `Guide` take.
+        names_: the frame's own names of its columns.
 
     Example:
         >>> frame = pd.DataFrame({"kind": ["a", "b", "a"], "size": [0.0, 2.0, 4.0]})
@@ -43,26 +47,78 @@ class MixedEncoder(TransformerMixin, BaseEstimator):
 
         Raises:
             ValueError: the frame has no rows, no columns or repeated column names, a column has no
-                value, or `kinds` names a column or kind that is not known.
-            TypeError: a column holds dates, complex numbers or containers.
+                value or none is a feature, or `kinds` names a column or kind that is not known.
+            TypeError: a column holds complex numbers or containers.
+
+        Warns:
+            UserWarning: a column is left out, or not all of its entries are learned from.
         """
         check_training_frame(frame)
         kinds = self.kinds or {}
         if unknown := sorted(set(kinds) - set(frame.columns), key=str):
             raise ValueError(f"kinds names {unknown}, not columns of {list(frame.columns)}")
-        self.columns_ = [learn_column(frame[name], kinds.get(name)) for name in frame.columns]
+        self.readings_ = [
+            column
+            for name in frame.columns
+            for column in learn_columns(frame[name], kinds.get(name))
+        ]
         self.names_ = frame.columns
+        if not self.columns_:
+            why = "; ".join(f"{column.name!r}: {column.why}" for column in self.readings_[:3])
+            raise ValueError(
+                f"no column is left to learn from ({why}); say with kinds what to keep"
+            )
         return self
+
+    @property
+    def columns_(self) -> list[Column]:
+        """The columns with an entry in a row; a date has some."""
+        return [column for column in self.readings_ if column.kind != LEFT_OUT]
 
     def transform(self, frame: pd.DataFrame) -> torch.Tensor:
         """Encodes rows with what `fit` learned; columns are found by name.
 
         Raises:
             ValueError: columns differ from those of `fit`, or a numeric one holds text.
+
+        Warns:
+            UserWarning: most entries of a column are such as no training row shows, or missing.
         """
-        check_is_fitted(self)
+        x, shares = self.encode(frame)
+        warn_of(shares)
+        return x
+
+    def encode(
+        self, frame: pd.DataFrame, is_training: bool = False
+    ) -> tuple[torch.Tensor, list[Shares]]:
+        """The tensor of `transform`, and what of each column is new or missing, without a warning.
+
+        Args:
+            is_training: whether entries that were not learned from, far from all others, are NaN.
+        """
+        check_is_fitted(self, "readings_")
         check_columns(frame, self.names_)
         rows = np.empty((len(frame), len(self.columns_)), dtype=np.float32)
-        for j, (name, column) in enumerate(zip(self.names_, self.columns_, strict=True)):
-            rows[:, j] = column.encode(frame[name])
-        return torch.from_numpy(rows)
+        shares = []
+        names = {str(name): name for name in self.names_}
+        for j, column in enumerate(self.columns_):
+            values = frame[names[column.name]]
+            if column.kind == "categorical":
+                numbers = codes = column.encode(values)
+            else:
+                numbers = column.numbers(values)
+                codes = column.code(numbers)
+            is_new = column.is_new(numbers, codes)
+            if is_training and not column.num_levels:
+                codes = np.where(is_new, np.nan, codes)
+            rows[:, j] = codes
+            shares.append(Shares.of(column, values, is_new, np.isnan(codes)))
+        return torch.from_numpy(rows), shares
+
+    def sums(self, entries: np.ndarray) -> pd.DataFrame:
+        """Sums of ``(num_data, num_entries)`` over the entries of each of the frame's columns."""
+        names = {str(name): name for name in self.names_}
+        owners = [column.name for column in self.columns_]
+        starts = [j for j, name in enumerate(owners) if not j or name != owners[j - 1]]
+        columns = pd.Index([names[owners[j]] for j in starts], tupleize_cols=False)
+        return pd.DataFrame(np.add.reduceat(entries, starts, axis=1), columns=columns)
