@@ -285,7 +285,7 @@ def test_the_density_of_a_mixture_is_scipys_and_that_of_its_draws() -> None:
         expected = mixture.log_weights[row].exp() @ torch.as_tensor(np.stack(parts))
         torch.testing.assert_close(mixture.log_prob(u)[row].exp(), expected)
     stream = RowStream(torch.arange(3.0).unsqueeze(-1), 0)
-    draws = mixture.sample(stream.uniform(20_000), stream.normal(20_000, 6))
+    draws = mixture.draw(20_000, stream)
     narrow = StudentMixture(mixture.log_weights, mixture.loc, 0.5 * mixture.factor)
     log_weight = (narrow.log_prob(draws) - mixture.log_prob(draws)).mT  # at most 4
     error = importance.log_evidence_stderr(log_weight)
