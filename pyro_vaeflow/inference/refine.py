@@ -1,11 +1,13 @@
-r"""Evidence of rows that the guide does not cover, by adaptive multiple importance sampling.
+r"""Evidence of rows that the guide does not cover, by proposals that are adapted to each row.
 
 A proposal of Student's t mixtures is adapted to each row's posterior in rounds. The first draws
 come from the prior, and weights are raised to a power that keeps their effective size until 1
-serves: the proposal closes in on separate modes step by step. Draws of the guide join in the last
-rounds. All of these draws are then thrown away. The estimate is made of fresh ones from the last
-proposal and, to a fifth, from those before it, so that :math:`E[w] = p(x)`, whatever the adaptation
-has done. No log q(z | x) of the guide is needed: guides that score only their own draws will do.
+serves: the proposal closes in on separate modes step by step. For the last rounds it is joined by
+the guide's draws and by fits to populations that gradients lead to the posterior (`tempering`),
+which find it in tens of dimensions too. All of these draws are then thrown away. The estimate is
+made of fresh ones from the last proposal and, to a fifth, from those before it, so that
+:math:`E[w] = p(x)`, whatever the adaptation has done. No log q(z | x) of the guide is needed:
+guides that score only their own draws will do.
 """
 
 import math
@@ -99,8 +101,9 @@ def refine(
 ) -> Refined:
     r"""Estimates each row's log p(x) by a proposal that is adapted to the row; nats.
 
-    Adaptation goes on with more draws and parts for rows where a trial of the proposal has a k-hat
-    above 0.5. Rows and seed decide the result.
+    Where a trial of the proposal has a k-hat above 0.5, adaptation is done again with more draws
+    and parts; where that does not do either, draws of the proposal are annealed to the posterior.
+    Rows and seed decide the result.
 
     References:
         J.-M. Cornuet, J.-M. Marin, A. Mira, C. Robert, Adaptive Multiple Importance Sampling, 2012,

@@ -25,7 +25,7 @@ KDD = "kddcup99"
 SETS = ("glass", "thyroid", "wine", "cardio", "wdbc", "pendigits", KDD)
 TRAINED_ON = 10_000  # rows at most
 OPTIONS: dict[str, dict[str, Any]] = {KDD: {"latent_dim": 16}}  # as in the preset kdd
-BUDGET = {"rows": 10, "again": 3, "num_steps": 1500}  # rows of each kind
+BUDGET = {"rows": 6, "again": 2, "num_steps": 1500}  # rows of each kind
 QUICK = {"rows": 2, "again": 1, "num_steps": 20}
 KINDS = ("inliers", "anomalies")
 
