@@ -40,7 +40,8 @@ def kl_of_best_factorised(exact: LinearGaussian) -> float:
 
 def gaps_of(pair: Pair, x=None, **options) -> Gaps:
     x = pair.x if x is None else x
-    return inference_gap(*pair.programs, x, **{"num_samples": 60, "num_steps": 4} | options)
+    options = {"num_samples": 60, "num_steps": 4, "refine": False} | options
+    return inference_gap(*pair.programs, x, **options)
 
 
 def assert_same(one: Gaps, other: Gaps, rows=slice(None)) -> None:
@@ -148,6 +149,20 @@ def test_an_untrained_guide_is_brought_to_its_familys_best(flow, depth, conditio
         assert gaps.approximation_gap.mean().item() == pytest.approx(best, abs=0.01)
     if flow == "iaf":  # one autoregressive layer turns a factorised normal into any normal
         assert gaps.approximation_gap.mean().item() < 0.3 * best
+
+
+def test_the_evidence_behind_a_gap_is_refined_where_it_cannot_be_believed() -> None:
+    """A guide without parameters, far too narrow."""
+    exact = LinearGaussian()
+    x, narrow = exact.sample(3), exact.narrow_guide(0.05)
+    options = {"num_samples": 200, "num_steps": 0}
+    low = inference_gap(exact.model, narrow, x, **options, refine=False)
+    gaps = inference_gap(exact.model, narrow, x, **options)
+    unsure, off = low.khat > 0.7, gaps.log_evidence - exact.log_evidence(x)
+    assert unsure.any() and (gaps.khat <= 0.7).all() and off.abs().max() < 0.1
+    assert off.abs().max() < 0.2 * (low.log_evidence - exact.log_evidence(x)).abs().max()
+    torch.testing.assert_close(gaps.inference_gap, gaps.log_evidence - gaps.elbo)
+    assert torch.equal(gaps.elbo, low.elbo)
 
 
 def test_a_discrete_latent_is_brought_to_its_exact_posterior() -> None:

@@ -22,7 +22,7 @@ from scipy.stats import rankdata
 from pyro_vaeflow import Guide, KhatWarning, Model, log_weights, score
 from pyro_vaeflow.cli import main
 from pyro_vaeflow.datasets.ring import ring_log_density
-from pyro_vaeflow.datasets.splits import Split
+from pyro_vaeflow.datasets.splits import Dataset, Split
 from pyro_vaeflow.experiments import tasks
 from pyro_vaeflow.experiments.measurements import held_out_rows
 from pyro_vaeflow.experiments.results import COLUMNS, finished_runs
@@ -33,6 +33,7 @@ from pyro_vaeflow.validation import ConfigError
 from results import report
 from results.adbench import make as adbench
 from results.adbench.score_parts import parts
+from results.evidence import make as evidence
 from results.kdd import make as kdd
 from results.ring import make as ring
 from results.ring.prior_gap import prior_gap
@@ -178,7 +179,7 @@ def test_paragraphs_are_wrapped_and_tables_are_not() -> None:
 
 
 @pytest.mark.parametrize(
-    "study", ["adbench", "flow-study", "kdd", "kdd-paper", "potentials", "ring"]
+    "study", ["adbench", "evidence", "flow-study", "kdd", "kdd-paper", "potentials", "ring"]
 )
 def test_committed_tables_are_those_of_the_committed_numbers(study: str, tmp_path: Path) -> None:
     folder = tmp_path / study
@@ -313,6 +314,7 @@ def test_gaps_add_up_to_what_the_truth_has_over_the_bound(ring_folder: Path) -> 
     true = ring_log_density(x).mean()
     np.testing.assert_allclose(table["true_log_density"], true, rtol=1e-5)
     assert "| planar 20 " in (ring_folder / "gaps.md").read_text()
+    assert "| planar 20 " in (ring_folder / "evidence.md").read_text()
     figures = {path.stem for path in (ring_folder / "figures").iterdir()}
     assert figures == {path.stem for path in (RESULTS / "ring" / "figures").iterdir()}
     assert figures >= {"figure1_data", "figure2_diagonal0", "figure3_planar20", "figure4_iaf20"}
@@ -482,6 +484,26 @@ def test_adbench_has_ranks_and_the_parts_of_its_scores(three_classes: None, tmp_
     path.unlink()
     with pytest.raises(ConfigError, match="has no scores.npz: remove the folder and run again"):
         parts(run)
+
+
+def test_evidence_has_rows_before_and_after_refinement_and_fits_no_set_twice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    frame = pd.DataFrame(np.random.default_rng(0).normal(size=(60, 3)))
+    y = np.repeat([0, 1], [50, 10])
+    frame[y == 1] += 6.0
+    monkeypatch.setattr(evidence, "load_adbench", lambda name: Dataset(name, frame, y, y))
+    evidence.main(["--quick", str(tmp_path)])
+    rows = pd.read_csv(tmp_path / "rows.csv")
+    assert rows["is_anomaly"].tolist() == [0, 0, 1, 1] and set(rows["dataset"]) == {"wine"}
+    assert (rows["refined"] == (rows["khat_before"] > 0.7)).all()
+    kept = rows[~rows["refined"]]
+    assert (kept["log_evidence"] == kept["log_evidence_before"]).all()
+    assert rows["log_evidence_again"].notna().sum() <= 2
+    page = (tmp_path / "tables.md").read_text()
+    monkeypatch.setattr(evidence, "trained", None)
+    evidence.main(["--quick", str(tmp_path)])
+    assert (tmp_path / "tables.md").read_text() == page and "| wine " in page
 
 
 def test_the_flow_study_writes_its_tables_and_figures(tmp_path: Path) -> None:

@@ -152,6 +152,13 @@ class RowStream:
         self.hashes = _seeded(x, seed) ^ _GOLDEN  # not the numbers of any site
         self.like = torch.empty((), dtype=torch.float64, device=self.hashes.device)
 
+    def repeated(self, count: int) -> "RowStream":
+        """The stream of so many copies of the rows, all first ones first, each with its own."""
+        copies = RowStream.__new__(RowStream)
+        places = torch.arange(1, count + 1, device=self.hashes.device).unsqueeze(-1) * _GOLDEN
+        copies.hashes, copies.like = _mix(self.hashes + places).flatten(), self.like
+        return copies
+
     def _numbers(self) -> _RowNumbers:
         self.hashes = _mix(self.hashes)
         return _RowNumbers(self.hashes, axis_from_right=2)

@@ -1,11 +1,13 @@
-r"""Evidence of rows that the guide does not cover, by adaptive multiple importance sampling.
+r"""Evidence of rows that the guide does not cover, by proposals that are adapted to each row.
 
 A proposal of Student's t mixtures is adapted to each row's posterior in rounds. The first draws
 come from the prior, and weights are raised to a power that keeps their effective size until 1
-serves: the proposal closes in on separate modes step by step. Draws of the guide join in the last
-rounds. All of these draws are then thrown away. The estimate is made of fresh ones from the last
-proposal and, to a fifth, from those before it, so that :math:`E[w] = p(x)`, whatever the adaptation
-has done. No log q(z | x) of the guide is needed: guides that score only their own draws will do.
+serves: the proposal closes in on separate modes step by step. For the last rounds it is joined by
+the guide's draws and by fits to populations that gradients lead to the posterior (`tempering`),
+which find it in tens of dimensions too. All of these draws are then thrown away. The estimate is
+made of fresh ones from the last proposal and, to a fifth, from those before it, so that
+:math:`E[w] = p(x)`, whatever the adaptation has done. No log q(z | x) of the guide is needed:
+guides that score only their own draws will do.
 """
 
 import math
@@ -32,7 +34,6 @@ from pyro_vaeflow.inference.pairs import (
 )
 from pyro_vaeflow.inference.parameters import Program, evaluating
 from pyro_vaeflow.inference.student_mixtures import (
-    DEGREES,
     StudentMixture,
     chosen,
     fitted,
@@ -40,14 +41,23 @@ from pyro_vaeflow.inference.student_mixtures import (
     moments,
     taken,
 )
+from pyro_vaeflow.inference.tempering import (
+    LEAST,
+    Path,
+    annealed_log_weights,
+    cooling,
+    tempered_draws,
+)
 from pyro_vaeflow.inference.traces import Args, latent_sites, of_rows, take_rows
 
 MEMORY = 2  # rounds whose draws a fit reads
 COOLING = 0.25  # least effective size of tempered weights, in shares of a round's draws
 EARLIER, EVERY = 0.2, 3  # share of the proposals before the last in the final one; which of them
 WIDTHS = {1.0: 0.4, 2.0: 0.3, 4.0: 0.3}  # scales of the guide's draws, and their shares
+BROAD = {1.5: 0.3, 3.0: 0.4, 4.0: 0.3}  # of the prior's draws, where populations start
+A_PART = 20  # draws for each dimension of a part that is fitted to them, at least
 NUMBERS = 30_000  # rows times draws times dimensions at once: they should fit the cache
-LEAST = -1e30  # nats, of a draw that is impossible
+ANNEALED = 500, 16  # draws and steps of rows that no proposal suits
 CONTENT = 0.5  # the k-hat of fresh draws above which a row is adapted to with more effort
 
 
@@ -61,9 +71,14 @@ class Effort:
     rounds: int  # before the guide's draws join in
     more: int  # rounds after that
     final: int  # fresh draws
+    population: int  # draws on each path to the posterior
+    steps: int  # along it
 
 
-EFFORTS = (Effort(8, 1000, 500, 8, 4, 2000), Effort(16, 2000, 1500, 20, 6, 10_000))
+EFFORTS = (
+    Effort(8, 1000, 1000, 8, 4, 2000, 300, 16),
+    Effort(16, 2000, 2000, 12, 6, 10_000, 500, 24),
+)
 
 
 @dataclass(frozen=True)
@@ -88,8 +103,9 @@ def refine(
 ) -> Refined:
     r"""Estimates each row's log p(x) by a proposal that is adapted to the row; nats.
 
-    Adaptation goes on with more draws and parts for rows where a trial of the proposal has a k-hat
-    above 0.5. Rows and seed decide the result.
+    Where a trial of the proposal has a k-hat above 0.5, adaptation is done again with more draws
+    and parts; where that does not do either, draws of the proposal are annealed to the posterior.
+    Rows and seed decide the result.
 
     References:
         J.-M. Cornuet, J.-M. Marin, A. Mira, C. Robert, Adaptive Multiple Importance Sampling, 2012,
@@ -120,13 +136,20 @@ def refine(
             with evaluating(model, guide, seed):
                 latents = Latents(model, guide, take_rows(args, some), way, plate)
                 stream = RowStream(latents.columns, seed)
-                proposal, cooled = adapted(latents, effort, stream, seed)
+                proposal, core = adapted(latents, effort, stream, seed)
                 trial, log_weight = (
                     _log_weights(latents, proposal, count, stream)
                     for count in (EFFORTS[0].final, effort.final)
                 )
-            unsettled.append(some[~(cooled & (importance.khat(trial) <= CONTENT))])
-            for name, value in importance.estimate(log_weight).items():
+                estimate = importance.estimate(log_weight)
+                is_content = importance.khat(trial) <= CONTENT
+                if effort is EFFORTS[-1] and not is_content.all():
+                    path = Path(latents.log_joint, core)
+                    log_weight = annealed_log_weights(path, *ANNEALED, stream)
+                    for name, value in importance.estimate(log_weight).items():
+                        estimate[name] = torch.where(is_content, estimate[name], value)
+            unsettled.append(some[~is_content])
+            for name, value in estimate.items():
                 numbers[name][some] = value.double()
         rows = torch.cat(unsettled)
     return Refined(**numbers)
@@ -134,49 +157,62 @@ def refine(
 
 def adapted(
     latents: "Latents", effort: Effort, stream: RowStream, seed: int
-) -> tuple[StudentMixture, torch.Tensor]:
-    """The proposal of each row: what the rounds end with, and to a fifth what they began with.
+) -> tuple[StudentMixture, StudentMixture]:
+    """The proposal of each row: what the rounds and the paths end with, and what rounds began with.
 
-    And whether the weights counted in full, ``(num_data,)``, before the guide's draws joined in:
-    these could make up for what the others have not found yet.
+    And the former part of it alone.
     """
     prior, guide = (moments(u) for u in latents.first_draws(effort.fits, seed))
     proposal = _around(*prior, {1.0: 1.0})
     earlier, drawn, log_joint = [], [], []
     for round_ in range(effort.rounds + effort.more):
         if round_ == effort.rounds:
-            proposal = joined([proposal, _around(*guide, WIDTHS)], [0.5, 0.5])
+            starts = [_around(*guide, WIDTHS), _around(*prior, BROAD)]
+            ends = _ends_of_paths(latents, starts, effort, stream)
+            proposal = joined([proposal, starts[0], *ends], [0.25] * 4)
         earlier.append(proposal)
         drawn.append(latents.propose(proposal, effort.draws, stream))
         log_joint.append(latents.log_joint(drawn[-1]))
         u, recent = torch.cat(drawn[-MEMORY:], 1), earlier[-MEMORY:]
         log_density = torch.stack([mixture.log_prob(u) for mixture in recent]).logsumexp(0)
         log_weight = torch.cat(log_joint[-MEMORY:], 1) - log_density
-        log_weight -= log_weight.amax(-1, keepdim=True)
         log_weight.nan_to_num_(LEAST, neginf=LEAST)
-        power = cooling(log_weight, effort.draws)
-        if round_ < effort.rounds:
-            cooled = power.squeeze(-1) == 1.0
+        power = cooling(log_weight, COOLING * effort.draws)
         # points at even distances: less noise than independent choices
         places = torch.arange(effort.fits, dtype=u.dtype, device=u.device) + stream.uniform(1)
         some = taken(u, chosen((power * log_weight).softmax(-1), places / effort.fits))
-        proposal = fitted(some, stream.uniform(effort.parts))
-    some_earlier = earlier[::EVERY]
+        proposal = _fitted(some, effort, stream)
+    core, some_earlier = joined([proposal, *ends], [0.5, 0.25, 0.25]), earlier[::EVERY]
     shares = [1.0 - EARLIER, *[EARLIER / len(some_earlier)] * len(some_earlier)]
-    return joined([proposal, *some_earlier], shares), cooled
+    return joined([core, *some_earlier], shares), core
 
 
-def cooling(log_weight: torch.Tensor, num_draws: int) -> torch.Tensor:
-    """The power, at most 1, of weights ``(num_data, n)`` at which enough draws count for a fit."""
-    low, high = torch.zeros_like(log_weight[:, :1]), torch.full_like(log_weight[:, :1], 2.0)
-    for _ in range(18):  # the first power that is tried is 1
-        power = 0.5 * (low + high)
-        weight = (power * log_weight).exp_()
-        enough = weight.sum(-1, keepdim=True).square() >= (
-            COOLING * num_draws * weight.square_().sum(-1, keepdim=True)
-        )
-        low, high = torch.where(enough, power, low), torch.where(enough, high, power)
-    return low.clamp(max=1.0)
+def _ends_of_paths(
+    latents: "Latents", starts: list[StudentMixture], effort: Effort, stream: RowStream
+) -> list[StudentMixture]:
+    """Fits to populations that went from each start to the posterior; each on a path of its own.
+
+    In one population the draws of a start that is near would take the place of all others before
+    these have found what is far.
+    """
+    count = len(starts)
+
+    def log_joint(u: torch.Tensor) -> torch.Tensor:
+        return torch.cat(latents.log_joint(torch.cat(u.chunk(count), 1)).chunk(count, 1))
+
+    names = ("log_weights", "loc", "factor")
+    whole = StudentMixture(*(torch.cat([getattr(s, name) for s in starts]) for name in names))
+    streams = stream.repeated(count)
+    path = Path(log_joint, whole)
+    u = tempered_draws(path, effort.population, effort.steps, streams)
+    fit = _fitted(u, effort, streams)
+    parts = zip(*(getattr(fit, name).chunk(count) for name in names), strict=True)
+    return [StudentMixture(*part) for part in parts]
+
+
+def _fitted(u: torch.Tensor, effort: Effort, stream: RowStream) -> StudentMixture:
+    parts = min(effort.parts, u.shape[1] // (A_PART * u.shape[2]))
+    return fitted(u, stream.uniform(max(1, parts)))
 
 
 def _around(loc: torch.Tensor, factor: torch.Tensor, widths: dict[float, float]) -> StudentMixture:
@@ -232,9 +268,7 @@ class Latents:
         self, proposal: StudentMixture, num_samples: int, stream: RowStream
     ) -> torch.Tensor:
         """Draws of a proposal, rounded as the programs will see them."""
-        size = proposal.loc.shape[-1] + DEGREES
-        u = proposal.sample(stream.uniform(num_samples), stream.normal(num_samples, size))
-        return u.to(self.dtype).double()
+        return proposal.draw(num_samples, stream).to(self.dtype).double()
 
     def log_joint(self, u: torch.Tensor) -> torch.Tensor:
         """log p(x, z(u)) + log |dz/du|, ``(num_data, num_samples)``, nats; -inf where undefined."""

@@ -9,9 +9,11 @@ from collections.abc import Sequence
 
 import torch
 
+from pyro_vaeflow.inference.noise import RowStream
+
 DEGREES = 4  # of freedom
 STEPS = 6  # of expectation and maximisation; the draws will be made anew from what is fitted
-SPREAD = 0.1  # variance, in shares of a part of all draws, that a part shrinks to without draws
+SPREAD = 0.1  # volume, in shares of a part of all draws, that a part shrinks to without draws
 TINY = 1e-8  # of a variance, added to it: a factor exists where draws lie on a line
 
 
@@ -56,14 +58,10 @@ class StudentMixture:
         """The log density at u ``(num_data, num_samples, dim)``: ``(num_data, num_samples)``."""
         return self.log_parts(u)[0].logsumexp(1)
 
-    def sample(self, uniform: torch.Tensor, normal: torch.Tensor) -> torch.Tensor:
-        """Draws ``(num_data, num_samples, dim)`` made of random numbers.
-
-        Args:
-            uniform: ``(num_data, num_samples)``.
-            normal: ``(num_data, num_samples, dim + DEGREES)``.
-        """
-        direction, chi = normal.split([self.loc.shape[-1], DEGREES], -1)
+    def draw(self, num_samples: int, stream: RowStream) -> torch.Tensor:
+        """Draws ``(num_data, num_samples, dim)``."""
+        uniform, dim = stream.uniform(num_samples), self.loc.shape[-1]
+        direction, chi = stream.normal(num_samples, dim + DEGREES).split([dim, DEGREES], -1)
         step = direction * (DEGREES / chi.square().sum(-1, keepdim=True)).sqrt()
         part = chosen(self.log_weights.exp(), uniform)
         row = torch.arange(len(part), device=part.device).unsqueeze(-1)
@@ -125,9 +123,9 @@ def fitted(u: torch.Tensor, uniform: torch.Tensor) -> StudentMixture:
         centres.append(centre)
         distance = distance.minimum((whole - centre).square().sum(-1) + TINY)
     unit = torch.eye(dim, dtype=u.dtype, device=u.device)
-    round_one = unit * parts ** (-2.0 / dim)  # whitened draws have covariance 1
-    zeros = torch.zeros_like(uniform)
-    mixture = StudentMixture(zeros, torch.cat(centres, 1), (0.5 * round_one).sqrt())
+    first = unit * (0.5 * parts ** (-2.0 / dim)) ** 0.5  # whitened draws have covariance 1
+    small = unit * (parts / SPREAD) ** (-2.0 / dim)
+    mixture = StudentMixture(torch.zeros_like(uniform), torch.cat(centres, 1), first)
     products = (whole.unsqueeze(-1) * whole.unsqueeze(-2)).flatten(2)
     for _ in range(STEPS):
         log_prob, square = mixture.log_parts(whole)
@@ -138,7 +136,7 @@ def fitted(u: torch.Tensor, uniform: torch.Tensor) -> StudentMixture:
         middle = (moving @ whole + TINY * mixture.loc) / total
         outer = (middle.unsqueeze(-1) * middle.unsqueeze(-2)) * total.unsqueeze(-1)
         scatter = (moving @ products).unflatten(-1, (dim, dim)) - outer
-        covariance = (scatter + (dim + 1) * SPREAD * round_one) / (size + dim + 1)[..., None, None]
+        covariance = (scatter + (dim + 1) * small) / (size + dim + 1)[..., None, None]
         mixture = StudentMixture((size + 1.0).log(), middle, torch.linalg.cholesky(covariance))
     back = factor.unsqueeze(1)
     return StudentMixture(

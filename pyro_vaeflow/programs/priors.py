@@ -74,11 +74,15 @@ class ExemplarMixture(TorchDistribution):
     @torch.no_grad()
     def sample(self, sample_shape: torch.Size = torch.Size()) -> torch.Tensor:  # noqa: B008
         """Draws of z, ``sample_shape + batch_shape + (latent_dim,)``, without a gradient."""
-        logits = self.log_weights.expand(*self.batch_shape, self.log_weights.shape[-1])
-        which = dist.Categorical(logits=logits).sample(sample_shape)
+        sums = self.log_weights.exp().cumsum(-1)
+        shape = torch.Size((*sample_shape, *self.batch_shape, 1))
+        # uniform and normal numbers: those that `RowNoise` knows how to give to each row
+        chosen = torch.rand(shape, dtype=sums.dtype, device=sums.device) * sums[..., -1:]
+        sums = sums.expand(*shape[:-1], -1).contiguous() if sums.dim() > 1 else sums
+        which = torch.searchsorted(sums, chosen).squeeze(-1).clamp(max=len(self.centres))
         loc = torch.cat([self.centres, torch.zeros_like(self.centres[:1])])[which]
         is_far = (which == len(self.centres)).unsqueeze(-1)
-        return loc + torch.where(is_far, self.broad, self.width) * torch.randn_like(loc)
+        return torch.normal(loc, torch.where(is_far, self.broad, self.width))
 
 
 class ExemplarPrior(nn.Module):
