@@ -213,9 +213,12 @@ assert before == after, [(a, b) for a, b in zip(before, after) if a != b]
 
 
 def test_imports_change_no_global_state_and_few_modules_stand_behind_model_and_training() -> None:
-    """Guide, train and score: 47 modules and 6,297 lines in version 0.1."""
+    """Guide, train and score: 47 modules and 6,297 lines in version 0.1.
+
+    3,939 lines took programs of the pair's own shape alone; 900 more take any pair of programs.
+    """
     result = subprocess.run([sys.executable, "-c", IMPORTS], capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     files = [Path(name) for name in result.stdout.split()]
-    assert 10 < len(files) <= 20, sorted(path.stem for path in files)
-    assert sum(len(path.read_text().splitlines()) for path in files) <= 4000  # 3,500 was the aim
+    assert 10 < len(files) <= 22, sorted(path.stem for path in files)
+    assert sum(len(path.read_text().splitlines()) for path in files) <= 4850
