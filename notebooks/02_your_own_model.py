@@ -14,12 +14,11 @@
 # # A model and guide of your own
 #
 # Training, annealing, scores and diagnostics speak Pyro traces. Whatever pair of programs meets
-# four rules plugs in:
+# three rules plugs in:
 #
 # 1. model and guide take the same arguments, the first with the data rows first;
-# 2. each opens a plate named `data` of as many rows, with every latent and observed site inside;
-# 3. the names of the latents agree;
-# 4. both broadcast over an extra dimension on the left, the draws.
+# 2. each opens a plate named `data` of as many rows around what belongs to a row;
+# 3. unobserved sites of the model have a counterpart in the guide, under the same name.
 #
 # Here is a pair with two latents, two kinds of columns, and a guide in which one latent depends
 # on the other.
@@ -118,9 +117,7 @@ def guide(x):
     with pyro.plate("data", len(x)):
         loc, log_scale = to_load(features)
         load = pyro.sample("load", dist.Normal(loc, log_scale.exp()).to_event(1))
-        # Draws may stand on the left of `load`, so the features take its shape: rule 4.
-        both = torch.cat([features.expand(*load.shape[:-1], -1), load], dim=-1)
-        loc, log_scale = to_wear(both)
+        loc, log_scale = to_wear(torch.cat([features, load], dim=-1))
         pyro.sample("wear", dist.Normal(loc, log_scale.exp()).to_event(1))
 
 
