@@ -73,7 +73,7 @@ def test_nuts_finds_the_posterior_that_the_weights_give() -> None:
     row = rows()[:1]
     model.requires_grad_(False)
     torch.manual_seed(0)
-    chain = MCMC(NUTS(model), num_samples=300, warmup_steps=50, disable_progbar=True)
+    chain = MCMC(NUTS(model), num_samples=500, warmup_steps=50, disable_progbar=True)
     chain.run(row)
     z = chain.get_samples()["z"].reshape(-1, 2)
     trace = poutine.trace(guide).get_trace(row.expand(4000, 3))
