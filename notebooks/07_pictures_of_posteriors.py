@@ -79,7 +79,8 @@ for flow in ("diagonal", "planar", "iaf"):
 # %%
 def show(flow: str = "diagonal", latent_dim: int = 2, row: int = 0) -> Figure:
     model, guide = pairs[flow, latent_dim]
-    return plot_posteriors(model, {f"{flow}, row {row}": guide}, x[row : row + 1])
+    named = {f"{flow}, row {row}": guide}
+    return plot_posteriors(model, named, x[row : row + 1], num_samples=500)
 
 
 if find_spec("ipywidgets"):
@@ -104,7 +105,7 @@ model, guide = pairs["iaf", 2]
 with torch.no_grad():
     context = guide.encoder(x[:1])
     loc, raw_scale = guide.base(context).chunk(2, dim=-1)
-    z = loc + torch.nn.functional.softplus(raw_scale) * torch.randn(1000, 2)
+    z = loc + torch.nn.functional.softplus(raw_scale) * torch.randn(400, 2)
     steps = [z]
     for layer in guide.flow:
         steps.append(layer.condition(context)(steps[-1]))
@@ -130,15 +131,15 @@ with torch.no_grad():
         "z_2 moves": torch.stack([zeros, grid], 1),
     }
     curves = {name: model.decode(z).mean for name, z in along.items()}
-    made_up = model.decode(torch.randn(2000, 2)).sample()
+    made_up = model.decode(torch.randn(800, 2)).sample()
 figure = Figure(figsize=(8, 3.4), layout="constrained")
 left, right = figure.subplots(1, 2, sharex=True, sharey=True)
-left.plot(*x.T, ".", color="0.8", markersize=1)
+left.plot(*x[:800].T, ".", color="0.8", markersize=1)
 for name, curve in curves.items():
     left.plot(*curve.T, label=name)
 left.legend(loc="center")
 left.set_title("the decoder's mean")
-right.plot(*x.T, ".", color="0.8", markersize=1, label="rows")
+right.plot(*x[:800].T, ".", color="0.8", markersize=1, label="rows")
 right.plot(*made_up.T, ".", color="black", markersize=1, label="made up")
 right.legend(loc="center", markerscale=8)
 right.set_title("rows of the model")

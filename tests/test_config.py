@@ -75,7 +75,7 @@ def test_every_setting_survives_its_file_and_counts_in_the_digest(name: str) -> 
         ({"annealing": {"kind": "sine"}}, "expected one of constant, linear, cyclical, capacity"),
         ({"annealing": {"cycles": 3}}, "did you mean 'num_cycles'?"),
         (
-            {"learning_rate_stop": 1e-5},
+            {"learning_rate_schedule": "constant", "learning_rate_stop": 1e-5},
             "learning_rate_stop: learning_rate_schedule=constant ignores it; leave it out, got",
         ),
         ({"annealing": {"start": 0.5}}, "annealing: start: kind=constant ignores it"),

@@ -35,7 +35,12 @@ from pyro_vaeflow.validation import ConfigError
 from tests.processes import die, is_killed
 
 TINY = ExperimentConfig(
-    dataset="breast_cancer", num_steps=4, num_samples=3, encoder_dims=(8,), decoder_dims=(8,)
+    dataset="breast_cancer",
+    preprocessing="minmax",
+    num_steps=4,
+    num_samples=3,
+    encoder_dims=(8,),
+    decoder_dims=(8,),
 )
 
 

@@ -52,7 +52,7 @@ def plot_posteriors(
         >>> [axes.get_title().partition(":")[0] for axes in figure.axes]
         ['diagonal', 'iaf']
     """
-    args, effort = as_args(row), EFFORTS[1]
+    args, effort = as_args(row), EFFORTS[-1]
     named = guides if isinstance(guides, Mapping) else {"q(z | x)": guides}
     check_size("rows of row", len(args[0]), 1, 1)
     check_size("num_samples", num_samples, 25)
