@@ -73,7 +73,8 @@ class VAEFlowDetector(DetectorSettings, Programs, Calibrated, OutlierMixin, Base
             function keeps its own modules.
 
     Attributes:
-        offset_: the score below which rows are flagged, nats; offsets_: those of groups.
+        offset_: the score below which rows are flagged, nats.
+        offsets_: group -> its threshold, nats; empty without `groups`.
         n_features_in_, feature_names_in_: of the table, names if all are texts.
         columns_, encoder_: what each column was taken for, a frame; the fitted `MixedEncoder`.
         model_, guide_: the trained programs.
