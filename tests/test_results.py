@@ -6,6 +6,7 @@ import math
 import re
 import shutil
 import warnings
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from importlib import import_module
@@ -28,6 +29,7 @@ from pyro_vaeflow.experiments.measurements import held_out_rows
 from pyro_vaeflow.experiments.results import COLUMNS, finished_runs
 from pyro_vaeflow.experiments.run_folder import load_programs
 from pyro_vaeflow.experiments.tasks import load_task
+from pyro_vaeflow.inference import refine
 from pyro_vaeflow.inference.importance import log_evidence, log_evidence_stderr
 from pyro_vaeflow.validation import ConfigError
 from results import report
@@ -296,7 +298,16 @@ def test_the_page_ranks_complete_sets_and_keeps_published_figures_apart(many_set
 
 
 @pytest.fixture(scope="module")
-def ring_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def little_effort() -> Iterator[None]:
+    """Refinement by few draws: what its numbers are worth is for tests/test_refine.py to say."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(refine, "EFFORTS", (refine.Effort(2, 50, 50, 1, 1, 50, 20, 2),))
+        patch.setattr(refine, "ANNEALED", (20, 2))
+        yield
+
+
+@pytest.fixture(scope="module")
+def ring_folder(tmp_path_factory: pytest.TempPathFactory, little_effort: None) -> Path:
     folder = tmp_path_factory.mktemp("ring")
     ring.main(["--quick", str(folder)])
     return folder
@@ -487,7 +498,7 @@ def test_adbench_has_ranks_and_the_parts_of_its_scores(three_classes: None, tmp_
 
 
 def test_evidence_has_rows_before_and_after_refinement_and_fits_no_set_twice(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, little_effort: None
 ) -> None:
     frame = pd.DataFrame(np.random.default_rng(0).normal(size=(60, 3)))
     y = np.repeat([0, 1], [50, 10])

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from pyro_vaeflow import Model
+from pyro_vaeflow import Guide, Model
 from pyro_vaeflow.experiments.results import finished_runs, method_name
 from pyro_vaeflow.experiments.run_folder import load_programs
 from pyro_vaeflow.experiments.tasks import load_task
@@ -17,16 +17,15 @@ from pyro_vaeflow.plots.maps import plot_score_maps
 from results.shared.pages import markdown, write_page
 
 KINDS = ("inliers", "outliers")
-BUDGET = {"rows": 40, "places": 15}  # rows of each kind; places along each side of a map
-QUICK = {"rows": 1, "places": 2}
+# rows of each kind; places along each side of a map; points along each side of a grid of latents
+BUDGET = {"rows": 40, "places": 15, "size": 601}
+QUICK = {"rows": 1, "places": 2, "size": 41}
 REACH = 1.5  # of a map
 
 
-def grid_evidence(
-    model: Model, x: torch.Tensor, half: float = 7.0, size: int = 601
-) -> torch.Tensor:
+def grid_evidence(model: Model, x: torch.Tensor, size: int) -> torch.Tensor:
     """log p(x) by quadrature over two latents, for rows with one scale: ``(num_data,)``, nats."""
-    axis = torch.linspace(-half, half, size, dtype=x.dtype)
+    axis = torch.linspace(-7.0, 7.0, size, dtype=x.dtype)
     total = torch.full_like(x[:, 0], -math.inf)
     with torch.no_grad():
         for part in axis.split(20):
@@ -40,7 +39,7 @@ def grid_evidence(
     return total + 2.0 * (axis[1] - axis[0]).log()
 
 
-def write_evidence(folder: Path, *, rows: int, places: int) -> None:
+def write_evidence(folder: Path, *, rows: int, places: int, size: int) -> None:
     """Writes evidence.csv, a line a test row of each posterior's first run, and figures of maps."""
     tables: dict[str, pd.DataFrame] = {}
     for run in finished_runs(folder):
@@ -55,16 +54,16 @@ def write_evidence(folder: Path, *, rows: int, places: int) -> None:
         x = task.x_test[index].double()
         plain, refined = score(*pair, x), score(*pair, x, refine="all")
         table = pd.DataFrame({"posterior": name, "is_anomaly": task.is_anomaly[index]})
-        table["quadrature"] = grid_evidence(model, x).numpy()
+        table["quadrature"] = grid_evidence(model, x, size).numpy()
         for heading, scores in (("draws", plain), ("refined", refined)):
             for column in ("log_evidence", "stderr", "khat"):
                 table[f"{column}_{heading}"] = getattr(scores, column).numpy()
         tables[name] = table
-        _draw(folder, name, *pair, places)
+        _draw(folder, name, *pair, places, size)
     pd.concat(tables.values()).to_csv(folder / "evidence.csv", index=False, float_format="%.6g")
 
 
-def _draw(folder: Path, name: str, model: Model, guide: torch.nn.Module, places: int) -> None:
+def _draw(folder: Path, name: str, model: Model, guide: Guide, places: int, size: int) -> None:
     axis = torch.linspace(-REACH, REACH, places, dtype=torch.float64)
     points = torch.cartesian_prod(axis, axis)
 
@@ -74,7 +73,7 @@ def _draw(folder: Path, name: str, model: Model, guide: torch.nn.Module, places:
     def of(scores: Scores) -> torch.Tensor:
         return scores.log_evidence
 
-    truth = grid(grid_evidence(model, points))
+    truth = grid(grid_evidence(model, points, size))
     maps = {
         f"{name}: 100 draws": grid(of(score(model, guide, points))),
         "refined": grid(of(score(model, guide, points, refine="all"))),
