@@ -18,7 +18,7 @@ from results.shared.pages import markdown, write_page
 
 KINDS = ("inliers", "outliers")
 # rows of each kind; places along each side of a map; points along each side of a grid of latents
-BUDGET = {"rows": 40, "places": 15, "size": 601}
+BUDGET = {"rows": 30, "places": 11, "size": 401}
 QUICK = {"rows": 1, "places": 2, "size": 41}
 REACH = 1.5  # of a map
 
@@ -112,7 +112,7 @@ def write_evidence_page(folder: Path) -> None:
         folder / "evidence.md",
         f"# {folder.resolve().name}: evidence beside quadrature",
         markdown(pd.DataFrame(lines)),
-        "Made by `python -m results.ring.make` from the first run of each posterior: log evidence "
+        "Made by `python -m results.ring.make --evidence` from the first run of each posterior: log evidence "
         "less that by quadrature over the two latents, nats. Draws: 100 of the posterior.",
         "AUROC of -log p(x) on these rows:",
         markdown(pd.DataFrame(ranks)),
