@@ -13,7 +13,7 @@ import torch
 from pyro_vaeflow import Guide, Model, make_ring, score, train
 from pyro_vaeflow.inference import importance
 from pyro_vaeflow.inference.noise import RowStream
-from pyro_vaeflow.inference.refine import Refined, refine
+from pyro_vaeflow.inference.refine import Effort, Refined, refine
 from pyro_vaeflow.inference.student_mixtures import StudentMixture, fitted
 from pyro_vaeflow.inference.tempering import Path, annealed_log_weights, tempered_draws
 from pyro_vaeflow.programs.priors import ExemplarMixture
@@ -274,6 +274,17 @@ def test_score_refines_the_rows_that_need_it_alone() -> None:
     assert scores.to_frame()["refined"].sum() == scores.refined.sum()
     certain = score(exact.model, exact.exact_guide, x, refine=True)
     assert not certain.refined.any()
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_gradients_are_had_whatever_the_caller_has_switched_off(mode, monkeypatch) -> None:
+    little = Effort(2, 100, 100, 1, 1, 100, 20, 2)
+    monkeypatch.setattr("pyro_vaeflow.inference.refine.EFFORTS", (little,))
+    exact = LinearGaussian()
+    with mode():
+        x = exact.sample(2)
+        scores = score(exact.model, exact.narrow_guide(0.15), x, refine="all")
+    assert scores.log_evidence.isfinite().all() and scores.refined.all()
 
 
 # --- paths ---
