@@ -112,8 +112,8 @@ def write_evidence_page(folder: Path) -> None:
         folder / "evidence.md",
         f"# {folder.resolve().name}: evidence beside quadrature",
         markdown(pd.DataFrame(lines)),
-        "Made by `python -m results.ring.make --evidence` from the first run of each posterior: log "
-        "evidence less that by quadrature over the two latents, nats. Draws: 100 of the posterior.",
+        "Made by `python -m results.ring.make --evidence` from the first run of each posterior: "
+        "log evidence less that by quadrature over both latents, nats. Draws: 100 of q.",
         "AUROC of -log p(x) on these rows:",
         markdown(pd.DataFrame(ranks)),
     )
