@@ -37,7 +37,6 @@ from results.adbench import make as adbench
 from results.adbench.score_parts import parts
 from results.evidence import make as evidence
 from results.kdd import make as kdd
-from results.ring import evidence as ring_evidence
 from results.ring import make as ring
 from results.ring.prior_gap import prior_gap
 from results.shared import detectors, gaps
@@ -330,19 +329,6 @@ def test_gaps_add_up_to_what_the_truth_has_over_the_bound(ring_folder: Path) -> 
     assert figures == {path.stem for path in (RESULTS / "ring" / "figures").iterdir()}
     assert figures >= {"figure1_data", "figure2_diagonal0", "figure3_planar20", "figure4_iaf20"}
     assert all(p.stat().st_size < 200_000 for p in (ring_folder / "figures").iterdir())
-
-
-def test_evidence_of_the_ring_stands_beside_quadrature(
-    ring_folder: Path, tmp_path: Path, little_effort: None
-) -> None:
-    folder = tmp_path / "ring"
-    shutil.copytree(ring_folder, folder)
-    ring_evidence.write_evidence(folder, **ring_evidence.QUICK)
-    ring_evidence.write_evidence_page(folder)
-    table = pd.read_csv(folder / "evidence.csv")
-    assert table["is_anomaly"].tolist() == 3 * [0, 1] and table["quadrature"].notna().all()
-    assert "| planar 20 " in (folder / "evidence.md").read_text()
-    assert (folder / "figures" / "evidence_planar20.png").is_file()
 
 
 def test_rows_are_distinct_test_inliers_and_the_same_for_each_posterior(ring_folder: Path) -> None:

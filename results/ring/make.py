@@ -13,7 +13,6 @@ from pyro_vaeflow.experiments.results import finished_runs
 from pyro_vaeflow.experiments.tasks import Task
 from pyro_vaeflow.inference.inference_gap import Gaps
 from pyro_vaeflow.inference.parameters import Program
-from results.ring import evidence
 from results.ring.prior_gap import prior_gap
 from results.shared.gaps import QUICK, write_gaps, write_gaps_page
 from results.shared.pages import parse, parser, run_quick
@@ -42,10 +41,7 @@ def beside_truth(
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Reads the command line and makes the folder's figures and tables."""
-    command = parser(__file__, __doc__)
-    about = "evidence.csv and its maps too: refines rows and places, for minutes"
-    command.add_argument("--evidence", action="store_true", help=about)
-    values = parse(command, argv)
+    values = parse(parser(__file__, __doc__), argv)
     folder, settings = values.folder, QUICK if values.quick else SETTINGS
     if values.quick:
         run_quick("ring", folder)
@@ -54,10 +50,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         write_gaps(folder, settings, partial(beside_truth, num_samples=settings.num_samples))
     elif (folder / "gaps.csv").is_file():
         write_gaps_page(folder, pd.read_csv(folder / "gaps.csv"), settings)
-    if values.evidence:
-        evidence.write_evidence(folder, **(evidence.QUICK if values.quick else evidence.BUDGET))
-    if (folder / "evidence.csv").is_file():
-        evidence.write_evidence_page(folder)
 
 
 if __name__ == "__main__":
