@@ -13,7 +13,7 @@ import torch
 from pyro_vaeflow import Guide, Model, make_ring, score, train
 from pyro_vaeflow.inference import importance
 from pyro_vaeflow.inference.noise import RowStream
-from pyro_vaeflow.inference.refine import Refined, refine
+from pyro_vaeflow.inference.refine import Effort, Refined, refine
 from pyro_vaeflow.inference.student_mixtures import StudentMixture, fitted
 from pyro_vaeflow.inference.tempering import Path, annealed_log_weights, tempered_draws
 from pyro_vaeflow.programs.priors import ExemplarMixture
@@ -245,7 +245,9 @@ def test_rows_and_seed_decide() -> None:
             assert same == (seed == 0) or name == "num_samples", name
 
 
-def test_every_pair_has_refined_evidence_as_its_many_draws_have(row_pair) -> None:
+def test_every_pair_has_refined_evidence_as_its_many_draws_have(row_pair, monkeypatch) -> None:
+    less = Effort(8, 500, 500, 4, 2, 2000, 100, 8)  # the posteriors are simple
+    monkeypatch.setattr("pyro_vaeflow.inference.refine.EFFORTS", (less,))
     row_pair.fit(num_steps=1)
     x = row_pair.x
     few = tuple(arg[:3] for arg in x) if isinstance(x, tuple) else x[:3]
@@ -274,6 +276,17 @@ def test_score_refines_the_rows_that_need_it_alone() -> None:
     assert scores.to_frame()["refined"].sum() == scores.refined.sum()
     certain = score(exact.model, exact.exact_guide, x, refine=True)
     assert not certain.refined.any()
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_gradients_are_had_whatever_the_caller_has_switched_off(mode, monkeypatch) -> None:
+    little = Effort(2, 100, 100, 1, 1, 100, 20, 2)
+    monkeypatch.setattr("pyro_vaeflow.inference.refine.EFFORTS", (little,))
+    exact = LinearGaussian()
+    with mode():
+        x = exact.sample(2)
+        scores = score(exact.model, exact.narrow_guide(0.15), x, refine="all")
+    assert scores.log_evidence.isfinite().all() and scores.refined.all()
 
 
 # --- paths ---

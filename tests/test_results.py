@@ -6,6 +6,7 @@ import math
 import re
 import shutil
 import warnings
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from importlib import import_module
@@ -28,6 +29,7 @@ from pyro_vaeflow.experiments.measurements import held_out_rows
 from pyro_vaeflow.experiments.results import COLUMNS, finished_runs
 from pyro_vaeflow.experiments.run_folder import load_programs
 from pyro_vaeflow.experiments.tasks import load_task
+from pyro_vaeflow.inference import refine
 from pyro_vaeflow.inference.importance import log_evidence, log_evidence_stderr
 from pyro_vaeflow.validation import ConfigError
 from results import report
@@ -179,7 +181,7 @@ def test_paragraphs_are_wrapped_and_tables_are_not() -> None:
 
 
 @pytest.mark.parametrize(
-    "study", ["adbench", "evidence", "flow-study", "kdd", "kdd-paper", "potentials", "ring"]
+    "study", ["adbench", "flow-study", "kdd", "kdd-paper", "potentials", "ring"]
 )
 def test_committed_tables_are_those_of_the_committed_numbers(study: str, tmp_path: Path) -> None:
     folder = tmp_path / study
@@ -296,6 +298,15 @@ def test_the_page_ranks_complete_sets_and_keeps_published_figures_apart(many_set
 
 
 @pytest.fixture(scope="module")
+def little_effort() -> Iterator[None]:
+    """Refinement by few draws: what its numbers are worth is for tests/test_refine.py to say."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(refine, "EFFORTS", (refine.Effort(2, 50, 50, 1, 1, 50, 20, 2),))
+        patch.setattr(refine, "ANNEALED", (20, 2))
+        yield
+
+
+@pytest.fixture(scope="module")
 def ring_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("ring")
     ring.main(["--quick", str(folder)])
@@ -314,7 +325,6 @@ def test_gaps_add_up_to_what_the_truth_has_over_the_bound(ring_folder: Path) -> 
     true = ring_log_density(x).mean()
     np.testing.assert_allclose(table["true_log_density"], true, rtol=1e-5)
     assert "| planar 20 " in (ring_folder / "gaps.md").read_text()
-    assert "| planar 20 " in (ring_folder / "evidence.md").read_text()
     figures = {path.stem for path in (ring_folder / "figures").iterdir()}
     assert figures == {path.stem for path in (RESULTS / "ring" / "figures").iterdir()}
     assert figures >= {"figure1_data", "figure2_diagonal0", "figure3_planar20", "figure4_iaf20"}
@@ -487,7 +497,7 @@ def test_adbench_has_ranks_and_the_parts_of_its_scores(three_classes: None, tmp_
 
 
 def test_evidence_has_rows_before_and_after_refinement_and_fits_no_set_twice(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, little_effort: None
 ) -> None:
     frame = pd.DataFrame(np.random.default_rng(0).normal(size=(60, 3)))
     y = np.repeat([0, 1], [50, 10])

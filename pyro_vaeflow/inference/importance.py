@@ -10,7 +10,7 @@ import math
 
 import torch
 
-from pyro_vaeflow.inference.psis import check_log_weight, khat, psis_log_weights
+from pyro_vaeflow.inference.psis import check_log_weight, khat
 
 __all__ = [
     "effective_sample_size",
@@ -19,7 +19,6 @@ __all__ = [
     "log_evidence",
     "log_evidence_stderr",
     "normalized_weights",
-    "psis_log_weights",
 ]
 
 

@@ -1,4 +1,4 @@
-r"""Pareto-smoothed importance sampling of all rows at once: tail index k-hat and smoothed weights.
+r"""The tail index k-hat of importance weights, of all rows at once.
 
 The n largest of a row's K weights, less the next largest (the cutoff), are taken as draws from a
 generalised Pareto distribution with density
@@ -6,11 +6,8 @@ generalised Pareto distribution with density
 profile in b alone, :math:`k(b) = \frac1n \sum_i \log(1 - b x_i)`, and b is its posterior mean on a
 data-dependent grid of :math:`30 + \lfloor\sqrt n\rfloor` points: no iteration, so rows go in one
 batch. The rest follows ``arviz_stats.base.array_stats.psislw`` at ``r_eff=1``, importance draws
-being independent:
-
-- n = floor(K / 5) up to K = 225, floor(3 sqrt(K)) above;
-- the reported k is drawn towards 1/2 by a prior worth 10 tail draws: (n k + 5) / (n + 10);
-- smoothing uses that k, the unregularised sigma, and stops at the largest weight seen.
+being independent: n = floor(K / 5) up to K = 225, floor(3 sqrt(K)) above; and the reported k is
+drawn towards 1/2 by a prior worth 10 tail draws, (n k + 5) / (n + 10).
 
 References:
     J. Zhang, M. A. Stephens, A New and Efficient Estimation Method for the Generalized Pareto
@@ -21,7 +18,6 @@ References:
 
 import math
 from collections.abc import Iterator
-from typing import NamedTuple
 
 import torch
 
@@ -31,17 +27,6 @@ import torch
 _BLOCK = 2**22
 # Below this share of the largest weight an excess counts as zero: the grid would overflow.
 _NEGLIGIBLE = 1e-300
-
-
-class _Tail(NamedTuple):
-    """The fit of some rows; the tail runs from the largest weight down."""
-
-    k: torch.Tensor  # (rows,), float64 like the next four
-    sigma: torch.Tensor  # (rows,), relative to the largest weight
-    top: torch.Tensor  # (rows,), the largest log weight
-    cutoff: torch.Tensor  # (rows,), relative to the largest weight
-    log_weight: torch.Tensor  # (rows, n), falling, as it came
-    draw: torch.Tensor  # (rows, n), which draws they are
 
 
 def check_log_weight(log_weight: torch.Tensor) -> None:
@@ -90,78 +75,11 @@ def khat(log_weight: torch.Tensor) -> torch.Tensor:
         [0.84, -inf]
     """
     check_log_weight(log_weight)
-    return khat_of_largest(log_weight, len(log_weight))
-
-
-@torch.no_grad()
-def khat_of_largest(log_weight: torch.Tensor, num_samples: int) -> torch.Tensor:
-    """`khat` of `num_samples` draws, of which the largest ``tail_size(num_samples) + 1`` are given.
-
-    Args:
-        log_weight: these or more of the draws, in any order, ``(draws, num_data)``, nats.
-        num_samples: how many draws there were.
-
-    Raises:
-        TypeError, ValueError: `log_weight` is not a floating tensor of that shape.
-
-    Example:
-        >>> log_weight = torch.randn(1000, 3)
-        >>> largest = log_weight.topk(tail_size(1000) + 1, dim=0).values
-        >>> torch.equal(khat_of_largest(largest, 1000), khat(log_weight))
-        True
-    """
-    check_log_weight(log_weight)
-    size = tail_size(num_samples)
+    size = tail_size(len(log_weight))
     out = log_weight.new_full(log_weight.shape[1:], math.nan)
     if size >= 5:
         for rows in _blocks(log_weight, size):
-            out[rows] = _fit(log_weight[:, rows], size).k.to(out.dtype)
-    return out
-
-
-@torch.no_grad()
-def psis_log_weights(log_weight: torch.Tensor) -> torch.Tensor:
-    r"""Log weights whose tail is set to its fit's quantiles, ``(num_samples, num_data)``, nats.
-
-    With the cutoff c and :math:`p_i = (i - 1/2) / n`, the n largest weights become, in their order,
-
-    .. math:: \min\left(w_{max},\; c + \sigma \frac{(1 - p_i)^{-k} - 1}{k}\right)
-
-    They keep the scale of the input: `importance.log_evidence` of them is the smoothed log
-    evidence, their logarithmic softmax is what arviz' ``psislw`` returns. Rows whose `khat` is not
-    finite come back as they are.
-
-    References:
-        Vehtari et al. 2024, arXiv:1507.02646 (see the module).
-
-    Args:
-        log_weight: shape ``(num_samples, num_data)``, nats.
-
-    Raises:
-        TypeError, ValueError: `log_weight` is not a floating tensor of that shape.
-
-    Example:
-        >>> uniform = (torch.arange(100.0) + 0.5) / 100
-        >>> log_weight = -0.5 * uniform.log().unsqueeze(-1)
-        >>> smoothed = psis_log_weights(log_weight)
-        >>> int((smoothed != log_weight).sum()), bool(smoothed.max() <= log_weight.max())
-        (20, True)
-    """
-    check_log_weight(log_weight)
-    size = tail_size(len(log_weight))
-    out = log_weight.clone()
-    if size < 5:
-        return out
-    order = torch.arange(size, dtype=torch.float64, device=log_weight.device)
-    log_survival = ((order + 0.5) / size).log()  # log(1 - p), from the largest weight down
-    for rows in _blocks(log_weight, size):
-        tail = _fit(log_weight[:, rows], size)
-        k, sigma, top, cutoff = (t.unsqueeze(-1) for t in tail[:4])
-        # expm1(-k t) / k tends to -t at k = 0
-        growth = torch.where(k == 0, -log_survival, torch.expm1(-k * log_survival) / k)
-        smoothed = (cutoff.exp() + sigma * growth).log().clamp(max=0.0) + top
-        smoothed = torch.where(k.isfinite(), smoothed, tail.log_weight)
-        out[:, rows] = out[:, rows].scatter(0, tail.draw.T, smoothed.T.to(out.dtype))
+            out[rows] = _fit(log_weight[:, rows], size).to(out.dtype)
     return out
 
 
@@ -181,11 +99,10 @@ def _blocks(log_weight: torch.Tensor, size: int) -> Iterator[slice]:
         yield slice(start, start + step)
 
 
-def _fit(log_weight: torch.Tensor, size: int) -> _Tail:
-    """Fits the `size` largest weights of each row of a ``(num_samples, rows)`` block."""
+def _fit(log_weight: torch.Tensor, size: int) -> torch.Tensor:
+    """The index of the `size` largest weights of each row of a ``(num_samples, rows)`` block."""
     rounding = torch.finfo(log_weight.dtype).eps ** 0.5
-    largest, index = log_weight.T.contiguous().topk(size + 1)  # (rows, n + 1), falling
-    largest = largest.double()
+    largest = log_weight.T.contiguous().topk(size + 1).values.double()  # (rows, n + 1), falling
     top = largest[:, 0]
     relative = largest - top.unsqueeze(-1)
     value, cutoff = relative[:, :size], relative[:, size]
@@ -202,12 +119,10 @@ def _fit(log_weight: torch.Tensor, size: int) -> _Tail:
     profile = size * ((-b / k).log() - k - 1)
     b = (b * profile.softmax(-1)).sum(-1)
     k = torch.log1p(-b.unsqueeze(-1) * x).mean(-1)
-    sigma = -k / b
     k = (size * k + 5) / (size + 10)
 
     level = value[:, -1] >= -rounding
     k = torch.where(quartile < _NEGLIGIBLE, math.inf, k)
     k = torch.where(level, -math.inf, k)
     k = torch.where(top == -math.inf, math.inf, k)
-    k = torch.where(top < math.inf, k, math.nan)  # topk puts nan first
-    return _Tail(k, sigma, top, cutoff, largest[:, :size], index[:, :size])
+    return torch.where(top < math.inf, k, math.nan)  # topk puts nan first

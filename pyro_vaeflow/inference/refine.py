@@ -92,6 +92,7 @@ class Refined:
     num_samples: torch.Tensor
 
 
+@torch.inference_mode(False)  # gradients, whatever the caller has switched off
 def refine(
     model: Program,
     guide: Program,

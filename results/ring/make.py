@@ -13,7 +13,6 @@ from pyro_vaeflow.experiments.results import finished_runs
 from pyro_vaeflow.experiments.tasks import Task
 from pyro_vaeflow.inference.inference_gap import Gaps
 from pyro_vaeflow.inference.parameters import Program
-from results.ring import evidence
 from results.ring.prior_gap import prior_gap
 from results.shared.gaps import QUICK, write_gaps, write_gaps_page
 from results.shared.pages import parse, parser, run_quick
@@ -49,11 +48,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     draw_figures(folder)
     if {run.config.dataset for run in finished_runs(folder)} == {"ring"}:
         write_gaps(folder, settings, partial(beside_truth, num_samples=settings.num_samples))
-        evidence.write_evidence(folder, **(evidence.QUICK if values.quick else evidence.BUDGET))
     elif (folder / "gaps.csv").is_file():
         write_gaps_page(folder, pd.read_csv(folder / "gaps.csv"), settings)
-    if (folder / "evidence.csv").is_file():
-        evidence.write_evidence_page(folder)
 
 
 if __name__ == "__main__":
