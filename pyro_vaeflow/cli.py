@@ -80,7 +80,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error(str(error))
     except KeyboardInterrupt as stop:
         said = "stopped; what is finished is kept, and the same command resumes what was stopped"
-        say(f"\n{stop or said}", error=True)
+        say(f"\n{str(stop) or said}", error=True)
         return 130
     except BrokenPipeError:  # `vaeflow table DIR | head`
         sys.stderr.close()

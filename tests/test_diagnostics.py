@@ -302,8 +302,8 @@ def test_parameters_that_model_and_guide_share_stay_as_they_are() -> None:
 
 
 def test_a_guide_that_the_model_uses_all_of_is_refused_and_a_copied_model_is_not() -> None:
-    x, guide = torch.randn(6, 3), Guide(3, latent_dim=2, hidden_dims=(4,))
-    model = Model(3, 2, (4,), prior=ExemplarPrior(torch.randn(20, 3), guide.locate, latent_dim=2))
+    x, guide = torch.rand(6, 3), Guide(3, latent_dim=2, hidden_dims=(4,))
+    model = Model(3, 2, (4,), prior=ExemplarPrior(torch.rand(20, 3), guide.locate, latent_dim=2))
     options = {"num_samples": 100, "num_steps": 40, "learning_rate": 0.1}
     with pytest.raises(ValueError, match=r"uses all \d+ parameters of the guide.*deepcopy"):
         inference_gap(model, guide, x, **options)

@@ -97,6 +97,8 @@ def test_fit_and_train_learn_whatever_the_caller_has_switched_off(detector, mode
     with mode():
         fresh = VAEFlowDetector(**QUICK).fit(FRAME)
         assert (fit().frame["grad_norm"] > 0).all()
+    assert set(pyro.get_param_store()) == {"scale"}  # what `train` learned of functions is shown
+    pyro.clear_param_store()
     assert fresh.history_["loss"].equals(detector.history_["loss"])
     assert np.array_equal(fresh.score_samples(FRAME), detector.score_samples(FRAME))
 

@@ -20,7 +20,7 @@ from pyro_vaeflow.inference.annealing import (
     linear,
     warmup,
 )
-from pyro_vaeflow.inference.parameters import Program, seeded
+from pyro_vaeflow.inference.parameters import Program, param_scope, seeded
 from pyro_vaeflow.inference.saved_folder import CheckpointError, check_fits, state_of
 from pyro_vaeflow.inference.scoring import Scores, score
 from pyro_vaeflow.inference.training import History, train
@@ -196,23 +196,24 @@ def fit(
     if num_steps is None:  # then there is num_epochs
         num_steps = max(1, round(cast(float, settings.num_epochs) * len(x) / settings.batch_size))
     schedule, loss = annealing(settings.annealing, num_steps)
-    history = train(
-        model,
-        guide,
-        x,
-        num_steps=num_steps,
-        batch_size=settings.batch_size,
-        learning_rate=learning_rate(settings, num_steps),
-        schedule=schedule,
-        loss=loss,
-        clip_norm=settings.clip_norm,
-        weights=weights,
-        held_out=validation if num_validation else None,
-        eval_every=max(1, num_steps // NUM_VALIDATIONS),
-        seed=settings.seed,
-        progress=progress,
-        checkpoint=checkpoint,
-    )
+    with param_scope(model, guide):  # not a pair to be used with Pyro's tools: nothing is shown
+        history = train(
+            model,
+            guide,
+            x,
+            num_steps=num_steps,
+            batch_size=settings.batch_size,
+            learning_rate=learning_rate(settings, num_steps),
+            schedule=schedule,
+            loss=loss,
+            clip_norm=settings.clip_norm,
+            weights=weights,
+            held_out=validation if num_validation else None,
+            eval_every=max(1, num_steps // NUM_VALIDATIONS),
+            seed=settings.seed,
+            progress=progress,
+            checkpoint=checkpoint,
+        )
     if isinstance(prior, ExemplarPrior):
         with seeded(settings.seed):
             prior.remember(x_all)

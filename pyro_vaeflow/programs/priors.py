@@ -112,7 +112,7 @@ class ExemplarPrior(nn.Module):
 
     Example:
         >>> from pyro_vaeflow import Guide, Model
-        >>> x = torch.randn(100, 3)
+        >>> x = torch.rand(100, 3)
         >>> guide = Guide(3, latent_dim=2)
         >>> model = Model(3, latent_dim=2, prior=ExemplarPrior(x, guide.locate, latent_dim=2))
         >>> model(x).shape

@@ -207,7 +207,9 @@ class Guide(PyroModule):
 
 def _check_shares(x: torch.Tensor) -> None:
     """Beyond [0, 1] a Bernoulli "likelihood" grows without bound."""
-    low, high = torch.aminmax(x.detach()) if x.numel() else (x.new_zeros(()), x.new_zeros(()))
+    if x.is_meta or not x.numel():
+        return
+    low, high = torch.aminmax(x.detach())
     if low < -ROUNDING or high > 1.0 + ROUNDING:
         raise ValueError(
             f"likelihood='bernoulli' takes numbers in [0, 1], got x from {low:.3g} to {high:.3g}; "
