@@ -117,7 +117,10 @@ def test_predictive_draws_new_rows() -> None:
         (lambda: Model(3, hidden_dims=()), r"hidden_dims must be .* got \(\)"),
         (lambda: Guide(3, hidden_dims=(8, 0)), r"hidden_dims\[1\] must be .* got 0"),
         (lambda: Guide(3, flow="diagonal", num_flows=2), "num_flows must be 0"),
-        (lambda: Guide(3, flow="planar", num_flows=0), "num_flows must be an integer from 1 to 100"),
+        (
+            lambda: Guide(3, flow="planar", num_flows=0),
+            "num_flows must be an integer from 1 to 100",
+        ),
     ],
 )
 def test_a_bad_argument_is_named(make, message: str) -> None:

@@ -1,6 +1,7 @@
 """How far the guide is from the posterior, row by row, and which part of it is to blame."""
 
 import warnings
+from contextlib import suppress
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -10,6 +11,7 @@ from tqdm.auto import tqdm
 
 from pyro_vaeflow.inference import importance
 from pyro_vaeflow.inference.contract import check_contract
+from pyro_vaeflow.inference.latent_vectors import NoVectors
 from pyro_vaeflow.inference.noise import rows_hash
 from pyro_vaeflow.inference.pairs import called_modules
 from pyro_vaeflow.inference.parameters import Program, evaluating
@@ -102,12 +104,12 @@ def inference_gap(
             falls to 0 on a cosine. A guide that is far off needs a larger one, or more steps.
         draws_per_step: draws a row behind a step's gradient.
         refine: whether rows whose k-hat is above 0.7 have refined evidence, where all latents are
-            continuous; with False it is too low.
+            continuous and the row's own; else, and with False, it is too low there.
         chunk_size: rows at once; memory grows with it and with the guide's parameters.
 
     Raises:
-        ValueError: the contract is broken, an argument is out of range, the model uses all of the
-            guide's parameters, or a latent of a row to refine is discrete.
+        ValueError: the contract is broken, an argument is out of range, or the model uses all
+            parameters of the guide.
         TypeError: `x` is not a tensor.
 
     Warns:
@@ -161,9 +163,13 @@ def inference_gap(
             errors.append(_stderr(local_weight))
     gaps = {f.name: torch.cat([getattr(p, f.name) for p in parts]) for f in fields(Gaps)}
     unsure = (gaps["khat"] > KHAT_LIMIT).nonzero().squeeze(-1)
+    refined = None
     if refine and len(unsure):
         rows = take_rows(args, distinct[unsure])
-        refined = refined_evidence(model, guide, rows, seed=seed, plate=plate, progress=progress)
+        options = {"seed": seed, "plate": plate, "progress": progress}
+        with suppress(NoVectors):  # then the guide's own draws must do
+            refined = refined_evidence(model, guide, rows, **options)
+    if refined is not None:
         gap = refined.log_evidence - gaps["local_elbo"][unsure]
         stderr = refined.stderr.hypot(torch.cat(errors)[unsure])
         for name, value in (

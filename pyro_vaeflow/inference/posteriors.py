@@ -9,9 +9,10 @@ from matplotlib.figure import Figure
 from pyro_vaeflow.inference import importance
 from pyro_vaeflow.inference.contract import check_contract
 from pyro_vaeflow.inference.draws import log_weights
+from pyro_vaeflow.inference.latent_vectors import Latents
 from pyro_vaeflow.inference.noise import RowStream
 from pyro_vaeflow.inference.parameters import Program, evaluating
-from pyro_vaeflow.inference.refine import EFFORTS, Latents, adapted
+from pyro_vaeflow.inference.refine import EFFORTS, adapted
 from pyro_vaeflow.inference.student_mixtures import chosen, taken
 from pyro_vaeflow.inference.traces import as_args
 from pyro_vaeflow.plots.pairs import plot_pairs
@@ -60,9 +61,9 @@ def plot_posteriors(
         raise ValueError("guides must be a guide, or guides by name; got none")
     draws, titles = {}, {}
     for name, guide in named.items():
-        depth = check_contract(model, guide, args, plate=plate)
+        way = check_contract(model, guide, args, plate=plate)
         with evaluating(model, guide, seed):
-            latents = Latents(model, guide, args, depth, plate)
+            latents = Latents(model, guide, args, way, plate)
             draws[name] = latents.first_draws(num_samples, seed)[1][0]
             if name == next(iter(named)):
                 stream = RowStream(args[0], seed)

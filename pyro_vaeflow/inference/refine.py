@@ -10,28 +10,16 @@ made of fresh ones from the last proposal and, to a fifth, from those before it,
 guides that score only their own draws will do.
 """
 
-import math
 from dataclasses import dataclass, fields
-from typing import Any
 
 import torch
-from pyro.poutine.condition_messenger import ConditionMessenger
-from pyro.poutine.trace_struct import Trace
-from torch.distributions import Transform, biject_to
 from tqdm.auto import tqdm
 
 from pyro_vaeflow.inference import importance
 from pyro_vaeflow.inference.contract import check_contract
-from pyro_vaeflow.inference.noise import RowNoise, RowStream
-from pyro_vaeflow.inference.pairs import (
-    Draws,
-    SeenRows,
-    Way,
-    draw_axes,
-    join_draws,
-    paired_traces,
-    split_draws,
-)
+from pyro_vaeflow.inference.latent_vectors import Latents
+from pyro_vaeflow.inference.noise import RowStream
+from pyro_vaeflow.inference.pairs import Way
 from pyro_vaeflow.inference.parameters import Program, evaluating
 from pyro_vaeflow.inference.student_mixtures import (
     StudentMixture,
@@ -48,7 +36,7 @@ from pyro_vaeflow.inference.tempering import (
     cooling,
     tempered_draws,
 )
-from pyro_vaeflow.inference.traces import Args, latent_sites, of_rows, take_rows
+from pyro_vaeflow.inference.traces import Args, take_rows
 
 MEMORY = 2  # rounds whose draws a fit reads
 COOLING = 0.25  # least effective size of tempered weights, in shares of a round's draws
@@ -157,7 +145,7 @@ def refine(
 
 
 def adapted(
-    latents: "Latents", effort: Effort, stream: RowStream, seed: int
+    latents: Latents, effort: Effort, stream: RowStream, seed: int
 ) -> tuple[StudentMixture, StudentMixture]:
     """The proposal of each row: what the rounds and the paths end with, and what rounds began with.
 
@@ -189,7 +177,7 @@ def adapted(
 
 
 def _ends_of_paths(
-    latents: "Latents", starts: list[StudentMixture], effort: Effort, stream: RowStream
+    latents: Latents, starts: list[StudentMixture], effort: Effort, stream: RowStream
 ) -> list[StudentMixture]:
     """Fits to populations that went from each start to the posterior; each on a path of its own.
 
@@ -224,93 +212,11 @@ def _around(loc: torch.Tensor, factor: torch.Tensor, widths: dict[float, float])
 
 
 def _log_weights(
-    latents: "Latents", proposal: StudentMixture, num_samples: int, stream: RowStream
+    latents: Latents, proposal: StudentMixture, num_samples: int, stream: RowStream
 ) -> torch.Tensor:
     """Log weights of fresh draws, ``(num_samples, num_data)``, nats."""
     u = latents.propose(proposal, num_samples, stream)
     return (latents.log_joint(u) - proposal.log_prob(u)).T
-
-
-class Latents:
-    """The latents of each row as one vector of real numbers, by the transforms of their supports.
-
-    Vectors are ``(num_data, num_samples, dim)``, float64. Use it inside `evaluating`.
-    """
-
-    def __init__(self, model: Program, guide: Program, args: Args, way: Way, plate: str) -> None:
-        if way.shared:
-            raise ValueError(
-                "there are latents that all rows share; evidence can be refined where each row has "
-                "latents of its own: pass refine=False"
-            )
-        self.model, self.guide, self.args = model, guide, args
-        self.way, self.plate = way, plate
-        self.columns = [arg for arg, own in zip(args, of_rows(args), strict=True) if own]
-        self.sites: dict[str, tuple[Transform, tuple[int, int], torch.Size]] = {}
-
-    def first_draws(self, num_samples: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Draws of the prior and of the guide."""
-        copies = num_samples if self.way.model == "rows" else 1
-        noise = RowNoise(self.columns, seed, self.plate, copies, self.way.depth)
-        prior = self._seen(num_samples).trace(self.model, noise)
-        options: Any = {
-            "num_samples": num_samples,
-            "way": self.way,
-            "seed": seed,
-            "plate": self.plate,
-        }
-        ((model_trace, _),) = paired_traces(self.model, self.guide, self.args, **options).traces
-        return self._vectors(prior, num_samples), self._vectors(model_trace, num_samples)
-
-    def _seen(self, num_samples: int) -> SeenRows:
-        return SeenRows(self.args, slice(None), num_samples, self.way, self.way.model)
-
-    def propose(
-        self, proposal: StudentMixture, num_samples: int, stream: RowStream
-    ) -> torch.Tensor:
-        """Draws of a proposal, rounded as the programs will see them."""
-        return proposal.draw(num_samples, stream).to(self.dtype).double()
-
-    def log_joint(self, u: torch.Tensor) -> torch.Tensor:
-        """log p(x, z(u)) + log |dz/du|, ``(num_data, num_samples)``, nats; -inf where undefined."""
-        values, log_volume = {}, torch.zeros_like(u[..., 0])
-        sizes = [math.prod(shape) for *_, shape in self.sites.values()]
-        for (name, site), part in zip(self.sites.items(), u.split(sizes, -1), strict=True):
-            transform, axes, shape = site
-            real = part.transpose(0, 1).reshape(u.shape[1], len(u), *shape)
-            real = join_draws(real, axes, self.way.model)
-            values[name] = transform(real.to(self.dtype))
-            volume = transform.log_abs_det_jacobian(real, values[name])
-            event = transform.domain.event_dim
-            places = axes[0] + event, axes[1] + event
-            volume = split_draws(volume, places, self.way.model, u.shape[1])
-            log_volume += volume.transpose(0, 1).unsqueeze(-1).flatten(2).sum(-1)
-        trace = self._seen(u.shape[1]).trace(self.model, ConditionMessenger(values))
-        trace.compute_log_prob()
-        draws = Draws([(trace, Trace())], u.shape[1], len(u), self.way, self.plate)
-        log_joint = draws.terms.log_weight.T.double() + log_volume
-        return log_joint.nan_to_num(nan=-math.inf, posinf=math.inf)
-
-    def _vectors(self, trace: Trace, num_samples: int) -> torch.Tensor:
-        parts = []
-        for site in latent_sites(trace):
-            if site["name"] in self.way.alone | self.way.unasked:
-                continue
-            support = site["fn"].support
-            if support.is_discrete:
-                raise ValueError(
-                    f"latent {site['name']!r} is discrete; evidence can be refined where all "
-                    "latents are continuous: pass refine=False"
-                )
-            transform = biject_to(support)
-            event = transform.domain.event_dim
-            axes = draw_axes(site, self.way, self.way.model, self.plate, event)
-            self.dtype = site["value"].dtype
-            real = transform.inv(site["value"])
-            real = split_draws(real, axes, self.way.model, num_samples).transpose(0, 1)
-            self.sites[site["name"]] = transform, axes, real.shape[2:]
-            parts.append(real.reshape(*real.shape[:2], -1).double())
-        return torch.cat(parts, -1)
 
 
 def _dim(model: Program, guide: Program, args: Args, way: Way, plate: str, seed: int) -> int:
