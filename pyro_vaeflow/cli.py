@@ -181,10 +181,10 @@ def _run_study(configs: list[ExperimentConfig], out: Path, **options: Any) -> in
         say(as_text(shown[names], "md"))
     collapsed = [r.folder.name for r in finished_runs(out) if r.metrics["kl"] < COLLAPSED]
     if collapsed:
-        shown = ", ".join(collapsed[:3]) + ", ..." * (len(collapsed) > 3)
+        some = ", ".join(collapsed[:3]) + ", ..." * (len(collapsed) > 3)
         say(
             f"collapsed: {len(collapsed)} runs have a KL below {COLLAPSED} nats a row and no "
-            f"active unit: their scores do not depend on the latents ({shown}); let beta rise, as "
+            f"active unit: their scores do not depend on the latents ({some}); let beta rise, as "
             "by annealing: {kind: linear, ratio: 0.3}, train longer, or raise the learning rate",
             error=True,
         )

@@ -166,7 +166,7 @@ def inference_gap(
     refined = None
     if refine and len(unsure):
         rows = take_rows(args, distinct[unsure])
-        options = {"seed": seed, "plate": plate, "progress": progress}
+        options: Any = {"seed": seed, "plate": plate, "progress": progress}
         with suppress(NoVectors):  # then the guide's own draws must do
             refined = refined_evidence(model, guide, rows, **options)
     if refined is not None:
