@@ -139,6 +139,7 @@ history.frame[["loss", "elbo", "log_likelihood", "kl"]].tail(1).round(2)
 
 # %%
 warnings.simplefilter("ignore", KhatWarning)
+warnings.filterwarnings("ignore", "site .* draws from torch's stream")  # classes are
 scores = score(model, guide, test)
 labelled = seen[:half]
 centres = torch.stack([x[:half][labelled & (kind[:half] == k)].mean(0) for k in range(3)])
