@@ -306,3 +306,10 @@ def test_views_of_texts_are_texts(name: Any) -> None:
     frame = as_table(given)
     assert frame[name].dtype == "string" and frame[name].dropna().tolist() == ["a", "b"]
     assert [*frame.columns] == [name, "size"] and given[name].dtype == views.dtype
+
+
+def test_a_warning_stands_at_the_line_that_called() -> None:
+    frame = pd.DataFrame({"size": np.arange(40.0) % 7, "id": range(40)})
+    with pytest.warns(UserWarning, match="'id' is left out") as caught:
+        VAEFlowDetector(num_steps=2, num_samples=2, hidden_dims=(4,)).fit(frame)
+    assert {warning.filename for warning in caught} == {__file__}
