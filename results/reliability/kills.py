@@ -168,9 +168,9 @@ def fit_files(folder: Path | None) -> str:
     for seed in ("1", "0"):
         if (model / "detector.json").exists():  # the old one or the new, whole
             VAEFlowDetector.load(model).score_samples(frame.head(3))
-        call = ["fit", str(folder / "rows.csv"), "--out", str(model), "--seed", seed, *options]
+        call = ["fit", str(folder / "rows.csv"), "--out", str(model), "--seed", seed, "--overwrite"]
         with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
-            main_of_command(call)
+            main_of_command([*call, *options])
     detector = VAEFlowDetector.load(model)
     scores = torch.as_tensor(detector.score_samples(frame))
     return _digest(detector.history_, {"scores": scores})
