@@ -15,6 +15,16 @@ from pyro_vaeflow.inference.saved_folder import is_plain, tensor_digest
 from pyro_vaeflow.validation import warn
 
 
+def structure(program: Any) -> str:
+    """The sha256 of a program's make; see `Description`.
+
+    Example:
+        >>> structure(torch.nn.Dropout(0.1)) == structure(torch.nn.Dropout(0.2))
+        False
+    """
+    return Description().digest(program)
+
+
 def fingerprint(call: Mapping[str, Any]) -> dict[str, Any]:
     """What decides a training's numbers, by name: plain values, and the digests of all others.
 

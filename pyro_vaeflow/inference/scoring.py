@@ -152,14 +152,14 @@ def score(
         check_size("max_samples", max_samples, num_samples)
 
     options: Any = {"plate": plate, "progress": progress}
-    of_rows = partial(trace_chunks, model, guide, chunk_size=chunk_size, summed=True, **options)
-    scores = _scores(of_rows(args, num_samples=num_samples, seed=seed), args[0])
+    chunks: Any = partial(trace_chunks, model, guide, chunk_size=chunk_size, summed=True, **options)
+    scores = _scores(chunks(args, num_samples=num_samples, seed=seed), args[0])
     if tol is not None and not refine:
         needed = _needed(scores.stderr, num_samples, tol, max_samples)
         for count in needed.unique().tolist():
             rows = (needed == count).nonzero().squeeze(-1)
             some, fresh_seed = take_rows(args, rows), (seed + FRESH_SEED) % 2**32
-            fresh = _scores(of_rows(some, num_samples=count, seed=fresh_seed), some[0])
+            fresh = _scores(chunks(some, num_samples=count, seed=fresh_seed), some[0])
             _replace(scores, rows, fresh)
     elif refine:
         unsure = (scores.khat > KHAT_LIMIT) | ~(scores.stderr <= (math.inf if tol is None else tol))
