@@ -14,15 +14,9 @@ import torch
 from torch import nn
 
 from pyro_vaeflow import CheckpointError, Guide, Model, cosine, train
-from pyro_vaeflow.inference.fingerprint import Description
+from pyro_vaeflow.inference.fingerprint import Description, structure
 
 NOISE = 0.1
-
-
-def structure(program) -> str:
-    return Description().digest(program)
-
-
 ROWS = torch.randn(20, 3, generator=torch.Generator().manual_seed(0))
 
 

@@ -36,7 +36,7 @@ from pyro_vaeflow import (
 from pyro_vaeflow.cli import main
 from pyro_vaeflow.inference import saved_folder
 from pyro_vaeflow.inference.checkpoint import CheckpointInUseError
-from pyro_vaeflow.inference.fingerprint import Description
+from pyro_vaeflow.inference.fingerprint import structure
 from pyro_vaeflow.inference.saved_folder import state_of
 from pyro_vaeflow.inference.svi import OneOptimizer
 from tests.programs import ZOO, Pair, rows
@@ -326,8 +326,7 @@ def test_other_rows_and_programs_are_refused(stopped: Path) -> None:
     for named, other in others:
         with pytest.raises(CheckpointError, match=f"not the same {named}\\."):
             fit(other, stopped)
-    programs = [partial(pair.model, scale=s) for s in (0.5, 0.5, 0.6)]
-    one, same, other = (Description().digest(program) for program in programs)
+    one, same, other = (structure(partial(pair.model, scale=s)) for s in (0.5, 0.5, 0.6))
     assert one == same != other
 
 
