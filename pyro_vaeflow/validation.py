@@ -141,14 +141,14 @@ def check_names(names: Iterable[str], allowed: Iterable[str], what: str) -> None
             raise ConfigError(f"unknown {what} {name!r}{hint} allowed: {', '.join(allowed)}")
 
 
-def warn(text: str) -> None:
-    """Warns, `UserWarning`, at the line outside this package that has led to it."""
+def warn(text: str, category: type[Warning] = UserWarning) -> None:
+    """Warns at the line outside this package that has led to it."""
     frames, depth = inspect.currentframe(), 1
     for place, (frame, _) in enumerate(walk_stack(frames), 1):  # decorators of others lie between
         name = frame.f_globals.get("__name__", "")
         if name.startswith(__package__) or (name == "torch.utils._contextlib" and depth == place):
             depth = place + 1
-    warnings.warn(text, stacklevel=depth)
+    warnings.warn(text, category, stacklevel=depth)
 
 
 def check_size(name: str, value: Any, low: int = 1, high: int | None = None) -> None:

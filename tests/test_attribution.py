@@ -6,7 +6,7 @@ import torch
 
 from pyro_vaeflow import contributions
 from pyro_vaeflow.inference.contributions import feature_log_prob
-from pyro_vaeflow.inference.draws import draws
+from pyro_vaeflow.inference.draws import trace_chunks
 from tests.programs import ZOO, LinearGaussian
 
 
@@ -16,7 +16,8 @@ def test_a_rows_contributions_add_up_to_its_posterior_negative_log_likelihood(na
     pair = ZOO[name]()
     parts = contributions(pair.model, pair.guide, pair.x, num_samples=50, seed=2, chunk_size=7)
     assert parts.shape == pair.args[0].shape
-    (terms,) = draws(pair.model, pair.guide, pair.x, num_samples=50, seed=2)
+    (chunk,) = trace_chunks(pair.model, pair.guide, pair.x, num_samples=50, seed=2)
+    terms = chunk.terms
     expected = -(terms.log_weight.softmax(0) * terms.log_likelihood).sum(0)
     torch.testing.assert_close(parts.sum(-1), expected)
 

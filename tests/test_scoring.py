@@ -9,7 +9,7 @@ import torch
 
 from pyro_vaeflow import KhatWarning, Scores, contributions, log_weights, score
 from pyro_vaeflow.inference import importance, scoring
-from pyro_vaeflow.inference.draws import draws
+from pyro_vaeflow.inference.draws import trace_chunks
 from pyro_vaeflow.inference.traces import take_rows
 from tests.programs import ZOO, LinearGaussian, Pair
 
@@ -127,11 +127,11 @@ def test_the_draws_that_make_the_scores_are_fresh(monkeypatch) -> None:
     passes = []
 
     def recorded(*args, **options):
-        for terms in draws(*args, **options):
-            passes.append(terms)
-            yield terms
+        for chunk in trace_chunks(*args, **options):
+            passes.append(chunk.terms)
+            yield chunk
 
-    monkeypatch.setattr(scoring, "draws", recorded)
+    monkeypatch.setattr(scoring, "trace_chunks", recorded)
     pair = Pair(exact.model, exact.diagonal_guide, exact.sample(12))
     scores = pair.score(num_samples=200, tol=1e-9, max_samples=1000)
     assert [len(terms.log_weight) for terms in passes] == [200, 1000]

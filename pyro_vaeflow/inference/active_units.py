@@ -65,8 +65,7 @@ def active_units(
         arXiv:1509.00519, section 5.2.
 
     Args:
-        model, guide: Pyro programs that meet the contract of `pyro_vaeflow.inference.contract`.
-        x: tensor ``(num_data, ...)`` of at least two rows, or a tuple of arguments.
+        model, guide, x, seed, chunk_size, plate: as in `score`; at least two rows.
         threshold: in the units of z squared; 0.01 for a standard normal prior.
         num_samples: draws a row behind each mean, at least 2.
 

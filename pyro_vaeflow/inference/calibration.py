@@ -216,13 +216,12 @@ def _simulated(
         )
     again = poutine.trace(poutine.replay(model, trace=simulated)).get_trace(*data)
     for name in values:  # masks, which may tell what is missing, may differ
-        one, other = (
-            t.nodes[name]["fn"].log_prob(t.nodes[name]["value"]) for t in (simulated, again)
-        )
-        if torch.allclose(one, other, rtol=1e-3, atol=1e-3, equal_nan=True):
-            continue
-        raise ValueError(
-            f"the model computes site {name!r} from the values that it observes there, so that "
-            "they cannot be simulated at once: observe one after another, each given those before"
-        )
+        sites = (trace.nodes[name] for trace in (simulated, again))
+        one, other = (site["fn"].log_prob(site["value"]) for site in sites)
+        if not torch.allclose(one, other, rtol=1e-3, atol=1e-3, equal_nan=True):
+            raise ValueError(
+                f"the model computes site {name!r} from the values that it observes there, so that "
+                "they cannot be simulated at once: observe one after another, each given the "
+                "values before it"
+            )
     return simulated, data

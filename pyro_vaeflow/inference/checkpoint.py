@@ -2,13 +2,13 @@
 
 import math
 from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyro
 import torch
-from filelock import FileLock, Timeout
 from pyro.util import get_rng_state, set_rng_state
 from torch.distributions import constraints
 
@@ -24,6 +24,7 @@ from pyro_vaeflow.inference.saved_folder import (
     state_of,
     write,
 )
+from pyro_vaeflow.locks import hold_lock
 from pyro_vaeflow.validation import check_size
 
 LEAST_EVERY = 500  # steps
@@ -59,11 +60,19 @@ class Checkpoint(Callback):
             check_size("every", every)
         self.folder, self.every = folder, every
         self.finished = False
-        self.lock: FileLock | None = None
+        self.lock = ExitStack()
 
     def start(self, run: Run) -> None:
         folder = Path(self.folder)
-        self.lock = _locked(folder)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            is_ours = self.lock.enter_context(hold_lock(folder / ".lock"))
+        except OSError as error:
+            raise OSError(f"no checkpoint can be written to {folder} ({error})") from error
+        if not is_ours:
+            raise CheckpointInUseError(
+                f"{folder} is in use by another process; wait for it, or choose another folder"
+            )
         self.finished = False
         made = run.optim.torch_optimizer
         call = {**run.call, "optimizer": [repr(made), type(made)]}
@@ -92,8 +101,7 @@ class Checkpoint(Callback):
             self._write(run, finished=not run.interrupted)
 
     def close(self) -> None:
-        if self.lock is not None:
-            self.lock.release()
+        self.lock.close()
 
     def _write(self, run: Run, finished: bool) -> None:
         tensors: dict[str, torch.Tensor] = {}
@@ -116,20 +124,6 @@ class Checkpoint(Callback):
                 f"{self.folder} is of another training: not the same {', '.join(others)}. Make the "
                 "call as it was, choose another folder, or remove this one"
             )
-
-
-def _locked(folder: Path) -> FileLock:
-    """The folder's lock, held until it is released, or the process dies, however it does."""
-    lock = FileLock(folder / ".lock")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        return lock.acquire(timeout=0).lock
-    except Timeout:
-        raise CheckpointInUseError(
-            f"{folder} is in use by another process; wait for it, or choose another folder"
-        ) from None
-    except OSError as error:
-        raise OSError(f"no checkpoint can be written to {folder} ({error})") from error
 
 
 def _state_of_run(run: Run) -> dict[str, Any]:

@@ -23,13 +23,7 @@ from pyro.poutine.trace_struct import Trace
 from torch.distributions import constraints
 
 from pyro_vaeflow.inference.pairs import Way
-from pyro_vaeflow.inference.parameters import (
-    Program,
-    module_mode,
-    modules,
-    param_scope,
-    seeded,
-)
+from pyro_vaeflow.inference.parameters import Program, module_mode, modules, param_scope, seeded
 from pyro_vaeflow.inference.probe import alike, fastest_way
 from pyro_vaeflow.inference.traces import (
     Args,

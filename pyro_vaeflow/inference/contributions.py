@@ -59,7 +59,7 @@ def contributions(
         with torch.no_grad(), module_mode(model, guide, training=False):
             features = torch.cat([_features(chunk, trace, site) for trace, _ in chunk.traces])
         log_weight = chunk.terms.log_weight
-        weights = importance.normalized_weights(log_weight)
+        weights = log_weight.softmax(0)
         weights = weights.view(*weights.shape, *[1] * (features.dim() - 2))
         parts.append(-(weights * features).sum(0))
         khats.append(importance.khat(log_weight))

@@ -16,8 +16,8 @@ from tqdm.auto import tqdm
 from pyro_vaeflow.inference.contract import check_contract
 from pyro_vaeflow.inference.pairs import Draws, paired_traces
 from pyro_vaeflow.inference.parameters import Program, evaluating, own_parameters
-from pyro_vaeflow.inference.traces import RowTerms, as_args
-from pyro_vaeflow.validation import check_size
+from pyro_vaeflow.inference.traces import as_args
+from pyro_vaeflow.validation import check_size, warn
 
 # Rows times draws of one chunk, for each thread, if they fit into memory: the more, the less does
 # the time around a run of the programs count, some 3 ms; with more than these, programs fall out of
@@ -71,24 +71,11 @@ def trace_chunks(
             draws_of_rows = draw(slice(start, start + chunk_size), num_samples=num_samples)
             untrained = sorted(own_parameters(known))
         if untrained and start == 0:
-            warnings.warn(
+            warn(
                 f"no parameters are known of this model and guide: {untrained} have their initial "
-                "values; train the pair, or pass the very functions that were trained together",
-                stacklevel=4,
+                "values; train the pair, or pass the very functions that were trained together"
             )
         yield draws_of_rows
-
-
-def draws(
-    model: Program, guide: Program, x: Any, *, num_samples: int, plate: str = "data", **options: Any
-) -> Iterator[RowTerms]:
-    """Yields log p(x|z), log p(z), log q(z|x) of chunk after chunk, ``(num_samples, rows)``, nats.
-
-    Options and errors are those of `trace_chunks`.
-    """
-    options |= {"num_samples": num_samples, "plate": plate, "summed": True}
-    for chunk in trace_chunks(model, guide, x, **options):
-        yield chunk.terms
 
 
 def log_weights(
@@ -114,10 +101,9 @@ def log_weights(
         >>> log_weights(Model(3), Guide(3), torch.rand(5, 3), num_samples=7).shape
         torch.Size([7, 5])
     """
-    terms = draws(
-        model, guide, x, num_samples=num_samples, seed=seed, chunk_size=chunk_size, plate=plate
-    )
-    parts = [chunk.log_weight for chunk in terms]
+    options: Any = {"seed": seed, "chunk_size": chunk_size, "plate": plate, "summed": True}
+    chunks = trace_chunks(model, guide, x, num_samples=num_samples, **options)
+    parts = [chunk.terms.log_weight for chunk in chunks]
     return torch.cat(parts, dim=1) if parts else as_args(x)[0].new_empty(num_samples, 0)
 
 

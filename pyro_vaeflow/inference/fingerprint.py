@@ -3,7 +3,6 @@
 import dis
 import hashlib
 import sys
-import warnings
 from collections.abc import Iterator, Mapping
 from functools import partial
 from types import CellType, CodeType, FunctionType, MethodType, ModuleType
@@ -13,6 +12,7 @@ import numpy as np
 import torch
 
 from pyro_vaeflow.inference.saved_folder import is_plain, tensor_digest
+from pyro_vaeflow.validation import warn
 
 
 def structure(program: Any) -> str:
@@ -38,10 +38,9 @@ def fingerprint(call: Mapping[str, Any]) -> dict[str, Any]:
         words[name] = value if is_plain(value) else description.digest(value)
         unknown |= description.unknown
     if unknown:
-        warnings.warn(
+        warn(
             f"programs or arguments hold {', '.join(sorted(unknown))}, which a checkpoint does not "
-            "compare: if they change, choose another folder",
-            stacklevel=5,
+            "compare: if they change, choose another folder"
         )
     return words
 

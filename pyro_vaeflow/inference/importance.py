@@ -3,7 +3,8 @@ r"""Pure tensor mathematics on log weights: evidence, standard error, effective 
 A log weight is :math:`\log w_k = \log p(x, z_k) - \log q(z_k|x)` with :math:`z_k \sim q(z|x)`, in
 nats; every function takes K of them for each row, shape ``(num_samples, num_data)``, and knows
 nothing of the programs that made them. A log weight of -inf is a weight of zero and is allowed; one
-that is nan or +inf makes its row's results nan (the evidence of +inf alone is +inf).
+that is nan or +inf makes its row's results nan (the evidence of +inf alone is +inf). What is not a
+floating tensor of that shape is refused: a TypeError or ValueError.
 """
 
 import math
@@ -18,7 +19,6 @@ __all__ = [
     "khat",
     "log_evidence",
     "log_evidence_stderr",
-    "normalized_weights",
 ]
 
 
@@ -34,12 +34,6 @@ def log_evidence(log_weight: torch.Tensor) -> torch.Tensor:
     References:
         Y. Burda, R. Grosse, R. Salakhutdinov, Importance Weighted Autoencoders, 2016,
         arXiv:1509.00519.
-
-    Args:
-        log_weight: shape ``(num_samples, num_data)``, nats.
-
-    Raises:
-        TypeError, ValueError: `log_weight` is not a floating tensor of that shape.
 
     Example:
         >>> log_evidence(torch.tensor([[1.0, 3.0], [3.0, 1.0]]).log()).exp()
@@ -63,12 +57,6 @@ def log_evidence_stderr(log_weight: torch.Tensor) -> torch.Tensor:
 
     References:
         A. B. Owen, Monte Carlo theory, methods and examples, 2013, sections 2.8 and 9.2.
-
-    Args:
-        log_weight: shape ``(num_samples, num_data)``, nats.
-
-    Raises:
-        TypeError, ValueError: `log_weight` is not a floating tensor of that shape.
 
     Example:
         >>> log_evidence_stderr(torch.tensor([[1.0, 2.0], [3.0, 2.0]]).log())
@@ -95,12 +83,6 @@ def effective_sample_size(log_weight: torch.Tensor) -> torch.Tensor:
         A. Kong, A Note on Importance Sampling using Standardized Weights, 1992, University of
         Chicago, Department of Statistics, Technical Report 348.
 
-    Args:
-        log_weight: shape ``(num_samples, num_data)``, nats.
-
-    Raises:
-        TypeError, ValueError: `log_weight` is not a floating tensor of that shape.
-
     Example:
         >>> effective_sample_size(torch.tensor([[1.0, 0.0], [1.0, 1.0]]).log())
         tensor([2., 1.])
@@ -110,37 +92,8 @@ def effective_sample_size(log_weight: torch.Tensor) -> torch.Tensor:
     return torch.where(total == 0, 0.0, total.square() / weight.square().sum(0))
 
 
-def normalized_weights(log_weight: torch.Tensor) -> torch.Tensor:
-    r"""The self-normalised weights of each row's draws, shape ``(num_samples, num_data)``, no unit.
-
-    .. math:: w_k / \sum_j w_j
-
-    Each column sums to 1: averages under these weights are averages under the posterior p(z | x).
-    ``nan`` where every weight is zero.
-
-    Args:
-        log_weight: shape ``(num_samples, num_data)``, nats.
-
-    Raises:
-        TypeError, ValueError: `log_weight` is not a floating tensor of that shape.
-
-    Example:
-        >>> normalized_weights(torch.tensor([[1.0], [3.0]]).log())
-        tensor([[0.2500],
-                [0.7500]])
-    """
-    check_log_weight(log_weight)
-    return log_weight.softmax(0)
-
-
 def estimate(log_weight: torch.Tensor) -> dict[str, torch.Tensor]:
     """The log evidence of each row and what it is worth, each ``(num_data,)``, by name.
-
-    Args:
-        log_weight: shape ``(num_samples, num_data)``, nats.
-
-    Raises:
-        TypeError, ValueError: `log_weight` is not a floating tensor of that shape.
 
     Example:
         >>> list(estimate(torch.zeros(50, 2)))

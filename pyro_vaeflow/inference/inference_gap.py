@@ -1,6 +1,5 @@
 """How far the guide is from the posterior, row by row, and which part of it is to blame."""
 
-import warnings
 from contextlib import suppress
 from dataclasses import dataclass, fields
 from typing import Any
@@ -19,7 +18,7 @@ from pyro_vaeflow.inference.refine import refine as refined_evidence
 from pyro_vaeflow.inference.row_guides import RowGuides, optimise
 from pyro_vaeflow.inference.scoring import KHAT_LIMIT
 from pyro_vaeflow.inference.traces import Args, as_args, of_rows, run_once, take_rows
-from pyro_vaeflow.validation import check_number, check_size
+from pyro_vaeflow.validation import check_number, check_size, warn
 
 # A chunk's rows times parameters, 32 MiB a copy in single precision, and its rows times draws.
 VALUES_PER_CHUNK = 2**23
@@ -96,10 +95,9 @@ def inference_gap(
         arXiv:1801.03558.
 
     Args:
-        model, guide: Pyro programs that meet the contract of `pyro_vaeflow.inference.contract`.
-        x: tensor ``(num_data, ...)``, or a tuple of arguments that starts with it.
+        model, guide, x, seed, plate: as in `score`.
         num_samples: draws a row behind each ELBO and the evidence.
-        num_steps: steps of the local optimisation.
+        num_steps: of the local optimisation.
         learning_rate: about the length of a row's first step, over all its parameters at once; it
             falls to 0 on a cosine. A guide that is far off needs a larger one, or more steps.
         draws_per_step: draws a row behind a step's gradient.
@@ -163,22 +161,19 @@ def inference_gap(
             errors.append(_stderr(local_weight))
     gaps = {f.name: torch.cat([getattr(p, f.name) for p in parts]) for f in fields(Gaps)}
     unsure = (gaps["khat"] > KHAT_LIMIT).nonzero().squeeze(-1)
-    refined = None
     if refine and len(unsure):
         rows = take_rows(args, distinct[unsure])
         options: Any = {"seed": seed, "plate": plate, "progress": progress}
         with suppress(NoVectors):  # then the guide's own draws must do
             refined = refined_evidence(model, guide, rows, **options)
-    if refined is not None:
-        gap = refined.log_evidence - gaps["local_elbo"][unsure]
-        stderr = refined.stderr.hypot(torch.cat(errors)[unsure])
-        for name, value in (
-            ("log_evidence", refined.log_evidence),
-            ("khat", refined.khat),
-            ("approximation_gap", gap),
-            ("approximation_stderr", stderr),
-        ):
-            gaps[name][unsure] = value.to(gaps[name])
+            better_ones = {
+                "log_evidence": refined.log_evidence,
+                "khat": refined.khat,
+                "approximation_gap": refined.log_evidence - gaps["local_elbo"][unsure],
+                "approximation_stderr": refined.stderr.hypot(torch.cat(errors)[unsure]),
+            }
+            for name, value in better_ones.items():
+                gaps[name][unsure] = value.to(gaps[name])
     return Gaps(**{name: value[place] for name, value in gaps.items()})
 
 
@@ -205,10 +200,9 @@ def _check_own(guides: RowGuides) -> None:
             f"the model uses all {len(guides.shared)} parameters of the guide ({shown}), so that "
             f"no row can have a q of its own; {way_out}"
         )
-    warnings.warn(
+    warn(
         f"the model uses {len(guides.shared)} of the guide's parameters ({shown}): no row varies "
-        f"them, and the amortization gap is too small; {way_out}",
-        stacklevel=3,
+        f"them, and the amortization gap is too small; {way_out}"
     )
 
 

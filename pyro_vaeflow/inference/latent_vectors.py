@@ -49,13 +49,9 @@ class Latents:
         copies = num_samples if self.way.model == "rows" else 1
         noise = RowNoise(self.columns, seed, self.plate, copies, self.way.depth)
         prior = self._trace(num_samples, noise)
-        options: Any = {
-            "num_samples": num_samples,
-            "way": self.way,
-            "seed": seed,
-            "plate": self.plate,
-        }
-        ((model_trace, _),) = paired_traces(self.model, self.guide, self.args, **options).traces
+        options: Any = {"way": self.way, "seed": seed, "plate": self.plate}
+        programs = self.model, self.guide, self.args
+        ((model_trace, _),) = paired_traces(*programs, num_samples=num_samples, **options).traces
         return self._vectors(prior, num_samples), self._vectors(model_trace, num_samples)
 
     def _trace(self, num_samples: int, handler: Any) -> Trace:

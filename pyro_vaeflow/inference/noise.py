@@ -7,7 +7,6 @@ and rows that differ have independent noise: the error of a mean over rows falls
 """
 
 import math
-import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,6 +15,9 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.runtime import Message
 from pyro.poutine.util import site_is_subsample
 from torch.overrides import TorchFunctionMode
+
+from pyro_vaeflow.inference.traces import innermost, plate_frame
+from pyro_vaeflow.validation import warn
 
 _GOLDEN = -7046029254386353131  # the odd constants of splitmix64, as signed 64-bit integers
 _MIX_1 = -4658895280553007687
@@ -198,9 +200,9 @@ class RowNoise(Messenger):
         return super().__enter__()
 
     def _process_message(self, msg: Message) -> None:
-        frame = next((f for f in msg["cond_indep_stack"] if f.name == self.plate), None)
         if msg["type"] != "sample" or msg["is_observed"] or msg["value"] is not None:
             return
+        frame = plate_frame(msg, self.plate)
         if frame is None or site_is_subsample(msg):
             return
         self.num_sites += 1  # sites of one program must not share their noise
@@ -210,10 +212,9 @@ class RowNoise(Messenger):
         with _RowNumbers(hashes, axis, self.copies, between):
             msg["value"] = msg["fn"](*msg["args"], **msg["kwargs"])
         if stream(hashes.device) != before:
-            warnings.warn(
-                f"site {msg['name']!r} ({_innermost(msg['fn'])}) draws from torch's stream: its "
-                "values, and so the scores, depend on chunk_size and on the other rows",
-                stacklevel=2,
+            warn(
+                f"site {msg['name']!r} ({type(innermost(msg['fn'])).__name__}) draws from torch's "
+                "stream: its values, and so the scores, depend on chunk_size and on the other rows"
             )
 
 
@@ -222,9 +223,3 @@ def stream(device: torch.device) -> bytes:
     on_gpu = device.type == "cuda"
     state = torch.cuda.get_rng_state(device) if on_gpu else torch.get_rng_state()
     return state.numpy().tobytes()
-
-
-def _innermost(distribution: Any) -> str:
-    while hasattr(distribution, "base_dist"):
-        distribution = distribution.base_dist
-    return type(distribution).__name__

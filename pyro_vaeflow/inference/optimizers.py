@@ -6,13 +6,7 @@ from inspect import isclass
 from typing import Any
 
 import torch
-from pyro.infer import (
-    ELBO,
-    Trace_ELBO,
-    TraceEnum_ELBO,
-    TraceTailAdaptive_ELBO,
-    TraceTMC_ELBO,
-)
+from pyro.infer import ELBO, Trace_ELBO, TraceEnum_ELBO, TraceTailAdaptive_ELBO, TraceTMC_ELBO
 from pyro.optim import PyroOptim
 from pyro.optim.lr_scheduler import PyroLRScheduler
 

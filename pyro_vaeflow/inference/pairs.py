@@ -29,7 +29,6 @@ from pyro_vaeflow.inference.traces import (
     plate_frame,
     row_terms,
     take_rows,
-    terms_of_sites,
 )
 
 APART = 0x9E3779B97F4A7C15  # from a run's seed to the next one's
@@ -81,18 +80,13 @@ class Draws:
         return RowTerms(**{name: torch.cat([getattr(p, name) for p in parts]) for name in names})
 
     def _terms(self, model_trace: Trace, guide_trace: Trace) -> RowTerms:
-        model, guide = self.way.model, self.way.guide
-        if has_enumerated(model_trace, guide_trace):
-            terms = terms_of_traces(model_trace, guide_trace, self.plate)
-            found = list(vars(terms).values())
-        else:
-            found = list(terms_of_sites(model_trace, guide_trace, self.plate))
-        layouts = [model, model, guide, model]
-        return RowTerms(*(self._split(t, way) for t, way in zip(found, layouts, strict=False)))
+        found = vars(terms_of_traces(model_trace, guide_trace, self.plate))
+        layouts = dict.fromkeys(found, self.way.model) | {"log_guide": self.way.guide}
+        terms = {name: term for name, term in found.items() if term is not None}
+        return RowTerms(**{n: self._split(term, layouts[n]) for n, term in terms.items()})
 
-    def _split(self, term: torch.Tensor | float, layout: str) -> torch.Tensor:
+    def _split(self, term: torch.Tensor, layout: str) -> torch.Tensor:
         num_samples = 1 if layout == "runs" else self.num_samples
-        term = torch.as_tensor(term)
         if layout == "rows":
             flat = term.reshape(-1) if term.numel() > 1 else term.reshape(())
             return flat.expand(num_samples * self.num_data).view(num_samples, self.num_data)

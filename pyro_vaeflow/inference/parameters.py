@@ -8,7 +8,6 @@ own, and the parameters of modules are found in the modules.
 """
 
 import inspect
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial, wraps
@@ -22,7 +21,7 @@ from pyro.util import get_rng_state, set_rng_state
 from torch.nn.modules.module import register_module_forward_pre_hook
 
 from pyro_vaeflow.locks import ONE_THREAD
-from pyro_vaeflow.validation import ConfigError
+from pyro_vaeflow.validation import ConfigError, warn
 
 Program = Callable[..., Any]
 Device = str | torch.device
@@ -145,11 +144,10 @@ def show(model: Program, guide: Program) -> None:
                 store.set_state({"params": {name: value}, "constraints": {name: constraint}})
                 _SHOWN[name] = value, pair
     if hidden:
-        warnings.warn(
+        warn(
             f"two pairs have pyro.param {sorted(hidden)}, and Pyro's store one of each: before you "
             "use one with Predictive or other tools of Pyro, enter "
-            "`with pyro_vaeflow.param_scope(model, guide):`",
-            stacklevel=3,
+            "`with pyro_vaeflow.param_scope(model, guide):`"
         )
 
 

@@ -17,7 +17,6 @@ References:
 """
 
 import math
-from collections.abc import Iterator
 
 import torch
 
@@ -59,9 +58,6 @@ def khat(log_weight: torch.Tensor) -> torch.Tensor:
       where most weights are zero (log weight -inf) or differ by hundreds of nats. arviz returns
       5 / (n + 10) there, which reads as trustworthy.
 
-    References:
-        Zhang & Stephens 2009; Vehtari et al. 2024, arXiv:1507.02646 (see the module).
-
     Args:
         log_weight: shape ``(num_samples, num_data)``, nats; computed on in float64, in blocks.
 
@@ -78,7 +74,9 @@ def khat(log_weight: torch.Tensor) -> torch.Tensor:
     size = tail_size(len(log_weight))
     out = log_weight.new_full(log_weight.shape[1:], math.nan)
     if size >= 5:
-        for rows in _blocks(log_weight, size):
+        step = max(1, _BLOCK // max(_grid_size(size) * size, len(log_weight)))
+        for start in range(0, len(out), step):
+            rows = slice(start, start + step)
             out[rows] = _fit(log_weight[:, rows], size).to(out.dtype)
     return out
 
@@ -90,13 +88,6 @@ def tail_size(num_samples: int) -> int:
 
 def _grid_size(size: int) -> int:
     return 30 + math.isqrt(size)
-
-
-def _blocks(log_weight: torch.Tensor, size: int) -> Iterator[slice]:
-    """Slices of rows whose largest intermediate has about `_BLOCK` elements."""
-    step = max(1, _BLOCK // max(_grid_size(size) * size, len(log_weight)))
-    for start in range(0, log_weight.shape[1], step):
-        yield slice(start, start + step)
 
 
 def _fit(log_weight: torch.Tensor, size: int) -> torch.Tensor:

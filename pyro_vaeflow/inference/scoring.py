@@ -1,8 +1,7 @@
 """Scores of rows under any pair of Pyro programs, each with the means to judge it."""
 
 import math
-import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from functools import partial
 from typing import Any
@@ -11,13 +10,12 @@ import pandas as pd
 import torch
 
 from pyro_vaeflow.inference import importance
-from pyro_vaeflow.inference.draws import draws
+from pyro_vaeflow.inference.draws import trace_chunks
+from pyro_vaeflow.inference.pairs import Draws
 from pyro_vaeflow.inference.parameters import Program
 from pyro_vaeflow.inference.traces import RowTerms, as_args, take_rows
-from pyro_vaeflow.validation import check_number, check_size
+from pyro_vaeflow.validation import check_number, check_size, warn
 
-TOGETHER = 500  # rows whose log weights are worked on at once,
-TOGETHER_DRAWS = 2**20  # or so many draws of them
 KHAT_LIMIT = 0.7  # Vehtari et al. 2024: above it more draws hardly help
 FRESH_SEED = 0x9E3779B1  # from the pilot's seed to that of fresh draws: far from people's seeds
 
@@ -153,14 +151,15 @@ def score(
         check_number("tol", tol, above=0.0)
         check_size("max_samples", max_samples, num_samples)
 
-    of_rows = partial(draws, model, guide, chunk_size=chunk_size, plate=plate, progress=progress)
-    scores = _scores(of_rows(args, num_samples=num_samples, seed=seed), args[0])
+    options: Any = {"plate": plate, "progress": progress}
+    chunks: Any = partial(trace_chunks, model, guide, chunk_size=chunk_size, summed=True, **options)
+    scores = _scores(chunks(args, num_samples=num_samples, seed=seed), args[0])
     if tol is not None and not refine:
         needed = _needed(scores.stderr, num_samples, tol, max_samples)
         for count in needed.unique().tolist():
             rows = (needed == count).nonzero().squeeze(-1)
             some, fresh_seed = take_rows(args, rows), (seed + FRESH_SEED) % 2**32
-            fresh = _scores(of_rows(some, num_samples=count, seed=fresh_seed), some[0])
+            fresh = _scores(chunks(some, num_samples=count, seed=fresh_seed), some[0])
             _replace(scores, rows, fresh)
     elif refine:
         unsure = (scores.khat > KHAT_LIMIT) | ~(scores.stderr <= (math.inf if tol is None else tol))
@@ -168,39 +167,37 @@ def score(
         if len(rows):
             from pyro_vaeflow.inference.refine import refine as refined  # most scores need it not
 
-            options: Any = {"seed": seed, "plate": plate, "progress": progress}
-            _replace(scores, rows, refined(model, guide, take_rows(args, rows), **options))
+            unsettled = take_rows(args, rows)
+            _replace(scores, rows, refined(model, guide, unsettled, seed=seed, **options))
             scores.refined[rows] = True
     warn_of_tails(scores.khat)
     lost = scores.log_evidence.isnan().nonzero().squeeze(-1)
     if len(lost):
-        warnings.warn(
+        warn(
             f"{len(lost)} of {len(args[0])} rows have no score, row {lost[0]} first: their log "
             "weights are NaN. Are there entries of x that are NaN, infinite or huge?",
             NoScoreWarning,
-            stacklevel=2,
         )
     return scores
 
 
 def warn_of_tails(khat: torch.Tensor) -> None:
-    """Warns the caller's caller of rows ``(num_data,)`` whose k-hat is above `KHAT_LIMIT`."""
+    """Warns of rows ``(num_data,)`` whose k-hat is above `KHAT_LIMIT`."""
     rows = (khat > KHAT_LIMIT).nonzero().squeeze(-1)  # no list: a million ints take 40 MiB
     if len(rows):
         shown = ", ".join(map(str, rows[:5].tolist())) + (", ..." if len(rows) > 5 else "")
-        warnings.warn(
+        warn(
             f"{len(rows)} of {len(khat)} rows have k-hat above {KHAT_LIMIT} (rows {shown}): a few "
             "draws have all the weight, and the log evidence is probably too low. Try score's "
             "refine=True, or a wider or richer guide: more draws hardly help",
             KhatWarning,
-            stacklevel=3,
         )
 
 
-def _scores(chunks: Iterable[RowTerms], x: torch.Tensor) -> Scores:
+def _scores(chunks: Iterable[Draws], x: torch.Tensor) -> Scores:
     """Scores of chunks, at once where they belong: parts that stay would lie between freed ones."""
     place, whole = 0, Scores(**{f.name: x.new_empty(0) for f in fields(Scores)})
-    for part in map(_of_terms, _together(chunks)):
+    for part in (_of_terms(chunk.terms) for chunk in chunks):
         if place == 0:
             whole = Scores(**{n: v.new_empty(len(x)) for n, v in vars(part).items()})
         for name, value in vars(part).items():
@@ -217,24 +214,6 @@ def _of_terms(terms: RowTerms) -> Scores:
         elbo=terms.elbo.mean(0),
         refined=torch.zeros_like(estimate["num_samples"], dtype=torch.bool),
     )
-
-
-def _together(chunks: Iterable[RowTerms]) -> Iterator[RowTerms]:
-    """Chunks joined to about `TOGETHER` rows: so few log weights are hardly worth the calls."""
-    waiting: list[RowTerms] = []
-    for chunk in chunks:
-        waiting.append(chunk)
-        num_rows = sum(part.log_prior.shape[1] for part in waiting)
-        if num_rows >= min(TOGETHER, TOGETHER_DRAWS // len(chunk.log_prior)):
-            yield _joined(waiting)
-            waiting = []
-    if waiting:
-        yield _joined(waiting)
-
-
-def _joined(parts: list[RowTerms]) -> RowTerms:
-    names = [name for name, value in vars(parts[0]).items() if value is not None]
-    return RowTerms(**{name: torch.cat([getattr(p, name) for p in parts], 1) for name in names})
 
 
 def _needed(stderr: torch.Tensor, num_samples: int, tol: float, max_samples: int) -> torch.Tensor:

@@ -1,6 +1,6 @@
 """Sites of traces: the programs' arguments, which sites count, and sums of them to rows."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -170,18 +170,11 @@ def row_terms(model_trace: Trace, guide_trace: Trace, plate: str = "data") -> Ro
     """Sums the log probabilities of a pair of traces to rows, and draws if they have such a plate.
 
     Left out are sites outside the plate, and latents of the model that the guide has no site for:
-    they were drawn from the prior, which cancels.
+    they were drawn from the prior, which cancels. Each term has the shape that its sites have.
     """
-    terms = terms_of_sites(model_trace, guide_trace, plate)
-    return RowTerms(*torch.broadcast_tensors(*map(torch.as_tensor, terms)))
-
-
-def terms_of_sites(
-    model_trace: Trace, guide_trace: Trace, plate: str
-) -> Sequence[torch.Tensor | float]:
-    """Log likelihood, prior and guide of `row_terms`, each in the shape that its sites have."""
     model_sites = list(sample_sites(model_trace))
     latents = [s for s in model_sites if not s["is_observed"] and s["name"] in guide_trace.nodes]
     observed = [site for site in model_sites if site["is_observed"]]
     in_guide = guide_sites(guide_trace, plate)
-    return [row_sums(sites, plate) for sites in (observed, latents, in_guide)]
+    sums = (row_sums(sites, plate) for sites in (observed, latents, in_guide))
+    return RowTerms(*map(torch.as_tensor, sums))

@@ -2,7 +2,6 @@
 
 import math
 import time
-import warnings
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from functools import partial
@@ -51,7 +50,7 @@ from pyro_vaeflow.inference.svi import (
     make_svi,
 )
 from pyro_vaeflow.inference.traces import Args, as_args, take_rows
-from pyro_vaeflow.validation import check_size
+from pyro_vaeflow.validation import check_size, warn
 
 ADAM = partial(torch.optim.Adam, fused=True)  # one call for all parameters
 
@@ -149,12 +148,11 @@ def train(
     loss = last.watch(make_loss(loss, way))
     annealed = loss.at if isinstance(loss, CapacityELBO) else anneal
     watchers = _watchers(held_out, eval_every, patience, plate, callbacks, checkpoint, progress)
-    call = {  # what decides the numbers, and so which training a checkpoint is of
-        **{"num_steps": num_steps, "batch_size": batches.batch_size, "clip_norm": clip_norm},
-        **{"learning_rate": rate, "schedule": level, "loss": loss, "weights": batches.weights},
-        **{"x": args, "held_out": held_out, "eval_every": eval_every, "patience": patience},
-        **{"plate": plate, "seed": seed},
-    }
+    # what decides the numbers, and so which training a checkpoint is of
+    call: dict[str, Any] = {"num_steps": num_steps, "clip_norm": clip_norm}
+    call |= {"batch_size": batches.batch_size, "plate": plate, "seed": seed}
+    call |= {"learning_rate": rate, "schedule": level, "loss": loss, "weights": batches.weights}
+    call |= {"x": args, "held_out": held_out, "eval_every": eval_every, "patience": patience}
     hold_memory()
     with (
         torch.inference_mode(False),  # gradients, whatever the caller has switched off
@@ -188,7 +186,7 @@ def train(
             watcher.end(run)
     show(model, guide)
     if run.interrupted:
-        warnings.warn(_how_to_resume(run, checkpoint), InterruptedWarning, stacklevel=2)
+        warn(_how_to_resume(run, checkpoint), InterruptedWarning)
     return _history(run)
 
 
