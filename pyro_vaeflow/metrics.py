@@ -30,7 +30,11 @@ def flag_top(is_anomaly: ArrayLike, anomaly_score: ArrayLike, num_flagged: int) 
         {'precision': 0.5, 'recall': 0.5, 'f1': 0.5}
     """
     truth, rank = _ranked(is_anomaly, anomaly_score)
-    above, tied, chance = _flagged(rank, num_flagged)
+    if not 1 <= num_flagged <= len(rank):
+        raise ValueError(f"num_flagged must be from 1 to {len(rank)}, got {num_flagged!r}")
+    cut = np.sort(rank)[-num_flagged]
+    above, tied = rank > cut, rank == cut
+    chance = (num_flagged - above.sum()) / tied.sum()
     found = truth[above].sum() + chance * truth[tied].sum()
     precision, recall = found / num_flagged, found / truth.sum()
     f1 = 2 * found / (num_flagged + truth.sum())
@@ -98,15 +102,6 @@ def detection_metrics(is_anomaly: ArrayLike, anomaly_score: ArrayLike) -> dict[s
         "auroc": auroc(truth, anomaly_score),
         "average_precision": average_precision(truth, anomaly_score),
     }
-
-
-def _flagged(rank: np.ndarray, num_flagged: int) -> tuple[np.ndarray, np.ndarray, float]:
-    """Rows above the cut, rows that tie at it, and the chance that one of these is flagged."""
-    if not 1 <= num_flagged <= len(rank):
-        raise ValueError(f"num_flagged must be from 1 to {len(rank)}, got {num_flagged!r}")
-    cut = np.sort(rank)[-num_flagged]
-    above, tied = rank > cut, rank == cut
-    return above, tied, (num_flagged - above.sum()) / tied.sum()
 
 
 def _ranked(is_anomaly: ArrayLike, anomaly_score: ArrayLike) -> tuple[np.ndarray, np.ndarray]:

@@ -112,8 +112,7 @@ def read_table(path: Path, label: str) -> Dataset:
             f"column {label!r} of {path} must be 1 for anomalies and 0 for other rows, got "
             f"{flags.drop_duplicates().tolist()[:5]}: write one, as by (frame.kind != 'normal')"
         )
-    y = flags.to_numpy().astype(np.int64)
-    return Dataset(path.stem, frame, y, np.where(y == 1, "anomaly", "normal").astype(object))
+    return _labelled(path.stem, frame, flags.to_numpy())
 
 
 def _adbench_name(path: Path) -> str:
@@ -131,13 +130,14 @@ def _check_declared(path: Path) -> None:
 def _dataset(name: str, X: np.ndarray, y: np.ndarray) -> Dataset:
     if X.ndim != 2 or not len(X) or X.dtype.kind not in "biuf":
         raise ValueError(f"X must be a matrix of numbers, got shape {X.shape}, dtype {X.dtype}")
-    if y.size != len(X):
-        raise ValueError(f"y has {y.size} entries for the {len(X)} rows of X")
     if not np.isin(y, [0, 1]).all():
         raise ValueError("y must be 0 (inlier) or 1 (anomaly)")
-    frame = pd.DataFrame(X, columns=[f"x{j}" for j in range(X.shape[1])])
+    return _labelled(name, pd.DataFrame(X, columns=[f"x{j}" for j in range(X.shape[1])]), y)
+
+
+def _labelled(name: str, X: pd.DataFrame, y: np.ndarray) -> Dataset:
     flags = y.reshape(-1).astype(np.int64)
-    return Dataset(name, frame, flags, np.where(flags == 1, "anomaly", "normal").astype(object))
+    return Dataset(name, X, flags, np.where(flags == 1, "anomaly", "normal").astype(object))
 
 
 def data_folder(data_home: Folder) -> Path | None:
