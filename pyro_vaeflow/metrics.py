@@ -58,9 +58,6 @@ def number_flagged(num_data: int, fraction: float) -> int:
 def auroc(is_anomaly: ArrayLike, anomaly_score: ArrayLike) -> float:
     """Probability that an anomaly scores above an inlier, ties counted half.
 
-    Raises:
-        ValueError: as in `flag_top`.
-
     Example:
         >>> auroc([1, 0, 1, 0], [0.9, 0.8, 0.3, 0.1])
         0.75
@@ -70,9 +67,6 @@ def auroc(is_anomaly: ArrayLike, anomaly_score: ArrayLike) -> float:
 
 def average_precision(is_anomaly: ArrayLike, anomaly_score: ArrayLike) -> float:
     """Precision averaged over the steps of recall, as scikit-learn computes it.
-
-    Raises:
-        ValueError: as in `flag_top`.
 
     Example:
         >>> average_precision([1, 0, 0], [0.9, 0.8, 0.1])

@@ -64,7 +64,7 @@ def refusal(capsys, *argv: str) -> str:
             "did you mean 'iaf'? allowed: diagonal, planar, iaf",
         ),
         ("run rnig", "did you mean 'ring'? allowed: adbench"),
-        ("run none.yaml", "no file 'none.yaml'"),
+        ("run none.yaml", "No such file or directory: 'none.yaml'"),
         ("run", "presets"),
         ("run ring --jobs 0", "jobs"),
         ("run ring --seeds a", "seeds"),

@@ -81,9 +81,7 @@ def load_adbench(name: str, data_home: Folder = None) -> Dataset:
             + advice("adbench/*.npz", ADBENCH)
         )
     try:
-        _check_declared(path)
-        with np.load(path, allow_pickle=False) as content:
-            return _dataset(_adbench_name(path), content["X"], content["y"])
+        return _read_npz(path, _adbench_name(path), "y")
     except Exception as error:  # as above
         raise bad_file(path, f"holds no table ({error!r:.300})", ADBENCH) from error
 
@@ -98,9 +96,7 @@ def read_table(path: Path, label: str) -> Dataset:
     """
     try:
         if path.suffix == ".npz":
-            _check_declared(path)
-            with np.load(path, allow_pickle=False) as content:
-                return _dataset(path.stem, content["X"], content[label])
+            return _read_npz(path, path.stem, label)
         frame = pd.read_csv(path) if path.suffix == ".csv" else pd.read_parquet(path)
     except Exception as error:  # as above
         raise ValueError(f"{path} holds no labelled table: {error!r:.300}") from error
@@ -119,12 +115,14 @@ def _adbench_name(path: Path) -> str:
     return path.stem.split("_", 1)[-1].lower()
 
 
-def _check_declared(path: Path) -> None:
-    """Refuses a small archive that would unpack to a large one."""
+def _read_npz(path: Path, name: str, label: str) -> Dataset:
+    """The table in a file, unless this would unpack to a large one."""
     with zipfile.ZipFile(path) as archive:
         for entry in archive.infolist():
             if entry.file_size > MAX_BYTES:
                 raise ValueError(f"{entry.filename} has {entry.file_size} bytes, over {MAX_BYTES}")
+    with np.load(path, allow_pickle=False) as content:
+        return _dataset(name, content["X"], content[label])
 
 
 def _dataset(name: str, X: np.ndarray, y: np.ndarray) -> Dataset:

@@ -56,11 +56,7 @@ def maker(config: ExperimentConfig) -> Make:
 
 
 def check_registered(config: ExperimentConfig) -> None:
-    """Refuses names and options that no registry knows, before anything is loaded.
-
-    Raises:
-        ConfigError: with the names allowed, or with what the posterior's builder said.
-    """
+    """Refuses names and options that no registry knows, before anything is loaded."""
     make = maker(config)  # first: a file with programs may register a data set
     check_task(config)
     if (config.preprocessing == "mixed") != (config.likelihood == "mixed"):

@@ -70,30 +70,18 @@ def _metrics(path: Path) -> dict[str, Any]:
 
 
 def read_json(path: Path) -> Any:
-    """What a JSON file of a run's folder holds.
-
-    Raises:
-        ConfigError: it cannot be read, or is no JSON.
-    """
+    """What a JSON file of a run's folder holds."""
     return _read(path, "JSON", lambda: plain_files.read_json(path))
 
 
 def read_csv(path: Path) -> pd.DataFrame:
-    """The table in a csv file; a column `model`, as version 0.1 wrote it, is `flow`.
-
-    Raises:
-        ConfigError: it cannot be read, or is no table.
-    """
+    """The table in a csv file; a column `model`, as version 0.1 wrote it, is `flow`."""
     table = _read(path, "csv table", lambda: pd.read_csv(path))
     return table if "flow" in table else table.rename(columns={"model": "flow"})
 
 
 def read_arrays(path: Path) -> dict[str, np.ndarray]:
-    """The arrays of a run's npz file, by name.
-
-    Raises:
-        ConfigError: it cannot be read, or holds no arrays.
-    """
+    """The arrays of a run's npz file, by name."""
 
     def read() -> dict[str, np.ndarray]:
         with zipfile.ZipFile(path) as archive:
@@ -107,6 +95,7 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
 
 
 def _read(path: Path, kind: str, read: Callable[[], Any]) -> Any:
+    """What `read` gives; a ConfigError names a file that is damaged, or not there."""
     try:
         return read()
     except (OSError, ValueError, TypeError, EOFError, MemoryError, zipfile.BadZipFile) as error:

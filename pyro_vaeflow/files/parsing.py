@@ -49,11 +49,7 @@ def find_spellings(
 
 
 def check_types(schema: Any, spellings: Spellings, path: Any) -> None:
-    """Refuses columns of a Parquet file that are of another type than the model learned.
-
-    Raises:
-        ConfigError: names the file, the column and its type.
-    """
+    """Refuses columns of a Parquet file that are of another type than the model learned."""
     for name, spelling in spellings.items():
         kind = schema.field(name).type
         fits = _is_number(kind) or types.is_boolean(kind) or types.is_null(kind)
