@@ -87,7 +87,7 @@ class Checked:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, lists for tuples; the inverse of `from_dict`."""
-        return _plain(asdict(self))
+        return json.loads(json.dumps(asdict(self)))
 
 
 def checked_values(settings: Any) -> dict[str, Any]:
@@ -227,8 +227,3 @@ def _name(hint: Any) -> str:
     plain = get_origin(hint) is None
     return getattr(hint, "__name__", str(hint)) if plain else str(hint)
 
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value

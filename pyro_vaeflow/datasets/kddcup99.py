@@ -78,7 +78,7 @@ def _read(path: Path) -> pd.DataFrame:
         columns, rows = text.split(b"\n", 1)[0].count(b",") + 1, len(text.splitlines())
         why = (
             f"has other content than the published file of {NUM_ROWS} rows, {NUM_COLUMNS} columns "
-            f"and {NUM_BYTES} bytes: {rows} rows, {columns} columns, {len(text)} bytes or more"
+            f"and {NUM_BYTES} bytes: {rows} rows, {columns} columns, {len(text)} bytes read"
         )
         raise bad_file(path, why, SOURCE)
     return pd.read_csv(
