@@ -226,4 +226,3 @@ def _of_one(value: Any, hints: tuple[Any, ...], name: str) -> Any:
 def _name(hint: Any) -> str:
     plain = get_origin(hint) is None
     return getattr(hint, "__name__", str(hint)) if plain else str(hint)
-

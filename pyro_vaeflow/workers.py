@@ -35,12 +35,6 @@ def workers(jobs: int = 1, dask: str | None = None) -> Iterator[Executor]:
         jobs: worker processes of this machine; 1 is this process itself.
         dask: the address of a scheduler, ``tcp://host:8786``, or its scheduler file. Without,
             the cluster of a surrounding ``joblib.parallel_config("dask")``, if there is one.
-
-    Raises:
-        ConfigError: there is no Dask, or no scheduler at the address.
-
-    Warns:
-        UserWarning: a Dask cluster has no workers, or they have threads that will be idle.
     """
     backend, _ = joblib.parallel.get_active_backend()
     cluster = _connect(dask) if dask is not None else nullcontext(getattr(backend, "client", None))
@@ -64,9 +58,6 @@ def as_ended(todo: deque[Work], submit: Callable[[Work], Future]) -> Iterator[tu
     Args:
         todo: is emptied; whoever iterates may add what has to be tried again.
         submit: waits, or makes the call itself, where no worker is free for it.
-
-    Raises:
-        ConnectionError: a Dask scheduler has gone.
 
     Example:
         >>> for work, future in as_ended(deque([3, 4]), lambda n: Here().submit(pow, n, 2)):
@@ -120,9 +111,6 @@ class Processes(Executor):
     The call of a dead process raises `BrokenExecutor`, and a new process takes the next. The
     processors are shared out: each process has as many threads as there are processors to one,
     unless the environment says. They end with their parent, however that does.
-
-    Args:
-        jobs: processes, and so calls at a time; one more waits in `submit`.
     """
 
     def __init__(self, jobs: int) -> None:

@@ -146,7 +146,7 @@ def _take_tables(detector: Any, content: dict[str, Any], extra: dict[str, torch.
         detector.feature_names_in_ = np.array([str(name) for name in names], dtype=object)
     titles = content["history"]
     width = len(detector.encoder_.columns_) if extra["reference"].numel() else 0
-    double = {"dtype": torch.float64, "device": "meta"}
+    double: Any = {"dtype": torch.float64, "device": "meta"}
     expected = {
         "reference": torch.empty(len(extra["reference"]), width),
         "history": torch.empty(len(extra["history"]), len(titles), **double),

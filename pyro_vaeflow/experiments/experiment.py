@@ -82,9 +82,6 @@ def run(
         device: where torch trains and scores, ``cuda`` say.
 
     Raises:
-        ConfigError: a name that is not registered; the message names those that are. Or the
-            held-out rows leave none to train on, or this machine lacks the device.
-        NonFiniteError: training met a loss or gradient that is not finite.
         KeyboardInterrupt: at Ctrl-C; in training after the step at hand.
     """
     check_registered(config)

@@ -62,9 +62,6 @@ class Study:
         Args:
             name: of the study, unless it says so itself.
             folder: where paths in it begin; the present one by default.
-
-        Raises:
-            ConfigError: as `expand`.
         """
         values = dict(values)
         folder = Path.cwd() if folder is None else folder

@@ -131,7 +131,7 @@ def _load(
     split = _rows(dataset, label, split_seed, max_rows)
     encoder = ENCODERS[preprocessing]()  # learns from training inliers only
     x_train, x_test = (
-        torch.as_tensor(np.array(rows, dtype=np.float32))
+        torch.tensor(np.asarray(rows, dtype=np.float32))
         for rows in (encoder.fit_transform(split.X_train), encoder.transform(split.X_test))
     )
     columns = encoder.columns_ if preprocessing == "mixed" else None

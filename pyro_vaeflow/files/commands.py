@@ -20,11 +20,7 @@ NO_OPTIONS = {"model", "guide", "progress", "random_state", "warm_start", "devic
 
 
 def add_file_commands(commands: Any, parser: type[ArgumentParser], with_detector: bool) -> None:
-    """Adds both commands.
-
-    Args:
-        with_detector: whether ``fit`` needs the detector's own settings, which take time to load.
-    """
+    """Adds both commands; ``fit`` with the detector's own settings, which take time to load."""
     fit = parser(description="Fits a detector to the rows of csv or Parquet files and saves it.")
     fit.add_argument("data", help=DATA)
     fit.add_argument("--out", required=True, help="folder of the model")

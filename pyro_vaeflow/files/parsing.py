@@ -26,11 +26,7 @@ Spellings = Mapping[str, Spelling | None]
 def find_spellings(
     table: Any, kinds: Mapping[str, str] | None, is_typed: bool
 ) -> dict[str, Spelling | None]:
-    """Column -> how it spells numbers or dates; None of texts. By `kinds`, its type or its texts.
-
-    Args:
-        is_typed: whether a column of texts is one, as in Parquet files.
-    """
+    """Column -> how it spells numbers or dates; None of texts. By `kinds`, type or texts."""
     found: dict[str, Spelling | None] = {}
     for name in table.column_names:
         values, kind = table[name], (kinds or {}).get(name)

@@ -90,8 +90,7 @@ def learn_column(values: pd.Series, kind: str | None = None) -> Column:
         parameters, Biometrika 40, 1953.
 
     Raises:
-        ValueError: the kind is unknown or does not suit the values, or there is no value at all.
-        TypeError: the column holds dates, complex numbers or containers.
+        ValueError, TypeError: as `learn_columns`; dates are refused.
 
     Example:
         >>> learn_column(pd.Series([0.0, 0.0, 0.0, 1.0, 1.0], name="land")).kind
