@@ -3,10 +3,13 @@
 import glob
 import json
 import os
+import zipfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
+
+import numpy as np
 
 from pyro_vaeflow.validation import ConfigError
 
@@ -60,6 +63,16 @@ def read_json(path: Path) -> Any:
         return json.loads(data)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not JSON: {error}") from error
+
+
+def read_arrays(path: Path, limit: int) -> dict[str, np.ndarray]:
+    """The arrays of an npz file by name, once it is known that they have so few bytes."""
+    with zipfile.ZipFile(path) as archive:
+        size = sum(entry.file_size for entry in archive.infolist())
+    if size > limit:
+        raise ValueError(f"its arrays have {size} bytes, more than {limit}")
+    with np.load(path, allow_pickle=False) as arrays:
+        return dict(arrays)
 
 
 def inside(path: Path, folder: Path) -> Path:

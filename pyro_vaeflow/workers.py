@@ -7,7 +7,6 @@ its call is made again, a few times.
 import os
 import threading
 import time
-import warnings
 from collections import Counter, deque
 from collections.abc import Callable, Hashable, Iterator
 from concurrent.futures import BrokenExecutor, Executor, Future
@@ -19,7 +18,7 @@ from typing import Any, TypeVar
 import joblib
 from joblib.externals.loky import ProcessPoolExecutor
 
-from pyro_vaeflow.validation import ConfigError
+from pyro_vaeflow.validation import ConfigError, warn
 
 CONNECT = "10s"  # to wait for a scheduler
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
@@ -178,9 +177,13 @@ def _on_dask(client: Any) -> Executor:
     threads = client.nthreads()
     crowded = sorted(name for name, count in threads.items() if count > 1)
     if crowded:
-        why = f"Dask workers {crowded[:3]} have more than one thread, and a process makes one run "
-        warnings.warn(why + "at a time: start one for each core, with --nthreads 1", stacklevel=4)
+        warn(
+            f"Dask workers {crowded[:3]} have more than one thread, and a process makes one run at "
+            "a time: start one for each core, with --nthreads 1"
+        )
     elif not threads:
-        why = "the Dask cluster has no workers yet, and the work waits for them: start some with "
-        warnings.warn(why + "`dask worker ADDRESS --nthreads 1`", stacklevel=4)
+        warn(
+            "the Dask cluster has no workers yet, and the work waits for them: start some with "
+            "`dask worker ADDRESS --nthreads 1`"
+        )
     return client.get_executor(pure=False)

@@ -5,7 +5,6 @@ by loaders that run no code from a file, and nothing is cached.
 """
 
 import os
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,10 +14,11 @@ from scipy.io import loadmat
 from sklearn.datasets import load_breast_cancer
 
 from pyro_vaeflow.datasets.splits import Dataset
+from pyro_vaeflow.plain_files import read_arrays
 
 ADBENCH = "ADBench (https://github.com/Minqi824/ADBench, adbench/datasets/Classical)"
 ODDS = "the ODDS library (https://odds.cs.stonybrook.edu/arrhythmia-dataset/)"
-MAX_BYTES = 2**31  # of one array of a data file: the largest of ADBench has half of it
+MAX_BYTES = 2**31  # of a data file's arrays: the largest of ADBench have half of it
 VARIABLE = "VAEFLOW_DATA"
 Folder = str | os.PathLike[str] | None
 
@@ -81,7 +81,8 @@ def load_adbench(name: str, data_home: Folder = None) -> Dataset:
             + advice("adbench/*.npz", ADBENCH)
         )
     try:
-        return _read_npz(path, _adbench_name(path), "y")
+        content = read_arrays(path, MAX_BYTES)
+        return _dataset(_adbench_name(path), content["X"], content["y"])
     except Exception as error:  # as above
         raise bad_file(path, f"holds no table ({error!r:.300})", ADBENCH) from error
 
@@ -96,7 +97,8 @@ def read_table(path: Path, label: str) -> Dataset:
     """
     try:
         if path.suffix == ".npz":
-            return _read_npz(path, path.stem, label)
+            content = read_arrays(path, MAX_BYTES)
+            return _dataset(path.stem, content["X"], content[label])
         frame = pd.read_csv(path) if path.suffix == ".csv" else pd.read_parquet(path)
     except Exception as error:  # as above
         raise ValueError(f"{path} holds no labelled table: {error!r:.300}") from error
@@ -113,16 +115,6 @@ def read_table(path: Path, label: str) -> Dataset:
 
 def _adbench_name(path: Path) -> str:
     return path.stem.split("_", 1)[-1].lower()
-
-
-def _read_npz(path: Path, name: str, label: str) -> Dataset:
-    """The table in a file, unless this would unpack to a large one."""
-    with zipfile.ZipFile(path) as archive:
-        for entry in archive.infolist():
-            if entry.file_size > MAX_BYTES:
-                raise ValueError(f"{entry.filename} has {entry.file_size} bytes, over {MAX_BYTES}")
-    with np.load(path, allow_pickle=False) as content:
-        return _dataset(name, content["X"], content[label])
 
 
 def _dataset(name: str, X: np.ndarray, y: np.ndarray) -> Dataset:

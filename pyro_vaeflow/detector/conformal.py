@@ -1,7 +1,5 @@
 """Which rows to flag: the threshold, conformal p-values, the false-discovery rate they control."""
 
-import warnings
-
 import numpy as np
 from numpy.typing import ArrayLike
 from scipy.stats import beta, false_discovery_control
@@ -54,11 +52,10 @@ def doubt(flagged: np.ndarray, contamination: float | str) -> np.ndarray:
     """The decisions as they are; warns where ``"auto"`` flags all of many rows, or none."""
     if contamination == "auto" and len(flagged) >= ENOUGH and flagged.all() == flagged.any():
         which = "all" if flagged.all() else "none"
-        warnings.warn(
+        warn(
             f"contamination='auto' flags {which} of {len(flagged)} rows, and would flag 1 in 20 of "
             "rows like the training rows: these are unlike them; look at score_samples, or give "
-            "the share to flag as contamination= or predict(X, ratio=)",
-            stacklevel=3,
+            "the share to flag as contamination= or predict(X, ratio=)"
         )
     return flagged
 

@@ -27,7 +27,7 @@ from pyro_vaeflow.plots.charts import plot_contributions, plot_history, plot_sco
 from pyro_vaeflow.programs.fitting import fit
 from pyro_vaeflow.tables.frames import as_table
 from pyro_vaeflow.tables.mixed_encoder import MixedEncoder
-from pyro_vaeflow.validation import check_size
+from pyro_vaeflow.validation import check_size, warn
 
 
 class VAEFlowDetector(DetectorSettings, Programs, Calibrated, OutlierMixin, BaseEstimator):
@@ -181,9 +181,10 @@ class VAEFlowDetector(DetectorSettings, Programs, Calibrated, OutlierMixin, Base
             flagged = conformal.discoveries(self.p_values(X), fdr)
             num_kept = len(self.calibration_scores_)
             if (least := 1 / (1 + num_kept)) > fdr:
-                why = f"with {num_kept} rows kept from training no p-value is below {least:.3g}"
-                way_out = "fit with a larger calibration_share, or on more rows"
-                warnings.warn(f"fdr={fdr!r} flags no row: {why}; {way_out}", stacklevel=2)
+                warn(
+                    f"fdr={fdr!r} flags no row: with {num_kept} rows kept from training no p-value "
+                    f"is below {least:.3g}; fit with a larger calibration_share, or on more rows"
+                )
         elif ratio is not None:
             scores = self.score_samples(X)
             count = number_flagged(len(scores), ratio)

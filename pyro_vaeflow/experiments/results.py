@@ -82,16 +82,9 @@ def read_csv(path: Path) -> pd.DataFrame:
 
 def read_arrays(path: Path) -> dict[str, np.ndarray]:
     """The arrays of a run's npz file, by name."""
-
-    def read() -> dict[str, np.ndarray]:
-        with zipfile.ZipFile(path) as archive:
-            size = sum(entry.file_size for entry in archive.infolist())
-        if size > max(MAX_ARRAYS, MAX_RATIO * path.stat().st_size):
-            raise ValueError(f"its arrays have {size} bytes, far more than the file")
-        with np.load(path) as arrays:
-            return dict(arrays)
-
-    return _read(path, "npz file", read)
+    size = path.stat().st_size if path.is_file() else 0
+    limit = max(MAX_ARRAYS, MAX_RATIO * size)
+    return _read(path, "npz file", lambda: plain_files.read_arrays(path, limit))
 
 
 def _read(path: Path, kind: str, read: Callable[[], Any]) -> Any:
