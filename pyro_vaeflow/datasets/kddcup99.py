@@ -59,8 +59,7 @@ def load_kddcup99(data_home: Folder = None) -> Dataset:
         frame = _download()
     else:
         frame = _read(require(FILENAME, data_home, SOURCE))
-    kinds = frame.pop("label").cat
-    labels = kinds.categories.to_numpy(dtype=object)[kinds.codes]
+    labels = frame.pop("label").to_numpy(dtype=object)
     return Dataset("kddcup99", frame, (labels == "normal.").astype(np.int64), labels)
 
 

@@ -8,8 +8,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from numpy.typing import ArrayLike
-from sklearn.utils import check_array, check_consistent_length, column_or_1d
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from pyro_vaeflow.inference.fingerprint import structure
@@ -153,15 +151,3 @@ def _with_unused(detector: Any, X: pd.DataFrame) -> pd.DataFrame:
             X = X.copy(deep=False)
             X.insert(min(place, X.shape[1]), name, np.nan)
     return X
-
-
-def row_weights(sample_weight: ArrayLike, num_data: int) -> np.ndarray:
-    """The weights as numbers, ``(num_data,)``: finite, at least 0, not all 0."""
-    options: dict[str, Any] = {"ensure_2d": False, "input_name": "sample_weight"}
-    weights = column_or_1d(check_array(sample_weight, dtype=np.float64, **options))
-    check_consistent_length(weights, np.empty(num_data))
-    if (weights < 0).any():
-        raise ValueError(f"sample_weight must not be negative, got {weights.min():g}")
-    if not weights.any():
-        raise ValueError("sample_weight must not be zero for all rows")
-    return weights

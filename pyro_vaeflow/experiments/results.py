@@ -163,7 +163,10 @@ def read_summary(out: str | Path) -> pd.DataFrame:
     if runs := finished_runs(out):
         return summary(runs)
     if (out / "summary.csv").is_file():
-        return read_csv(out / "summary.csv")
+        table = read_csv(out / "summary.csv")
+        if "score" in table:
+            return table
+        raise ConfigError(f"{out}/summary.csv has no column score: of 0.1, it needs its runs")
     raise ConfigError(f"{out} holds no finished run (runs/*/metrics.json) and no summary.csv")
 
 
