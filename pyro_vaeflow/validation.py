@@ -141,7 +141,8 @@ def warn(text: str) -> None:
     """Warns, `UserWarning`, at the line outside this package that has led to it."""
     frames, depth = inspect.currentframe(), 1
     for place, (frame, _) in enumerate(walk_stack(frames), 1):  # decorators of others lie between
-        if frame.f_globals.get("__name__", "").startswith(__package__):
+        name = frame.f_globals.get("__name__", "")
+        if name.startswith(__package__) or (name == "torch.utils._contextlib" and depth == place):
             depth = place + 1
     warnings.warn(text, stacklevel=depth)
 

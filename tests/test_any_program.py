@@ -561,3 +561,27 @@ def test_contributions_have_the_shape_of_the_site() -> None:
 
     assert contributions(of(scalar), prior, rows()).shape == (30, 1)
     assert contributions(of(pairs), prior, rows()).shape == (30, 3, 2)
+
+
+@pytest.mark.parametrize("kept", ["in place", "a generator", "a running mean"])
+def test_programs_that_keep_something_of_their_own_are_trained(kept: str) -> None:
+    """Their numbers differ from call to call, which says nothing of the places of rows."""
+    generator, mean = torch.Generator().manual_seed(1), torch.zeros(3)
+
+    def seen(x):
+        if kept == "in place":
+            return x.mul_(1.5)
+        if kept == "a generator":
+            return x + torch.randn(x.shape, generator=generator)
+        mean.mul_(0.9).add_(0.1 * x.mean(0))
+        return x - mean
+
+    model, _ = decoded(lambda z: z.sum(-1, keepdim=True).expand(*z.shape[:-1], 3))
+
+    def guide(x):
+        gain = pyro.param("gain", torch.ones(2))
+        with pyro.plate("data", len(x)):
+            loc = 0.1 * seen(x).sum(-1, keepdim=True) * gain
+            pyro.sample("z", dist.Normal(loc, 1.0).to_event(1))
+
+    assert train(model, guide, rows(), num_steps=2, progress=False).frame["loss"].notna().all()

@@ -9,11 +9,13 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
 import scipy.sparse
 import torch
 
 from pyro_vaeflow import VAEFlowDetector
+from pyro_vaeflow.tables.frames import as_table
 from tests.guide_tables import check, rows
 
 TINY = {"num_steps": 3, "num_samples": 3, "hidden_dims": (8,), "random_state": 0}
@@ -294,3 +296,20 @@ def test_the_index_is_kept(fitted: dict) -> None:
     given = frame().set_axis(NUM * ["same"])
     for made in (fitted[False].explain(given), fitted[False].score_details(given)):
         assert made.index.equals(given.index)
+
+
+@pytest.mark.parametrize("name", ["kind", 7])
+def test_views_of_texts_are_texts(name: Any) -> None:
+    """pandas holds Arrow's views of texts and computes nothing with them."""
+    views = pd.Series(["a", None, "b"], dtype=pd.ArrowDtype(pa.string_view()))
+    given = pd.DataFrame({name: views, "size": [1.0, 2.0, 3.0]})
+    frame = as_table(given)
+    assert frame[name].dtype == "string" and frame[name].dropna().tolist() == ["a", "b"]
+    assert [*frame.columns] == [name, "size"] and given[name].dtype == views.dtype
+
+
+def test_a_warning_stands_at_the_line_that_called() -> None:
+    frame = pd.DataFrame({"size": np.arange(40.0) % 7, "id": range(40)})
+    with pytest.warns(UserWarning, match="'id' is left out") as caught:
+        VAEFlowDetector(num_steps=2, num_samples=2, hidden_dims=(4,)).fit(frame)
+    assert {warning.filename for warning in caught} == {__file__}

@@ -7,11 +7,12 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import torch
 
 
 def as_table(X: Any) -> Any:
-    """A frame as it is, with native numbers; lists, tensors and masked arrays as what they mean.
+    """A frame as it is, with native types; lists, tensors and masked arrays as what they mean.
 
     Nothing of the caller's is changed. What is no table at all is left to scikit-learn to refuse.
 
@@ -28,7 +29,7 @@ def as_table(X: Any) -> Any:
             raise ValueError(f"X must have columns, got shape {X.shape}")
         # 1 and "1" would be told apart nowhere.
         _check_distinct("X", pd.Index([str(name) for name in X.columns]))
-        return _with_native_numbers(X)
+        return _with_native_types(X)
     if isinstance(X, torch.Tensor):
         return _of_tensor(X)
     if isinstance(X, list | tuple):
@@ -76,13 +77,23 @@ def _check_distinct(argument: str, names: pd.Index) -> None:
         )
 
 
-def _with_native_numbers(frame: pd.DataFrame) -> pd.DataFrame:
+def _with_native_types(frame: pd.DataFrame) -> pd.DataFrame:
     foreign = {
         name: dtype.newbyteorder("=")
         for name, dtype in frame.dtypes.items()
         if isinstance(dtype, np.dtype) and not dtype.isnative
     }
-    return frame.astype(foreign) if foreign else frame
+    views = {  # which pandas holds and does not compute with
+        name: pd.array(pa.array(frame[name].array).to_pylist(), dtype="string")
+        for name, dtype in frame.dtypes.items()
+        if isinstance(dtype, pd.ArrowDtype) and dtype.pyarrow_dtype == pa.string_view()
+    }
+    if not (foreign or views):
+        return frame
+    frame = frame.astype(foreign)
+    for name, texts in views.items():
+        frame[name] = texts
+    return frame
 
 
 def _of_tensor(x: torch.Tensor) -> np.ndarray:
