@@ -15,7 +15,7 @@
 #
 # Does a more flexible posterior improve the bound, the evidence, detection; at which latent size
 # and depth; and if not, which gap is the limit? `vaeflow run flow-study` trained the models; here
-# its figures are drawn from the table that it left, `results/flow-study/summary.csv`, a row a run.
+# its figures are drawn from the table that it left, `results/flow-study/summary.csv`.
 # The answer in words is in `results/flow-study/README.md`.
 
 # %%
@@ -28,7 +28,7 @@ import matplotlib
 import pandas as pd
 
 sys.path.append("..")  # the scripts of results/ are no part of the package
-from results.shared.effects import effects, paired
+from results.shared.effects import by_run, effects, paired
 
 design = import_module("results.flow-study.design")
 figures_of = import_module("results.flow-study.figures")
@@ -44,7 +44,7 @@ MEASURES = (
 )
 
 # %%
-table = pd.read_csv("../results/flow-study/summary.csv")
+table = by_run(pd.read_csv("../results/flow-study/summary.csv"))
 table.groupby(["dataset", "seed"]).size().unstack()
 
 # %% [markdown]

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from jsonargparse import ArgumentParser
+from jsonargparse.typing import PositiveInt
 
 from pyro_vaeflow import __version__
 from pyro_vaeflow.escaping import say, visible
@@ -62,34 +63,41 @@ def main(argv: Sequence[str] | None = None) -> int:
     # Only what was given: a study's own settings are the defaults.
     given = parser.parse_args(argv, defaults=False).as_dict()
     values = given.get(given["subcommand"]) or {}
-    command, formats = shlex.join(["vaeflow", *argv]), warnings.formatwarning
-    warnings.formatwarning = lambda message, *_: f"vaeflow: {message}\n"  # and no source line
-    try:
-        if given["subcommand"] == "quickstart":
-            status = _run({"presets": ["quickstart"], **values}, command)
-            say(QUICKSTART)
-            return status
-        if given["subcommand"] == "run":
-            return _run(values, command)
-        if given["subcommand"] == "table":
-            return _table(Path(values["dir"]), values.get("format", "md"))
-        if given["subcommand"] in FILE_COMMANDS:
-            return FILE_COMMANDS[given["subcommand"]](values)
-        return _presets()
-    except (ConfigError, ImportError) as error:
-        parser.error(str(error))
-    except KeyboardInterrupt as stop:
-        said = "stopped; what is finished is kept, and the same command resumes what was stopped"
-        say(f"\n{str(stop) or said}", error=True)
-        return 130
-    except BrokenPipeError:  # `vaeflow table DIR | head`
-        sys.stderr.close()
-        return 1
-    except OSError as error:  # a full disk, say, once runs are done
-        say(f"vaeflow: {error}; what is finished is kept, the same command resumes", error=True)
-        return 1
-    finally:
-        warnings.formatwarning = formats
+    command = shlex.join(["vaeflow", *argv])
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", UserWarning)
+        warnings.showwarning = lambda text, *_: say(f"Warning: {text}", error=True)
+        try:
+            return _done(given["subcommand"], values, command)
+        except (ConfigError, ImportError) as error:
+            parser.error(str(error))
+        except KeyboardInterrupt as stop:
+            said = (
+                "stopped; what is finished is kept, and the same command resumes what was stopped"
+            )
+            say(f"\n{str(stop) or said}", error=True)
+            return 130
+        except BrokenPipeError:  # `vaeflow table DIR | head`
+            sys.stderr.close()
+            return 1
+        except OSError as error:  # a full disk, say
+            say(f"vaeflow: {error}; what is finished is kept, the same command resumes", error=True)
+            return 1
+
+
+def _done(name: str, values: dict[str, Any], command: str) -> int:
+    """Runs one of the commands; its exit status."""
+    if name == "quickstart":
+        status = _run({"presets": ["quickstart"], **values}, command)
+        say(QUICKSTART)
+        return status
+    if name == "run":
+        return _run(values, command)
+    if name == "table":
+        return _table(Path(values["dir"]), values.get("format", "md"))
+    if name in FILE_COMMANDS:
+        return FILE_COMMANDS[name](values)
+    return _presets()
 
 
 def _parser(with_detector: bool) -> _Parser:
@@ -103,7 +111,7 @@ def _parser(with_detector: bool) -> _Parser:
     known = ", ".join(preset_names())
     run.add_argument("presets", nargs="+", help=f"a file.yaml, or one of: {known}")
     run.add_argument("--seeds", nargs="+", type=int, help="in place of the study's seeds")
-    run.add_argument("--jobs", type=int, default=1, help="worker processes")
+    run.add_argument("--jobs", type=PositiveInt, default=1, help="worker processes")
     run.add_argument(
         "--dask", help="a Dask cluster in place of --jobs: its scheduler's address, or its file"
     )
@@ -133,10 +141,8 @@ def _run(values: dict[str, Any], command: str) -> int:
     out, quick, only = values.pop("out", None), values.pop("quick", False), values.pop("only", [])
     known = ("jobs", "dask", "device")
     options: dict[str, Any] = {name: values.pop(name) for name in known if name in values}
-    if (jobs := options.get("jobs", 1)) < 1:
-        raise ConfigError(f"--jobs: expected at least 1, got {jobs}")
-    if "dask" in options and jobs > 1:
-        raise ConfigError(f"--jobs {jobs}: the workers are those of --dask; leave one of them out")
+    if "dask" in options and "jobs" in options:
+        raise ConfigError("give one of --jobs and --dask")
     studies = [load_study(name) for name in names]
     groups = [(study, _only(study, study.expand(values, seeds, quick), only)) for study in studies]
     num_failed = 0

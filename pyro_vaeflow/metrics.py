@@ -30,7 +30,11 @@ def flag_top(is_anomaly: ArrayLike, anomaly_score: ArrayLike, num_flagged: int) 
         {'precision': 0.5, 'recall': 0.5, 'f1': 0.5}
     """
     truth, rank = _ranked(is_anomaly, anomaly_score)
-    above, tied, chance = _flagged(rank, num_flagged)
+    if not 1 <= num_flagged <= len(rank):
+        raise ValueError(f"num_flagged must be from 1 to {len(rank)}, got {num_flagged!r}")
+    cut = np.sort(rank)[-num_flagged]
+    above, tied = rank > cut, rank == cut
+    chance = (num_flagged - above.sum()) / tied.sum()
     found = truth[above].sum() + chance * truth[tied].sum()
     precision, recall = found / num_flagged, found / truth.sum()
     f1 = 2 * found / (num_flagged + truth.sum())
@@ -54,9 +58,6 @@ def number_flagged(num_data: int, fraction: float) -> int:
 def auroc(is_anomaly: ArrayLike, anomaly_score: ArrayLike) -> float:
     """Probability that an anomaly scores above an inlier, ties counted half.
 
-    Raises:
-        ValueError: as in `flag_top`.
-
     Example:
         >>> auroc([1, 0, 1, 0], [0.9, 0.8, 0.3, 0.1])
         0.75
@@ -66,9 +67,6 @@ def auroc(is_anomaly: ArrayLike, anomaly_score: ArrayLike) -> float:
 
 def average_precision(is_anomaly: ArrayLike, anomaly_score: ArrayLike) -> float:
     """Precision averaged over the steps of recall, as scikit-learn computes it.
-
-    Raises:
-        ValueError: as in `flag_top`.
 
     Example:
         >>> average_precision([1, 0, 0], [0.9, 0.8, 0.1])
@@ -98,15 +96,6 @@ def detection_metrics(is_anomaly: ArrayLike, anomaly_score: ArrayLike) -> dict[s
         "auroc": auroc(truth, anomaly_score),
         "average_precision": average_precision(truth, anomaly_score),
     }
-
-
-def _flagged(rank: np.ndarray, num_flagged: int) -> tuple[np.ndarray, np.ndarray, float]:
-    """Rows above the cut, rows that tie at it, and the chance that one of these is flagged."""
-    if not 1 <= num_flagged <= len(rank):
-        raise ValueError(f"num_flagged must be from 1 to {len(rank)}, got {num_flagged!r}")
-    cut = np.sort(rank)[-num_flagged]
-    above, tied = rank > cut, rank == cut
-    return above, tied, (num_flagged - above.sum()) / tied.sum()
 
 
 def _ranked(is_anomaly: ArrayLike, anomaly_score: ArrayLike) -> tuple[np.ndarray, np.ndarray]:

@@ -3,10 +3,13 @@
 import glob
 import json
 import os
+import zipfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
+
+import numpy as np
 
 from pyro_vaeflow.validation import ConfigError
 
@@ -43,12 +46,7 @@ def write_whole(path: Path, data: bytes | Iterable[bytes]) -> None:
 
 
 def read_bytes(path: Path, limit: int | None = None) -> bytes:
-    """The bytes of a file.
-
-    Raises:
-        FileNotFoundError: there is none.
-        ValueError: it is longer than `limit`.
-    """
+    """The bytes of a file; a ValueError if there are more than `limit`."""
     if not path.is_file():  # nor a pipe, which would wait for ever
         raise FileNotFoundError(f"{path} is not there: the folder holds no complete checkpoint")
     if limit is not None and path.stat().st_size > limit:
@@ -57,12 +55,7 @@ def read_bytes(path: Path, limit: int | None = None) -> bytes:
 
 
 def read_json(path: Path) -> Any:
-    """What a JSON file holds, once it is known that this takes a few hundred MiB at most.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is too long, or no JSON.
-    """
+    """What a JSON file holds, once it is known that this takes a few hundred MiB at most."""
     data = read_bytes(path, MAX_JSON)
     if (count := sum(map(data.count, (b",", b"[", b"{")))) > MAX_VALUES:
         raise ValueError(f"{path} has some {count} values, more than {MAX_VALUES}")
@@ -72,12 +65,18 @@ def read_json(path: Path) -> Any:
         raise ValueError(f"{path} is not JSON: {error}") from error
 
 
-def inside(path: Path, folder: Path) -> Path:
-    """A path below `folder`, unless links lead it elsewhere: somebody else may have made them.
+def read_arrays(path: Path, limit: int) -> dict[str, np.ndarray]:
+    """The arrays of an npz file by name, once it is known that they have so few bytes."""
+    with zipfile.ZipFile(path) as archive:
+        size = sum(entry.file_size for entry in archive.infolist())
+    if size > limit:
+        raise ValueError(f"its arrays have {size} bytes, more than {limit}")
+    with np.load(path, allow_pickle=False) as arrays:
+        return dict(arrays)
 
-    Raises:
-        ConfigError: names the link.
-    """
+
+def inside(path: Path, folder: Path) -> Path:
+    """A path below `folder`; refused if links lead it elsewhere: somebody else may make them."""
     if not path.resolve().is_relative_to(folder.resolve()):
         raise ConfigError(f"{path} is a link out of {folder}: put there what it leads to")
     return path

@@ -87,15 +87,11 @@ class Checked:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, lists for tuples; the inverse of `from_dict`."""
-        return _plain(asdict(self))
+        return json.loads(json.dumps(asdict(self)))
 
 
 def checked_values(settings: Any) -> dict[str, Any]:
-    """The values of a dataclass's fields by name, each as its annotation says and inside its range.
-
-    Raises:
-        ConfigError: a value is of another type, or out of range.
-    """
+    """A dataclass's values by name, each of its type and inside its range; others are refused."""
     hints, values = _hints(type(settings)), {}  # type: ignore[arg-type]  # types have a hash
     for entry in fields(settings):
         value = convert(getattr(settings, entry.name), hints[entry.name], entry.name)
@@ -154,9 +150,6 @@ def warn(text: str, category: type[Warning] = UserWarning) -> None:
 def check_size(name: str, value: Any, low: int = 1, high: int | None = None) -> None:
     """Refuses what is not an integer, NumPy's included, from `low` to `high`.
 
-    Raises:
-        ValueError: names the argument, the value and what is allowed.
-
     Example:
         >>> check_size("num_steps", 0)
         Traceback (most recent call last):
@@ -171,9 +164,6 @@ def check_size(name: str, value: Any, low: int = 1, high: int | None = None) -> 
 def check_number(name: str, value: Any, **limits: Any) -> None:
     """Refuses what is not a finite number inside the `Limits`.
 
-    Raises:
-        ValueError: names the argument, the value and what is allowed.
-
     Example:
         >>> check_number("start_scale", 0.0, above=0.0)
         Traceback (most recent call last):
@@ -185,11 +175,7 @@ def check_number(name: str, value: Any, **limits: Any) -> None:
 
 
 def convert(value: Any, hint: Any, name: str) -> Any:
-    """`value` as the annotated type: lists become tuples, and text such as 5e-4 a number.
-
-    Raises:
-        ConfigError: it is of another type.
-    """
+    """`value` as the annotated type, or refused: lists become tuples, text like 5e-4 a number."""
     kind, inner = get_origin(hint), get_args(hint)
     if kind in (Union, types.UnionType):
         return _of_one(value, inner, name)
@@ -241,9 +227,3 @@ def _of_one(value: Any, hints: tuple[Any, ...], name: str) -> Any:
 def _name(hint: Any) -> str:
     plain = get_origin(hint) is None
     return getattr(hint, "__name__", str(hint)) if plain else str(hint)
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value

@@ -7,7 +7,6 @@ its call is made again, a few times.
 import os
 import threading
 import time
-import warnings
 from collections import Counter, deque
 from collections.abc import Callable, Hashable, Iterator
 from concurrent.futures import BrokenExecutor, Executor, Future
@@ -19,7 +18,7 @@ from typing import Any, TypeVar
 import joblib
 from joblib.externals.loky import ProcessPoolExecutor
 
-from pyro_vaeflow.validation import ConfigError
+from pyro_vaeflow.validation import ConfigError, warn
 
 CONNECT = "10s"  # to wait for a scheduler
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
@@ -35,12 +34,6 @@ def workers(jobs: int = 1, dask: str | None = None) -> Iterator[Executor]:
         jobs: worker processes of this machine; 1 is this process itself.
         dask: the address of a scheduler, ``tcp://host:8786``, or its scheduler file. Without,
             the cluster of a surrounding ``joblib.parallel_config("dask")``, if there is one.
-
-    Raises:
-        ConfigError: there is no Dask, or no scheduler at the address.
-
-    Warns:
-        UserWarning: a Dask cluster has no workers, or they have threads that will be idle.
     """
     backend, _ = joblib.parallel.get_active_backend()
     cluster = _connect(dask) if dask is not None else nullcontext(getattr(backend, "client", None))
@@ -64,9 +57,6 @@ def as_ended(todo: deque[Work], submit: Callable[[Work], Future]) -> Iterator[tu
     Args:
         todo: is emptied; whoever iterates may add what has to be tried again.
         submit: waits, or makes the call itself, where no worker is free for it.
-
-    Raises:
-        ConnectionError: a Dask scheduler has gone.
 
     Example:
         >>> for work, future in as_ended(deque([3, 4]), lambda n: Here().submit(pow, n, 2)):
@@ -120,9 +110,6 @@ class Processes(Executor):
     The call of a dead process raises `BrokenExecutor`, and a new process takes the next. The
     processors are shared out: each process has as many threads as there are processors to one,
     unless the environment says. They end with their parent, however that does.
-
-    Args:
-        jobs: processes, and so calls at a time; one more waits in `submit`.
     """
 
     def __init__(self, jobs: int) -> None:
@@ -190,9 +177,13 @@ def _on_dask(client: Any) -> Executor:
     threads = client.nthreads()
     crowded = sorted(name for name, count in threads.items() if count > 1)
     if crowded:
-        why = f"Dask workers {crowded[:3]} have more than one thread, and a process makes one run "
-        warnings.warn(why + "at a time: start one for each core, with --nthreads 1", stacklevel=4)
+        warn(
+            f"Dask workers {crowded[:3]} have more than one thread, and a process makes one run at "
+            "a time: start one for each core, with --nthreads 1"
+        )
     elif not threads:
-        why = "the Dask cluster has no workers yet, and the work waits for them: start some with "
-        warnings.warn(why + "`dask worker ADDRESS --nthreads 1`", stacklevel=4)
+        warn(
+            "the Dask cluster has no workers yet, and the work waits for them: start some with "
+            "`dask worker ADDRESS --nthreads 1`"
+        )
     return client.get_executor(pure=False)

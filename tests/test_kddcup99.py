@@ -4,6 +4,7 @@ import gzip
 import hashlib
 import io
 import os
+import re
 
 import pandas as pd
 import pytest
@@ -86,24 +87,24 @@ def test_argument_comes_before_environment(write, three_rows, monkeypatch):
     ("content", "whys"),
     [
         (gzip.compress(ROWS.encode())[:-20], ["truncated"]),
-        (b"", ["other content", "columns"]),
+        (b"", ["other content"]),
         (ROWS.encode(), ["not a sound gzip file"]),
         (gzip.compress(ROWS.encode())[:40] + b"\0" * 90, ["not a sound gzip file", "truncated"]),
-        (gzip.compress(b"1,2,3\n4,5,6\n"), ["3 columns in its first row, not 42"]),
-        (gzip.compress(ROWS.encode() * 2), ["6 rows, not 3"]),
+        (gzip.compress(b"1,2,3\n4,5,6\n"), ["42 columns and .*: 2 rows, 3 columns"]),
+        (gzip.compress(ROWS.encode() * 2), ["of 3 rows, .*: 6 rows, 42 columns"]),
         (gzip.compress(ROWS.replace("smurf.", "smurg.").encode()), ["other content"]),
     ],
     ids=["truncated", "empty", "not gzip", "damaged", "other table", "more rows", "other content"],
 )
 def test_another_file_under_the_name_is_refused(write, three_rows, content, whys):
     message = refusal(write(content))
-    assert any(why in message for why in whys), message
+    assert any(re.search(why, message) for why in whys), message
 
 
 def test_small_archive_cannot_fill_the_memory(write, monkeypatch):
     monkeypatch.setattr(kddcup99, "NUM_BYTES", 10_000)
     text = (",".join("0" * 42) + "\n").encode() * 100_000
-    assert "longer than the published file" in refusal(write(gzip.compress(text)))
+    assert "10001 bytes read" in refusal(write(gzip.compress(text)))
 
 
 def fetched(**_):

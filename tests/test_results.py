@@ -40,7 +40,7 @@ from results.kdd import make as kdd
 from results.ring import make as ring
 from results.ring.prior_gap import prior_gap
 from results.shared import detectors, gaps
-from results.shared.effects import FEWEST, Effect, effect, effects, paired
+from results.shared.effects import FEWEST, Effect, by_run, effect, effects, paired
 from results.shared.pages import wrapped
 from results.streaming import runs as streaming
 
@@ -524,7 +524,7 @@ def test_the_flow_study_writes_its_tables_and_figures(tmp_path: Path) -> None:
     figures = {path.stem for path in (tmp_path / "figures").iterdir()}
     assert figures == {path.stem for path in (RESULTS / "flow-study" / "figures").iterdir()}
     table, rows = (pd.read_csv(tmp_path / f"{name}.csv") for name in ("summary", "effects"))
-    again = effects(design.complete(paired(table)), ["flow", "num_flows"], ["elbo"])
+    again = effects(design.complete(paired(by_run(table))), ["flow", "num_flows"], ["elbo"])
     np.testing.assert_allclose(rows["elbo"], again["elbo"], rtol=1e-4, atol=1e-4)
 
 

@@ -5,7 +5,6 @@ by loaders that run no code from a file, and nothing is cached.
 """
 
 import os
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,10 +14,11 @@ from scipy.io import loadmat
 from sklearn.datasets import load_breast_cancer
 
 from pyro_vaeflow.datasets.splits import Dataset
+from pyro_vaeflow.plain_files import read_arrays
 
 ADBENCH = "ADBench (https://github.com/Minqi824/ADBench, adbench/datasets/Classical)"
 ODDS = "the ODDS library (https://odds.cs.stonybrook.edu/arrhythmia-dataset/)"
-MAX_BYTES = 2**31  # of one array of a data file: the largest of ADBench has half of it
+MAX_BYTES = 2**31  # of a data file's arrays: the largest of ADBench have half of it
 VARIABLE = "VAEFLOW_DATA"
 Folder = str | os.PathLike[str] | None
 
@@ -81,9 +81,8 @@ def load_adbench(name: str, data_home: Folder = None) -> Dataset:
             + advice("adbench/*.npz", ADBENCH)
         )
     try:
-        _check_declared(path)
-        with np.load(path, allow_pickle=False) as content:
-            return _dataset(_adbench_name(path), content["X"], content["y"])
+        content = read_arrays(path, MAX_BYTES)
+        return _dataset(_adbench_name(path), content["X"], content["y"])
     except Exception as error:  # as above
         raise bad_file(path, f"holds no table ({error!r:.300})", ADBENCH) from error
 
@@ -98,9 +97,8 @@ def read_table(path: Path, label: str) -> Dataset:
     """
     try:
         if path.suffix == ".npz":
-            _check_declared(path)
-            with np.load(path, allow_pickle=False) as content:
-                return _dataset(path.stem, content["X"], content[label])
+            content = read_arrays(path, MAX_BYTES)
+            return _dataset(path.stem, content["X"], content[label])
         frame = pd.read_csv(path) if path.suffix == ".csv" else pd.read_parquet(path)
     except Exception as error:  # as above
         raise ValueError(f"{path} holds no labelled table: {error!r:.300}") from error
@@ -112,32 +110,24 @@ def read_table(path: Path, label: str) -> Dataset:
             f"column {label!r} of {path} must be 1 for anomalies and 0 for other rows, got "
             f"{flags.drop_duplicates().tolist()[:5]}: write one, as by (frame.kind != 'normal')"
         )
-    y = flags.to_numpy().astype(np.int64)
-    return Dataset(path.stem, frame, y, np.where(y == 1, "anomaly", "normal").astype(object))
+    return _labelled(path.stem, frame, flags.to_numpy())
 
 
 def _adbench_name(path: Path) -> str:
     return path.stem.split("_", 1)[-1].lower()
 
 
-def _check_declared(path: Path) -> None:
-    """Refuses a small archive that would unpack to a large one."""
-    with zipfile.ZipFile(path) as archive:
-        for entry in archive.infolist():
-            if entry.file_size > MAX_BYTES:
-                raise ValueError(f"{entry.filename} has {entry.file_size} bytes, over {MAX_BYTES}")
-
-
 def _dataset(name: str, X: np.ndarray, y: np.ndarray) -> Dataset:
     if X.ndim != 2 or not len(X) or X.dtype.kind not in "biuf":
         raise ValueError(f"X must be a matrix of numbers, got shape {X.shape}, dtype {X.dtype}")
-    if y.size != len(X):
-        raise ValueError(f"y has {y.size} entries for the {len(X)} rows of X")
     if not np.isin(y, [0, 1]).all():
         raise ValueError("y must be 0 (inlier) or 1 (anomaly)")
-    frame = pd.DataFrame(X, columns=[f"x{j}" for j in range(X.shape[1])])
+    return _labelled(name, pd.DataFrame(X, columns=[f"x{j}" for j in range(X.shape[1])]), y)
+
+
+def _labelled(name: str, X: pd.DataFrame, y: np.ndarray) -> Dataset:
     flags = y.reshape(-1).astype(np.int64)
-    return Dataset(name, frame, flags, np.where(flags == 1, "anomaly", "normal").astype(object))
+    return Dataset(name, X, flags, np.where(flags == 1, "anomaly", "normal").astype(object))
 
 
 def data_folder(data_home: Folder) -> Path | None:

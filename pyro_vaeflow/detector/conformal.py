@@ -24,9 +24,6 @@ def threshold(
         calibration: of those that were kept from training, ``(n,)``.
         contamination: the share of rows to flag; or ``"auto"``: one in 20.
         weights: what each row of the calibration, or else of all, counts for.
-
-    Warns:
-        UserWarning: so few rows were kept that four times the share may be flagged.
     """
     share = AUTO if isinstance(contamination, str) else contamination
     # Training rows are less anomalous to the programs than fresh ones, of n + 1 of which each is

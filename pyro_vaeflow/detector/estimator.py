@@ -11,11 +11,11 @@ from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 from sklearn.base import BaseEstimator, OutlierMixin
 from sklearn.utils import Tags
-from sklearn.utils.validation import check_is_fitted
+from sklearn.utils.validation import _check_sample_weight, check_is_fitted
 
 from pyro_vaeflow.detector import conformal
 from pyro_vaeflow.detector.calibrated import Calibrated
-from pyro_vaeflow.detector.programs import Programs, row_weights, table_of
+from pyro_vaeflow.detector.programs import Programs, table_of
 from pyro_vaeflow.detector.saving import load_detector, save_detector
 from pyro_vaeflow.detector.settings import DetectorSettings
 from pyro_vaeflow.inference.contributions import contributions
@@ -114,7 +114,8 @@ class VAEFlowDetector(DetectorSettings, Programs, Calibrated, OutlierMixin, Base
             self._check_built(self._built, "set it back, or fit anew with warm_start=False")
         frame, weights = table_of(self, X, reset=not goes_on), None
         if sample_weight is not None:
-            weights = row_weights(sample_weight, len(frame))
+            options: dict[str, Any] = {"dtype": np.float64, "ensure_non_negative": True}
+            weights = _check_sample_weight(sample_weight, frame, **options)
             frame, weights = frame[weights > 0], weights[weights > 0]
         if len(frame) < 2:
             raise ValueError(f"X must have at least 2 rows to train on, got n_samples={len(frame)}")

@@ -8,8 +8,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from numpy.typing import ArrayLike
-from sklearn.utils import check_array, check_consistent_length, column_or_1d
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from pyro_vaeflow.inference.fingerprint import structure
@@ -117,9 +115,6 @@ def table_of(detector: Any, X: Any, reset: bool) -> pd.DataFrame:
     Args:
         detector: an estimator, whose columns these must be.
         reset: whether they become its columns.
-
-    Raises:
-        ValueError: the columns are not those of `fit`, or `X` is no table.
     """
     X = as_table(X)
     if isinstance(X, pd.DataFrame):
@@ -133,8 +128,12 @@ def table_of(detector: Any, X: Any, reset: bool) -> pd.DataFrame:
                 f"{str(error).rstrip()} The columns of fit are in feature_names_in_: "
                 "X[detector.feature_names_in_] has them in order"
             ) from error
-        if not reset:
-            _check_order(detector, X)
+        names = list(X.columns if reset else detector.encoder_.names_)
+        if list(X.columns) != names and not all(isinstance(name, str) for name in X.columns):
+            raise ValueError(  # scikit-learn compares no names that are numbers or tuples
+                f"X has the columns {list(X.columns)[:9]}, and fit had {names[:9]}; X[names] has "
+                "them in that order"
+            )
         frame = X.reset_index(drop=True)
     else:
         options: dict[str, Any] = {"dtype": None, "ensure_all_finite": False}
@@ -152,30 +151,3 @@ def _with_unused(detector: Any, X: pd.DataFrame) -> pd.DataFrame:
             X = X.copy(deep=False)
             X.insert(min(place, X.shape[1]), name, np.nan)
     return X
-
-
-def _check_order(detector: Any, X: pd.DataFrame) -> None:
-    """Compares names that scikit-learn does not: numbers and tuples."""
-    names = list(detector.encoder_.names_)
-    are_texts = all(isinstance(name, str) for name in X.columns)
-    if not are_texts and list(X.columns) != names:
-        raise ValueError(
-            f"X has the columns {list(X.columns)[:9]}, and fit had {names[:9]}; X[names] has them "
-            "in that order"
-        )
-
-
-def row_weights(sample_weight: ArrayLike, num_data: int) -> np.ndarray:
-    """The weights as numbers, ``(num_data,)``.
-
-    Raises:
-        ValueError: one is negative or not finite, all are zero, or there is not one per row.
-    """
-    options: dict[str, Any] = {"ensure_2d": False, "input_name": "sample_weight"}
-    weights = column_or_1d(check_array(sample_weight, dtype=np.float64, **options))
-    check_consistent_length(weights, np.empty(num_data))
-    if (weights < 0).any():
-        raise ValueError(f"sample_weight must not be negative, got {weights.min():g}")
-    if not weights.any():
-        raise ValueError("sample_weight must not be zero for all rows")
-    return weights

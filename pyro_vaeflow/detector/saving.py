@@ -24,13 +24,15 @@ from pyro_vaeflow.programs.fitting import build, check_build
 from pyro_vaeflow.programs.settings import Settings
 from pyro_vaeflow.tables.columns import Column
 from pyro_vaeflow.tables.mixed_encoder import MixedEncoder
+from pyro_vaeflow.validation import convert
 
 # Programs are code; the folder and the device are this machine's.
 NOT_SAVED = ("model", "guide", "checkpoint_dir", "device")
-FITTED = (
-    *("settings", "names", "has_feature_names", "columns", "seed", "offset", "gaps", "history"),
-    *("offsets", "groups", "own"),
-)
+FITTED = {
+    **dict.fromkeys(("names", "columns", "gaps", "groups", "history"), list),
+    **dict.fromkeys(("settings", "offsets"), dict),
+    **{"has_feature_names": bool, "own": bool, "seed": int, "offset": float},
+}
 PLAIN = (bool, int, float, str, type(None))
 ROWS = "model.prior.rows"
 
@@ -80,12 +82,13 @@ def load_detector(detector: Any, folder: str | Path) -> Any:
 def _filled(detector: Any, content: Any, tensors: dict[str, torch.Tensor]) -> Any:
     if isinstance(content, dict):
         content = {"gaps": [], "offsets": {}, "groups": []} | content  # of 0.1
-    check_keys(content, FITTED, "content")
+    check_keys(content, tuple(FITTED), "content")
+    content = {name: convert(content[name], kind, name) for name, kind in FITTED.items()}
     state = {k.removeprefix("state."): v for k, v in tensors.items() if k.startswith("state.")}
     extra = {k: v for k, v in tensors.items() if not k.startswith("state.")}
     extra.setdefault("reference", torch.empty(0, 0))  # of 0.1
     check_keys(extra, ("calibration_scores", "history", "reference"), "the tensor file")
-    if content["own"] is not (detector.model is not None):
+    if content["own"] != (detector.model is not None):
         raise CheckpointError(
             "pass model= and guide= to load a detector of programs of one's own, and only then; "
             f"the file says own={content['own']!r}"
@@ -100,7 +103,6 @@ def _filled(detector: Any, content: Any, tensors: dict[str, torch.Tensor]) -> An
     if detector.model is None:
         _check_constants(detector, state)
     restore(detector.model_, detector.guide_, state)
-    detector.offset_ = float(content["offset"])
     return detector
 
 
@@ -113,18 +115,18 @@ def _take_settings(detector: Any, content: dict[str, Any]) -> None:
         settings["kinds"] = dict(settings["kinds"])
     detector.set_params(**settings)
     detector._check()
-    detector.seed_ = _typed(content, "seed", int)
+    detector.seed_, detector.offset_ = content["seed"], content["offset"]
     if not 0 <= detector.seed_ < 2**32:
         raise CheckpointError(f"seed must be from 0 to 2**32 - 1, got {detector.seed_!r}")
-    if not math.isfinite(offset := _typed(content, "offset", float)):
-        raise CheckpointError(f"offset must be finite, got {offset!r}")
+    if not math.isfinite(detector.offset_):
+        raise CheckpointError(f"offset must be finite, got {detector.offset_!r}")
 
 
 def _take_tables(detector: Any, content: dict[str, Any], extra: dict[str, torch.Tensor]) -> None:
-    names, columns = _typed(content, "names", list), _typed(content, "columns", list)
-    readings = [Column.from_dict(values) for values in columns]
+    names, offsets, groups = content["names"], content["offsets"], content["groups"]
+    readings = [Column.from_dict(values) for values in content["columns"]]
     of_names = dict.fromkeys(column.name for column in readings)  # in order, a date's parts once
-    if not columns or [str(name) for name in names] != list(of_names):
+    if not readings or [str(name) for name in names] != list(of_names):
         raise CheckpointError(
             f"names and columns must be of the same columns, got {len(names)} and {len(of_names)}"
         )
@@ -132,32 +134,31 @@ def _take_tables(detector: Any, content: dict[str, Any], extra: dict[str, torch.
     detector.encoder_.readings_ = readings
     detector.encoder_.names_ = pd.Index(names)
     detector.n_features_in_ = len(names)
-    gaps = np.array(_typed(content, "gaps", list), dtype=float)
+    gaps = np.array(content["gaps"], dtype=float)
     if len(gaps) not in (0, len(detector.encoder_.columns_) + 2) or not np.isfinite(gaps).all():
         raise CheckpointError(f"gaps must be finite numbers, one a column and two, got {gaps}")
     detector.gaps_ = GapScale(gaps)
-    offsets, groups = _typed(content, "offsets", dict), _typed(content, "groups", list)
     num_kept = extra["calibration_scores"].numel()
     if len(groups) not in (0, num_kept) or not np.isfinite([*map(float, offsets.values())]).all():
         raise CheckpointError("groups must be one a calibration row, and offsets finite numbers")
     detector.offsets_, detector.calibration_groups_ = offsets, np.array(groups, dtype=object)
-    if _typed(content, "has_feature_names", bool):
+    if content["has_feature_names"]:
         detector.feature_names_in_ = np.array([str(name) for name in names], dtype=object)
-    titles, history = _typed(content, "history", list), extra["history"]
-    calibration, reference = extra["calibration_scores"], extra["reference"]
-    width = len(detector.encoder_.columns_) if reference.numel() else 0
-    check_fits({"reference": torch.empty(len(reference), width)}, {"reference": reference})
-    detector.reference_ = reference.numpy()
-    for name, values, shape in (
-        ("history", history, (len(history) if history.dim() else 0, len(titles))),
-        ("calibration_scores", calibration, (calibration.numel(),)),
-    ):
-        check_fits({name: torch.empty(shape, dtype=torch.float64, device="meta")}, {name: values})
-    if not calibration.isfinite().all():
+    titles = content["history"]
+    width = len(detector.encoder_.columns_) if extra["reference"].numel() else 0
+    double: Any = {"dtype": torch.float64, "device": "meta"}
+    expected = {
+        "reference": torch.empty(len(extra["reference"]), width),
+        "history": torch.empty(len(extra["history"]), len(titles), **double),
+        "calibration_scores": torch.empty(num_kept, **double),
+    }
+    check_fits(expected, extra)
+    if not extra["calibration_scores"].isfinite().all():
         raise CheckpointError("tensor 'calibration_scores' must be finite")
-    detector.history_ = pd.DataFrame(history.numpy(), columns=titles)
-    detector.history_["step"] = detector.history_["step"].astype(int)
-    detector.calibration_scores_ = calibration.numpy()
+    arrays = {name: tensor.numpy() for name, tensor in extra.items()}
+    detector.history_ = pd.DataFrame(arrays["history"], columns=titles).astype({"step": int})
+    detector.calibration_scores_ = arrays["calibration_scores"]
+    detector.reference_ = arrays["reference"]
 
 
 def _programs(
@@ -192,13 +193,6 @@ def _check_constants(detector: Any, state: dict[str, torch.Tensor]) -> None:
         inside = (codes >= 0) & (codes < levels[levels.isfinite()]) & (codes == codes.floor())
         if not inside.all() or rows.isinf().any():
             raise CheckpointError(f"tensor {ROWS!r} holds rows that are not of these columns")
-
-
-def _typed(content: dict[str, Any], name: str, kind: type) -> Any:
-    value = content[name]
-    if type(value) is not kind:
-        raise CheckpointError(f"{name}: expected {kind.__name__}, got {value!r:.60}")
-    return value
 
 
 def _plain(value: Any, name: str) -> Any:

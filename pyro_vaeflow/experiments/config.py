@@ -223,11 +223,7 @@ def read_text(path: Path) -> str:
 
 
 def read_mapping(text: str, what: str) -> dict[str, Any]:
-    """The mapping in a YAML document.
-
-    Raises:
-        ConfigError: it is no YAML, or YAML of another kind, or few aliases make much of it.
-    """
+    """The mapping in a YAML document, of which few aliases must not make much."""
     try:
         loader = yaml.SafeLoader(text)
         node = loader.get_single_node()

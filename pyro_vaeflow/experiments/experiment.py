@@ -56,11 +56,7 @@ def maker(config: ExperimentConfig) -> Make:
 
 
 def check_registered(config: ExperimentConfig) -> None:
-    """Refuses names and options that no registry knows, before anything is loaded.
-
-    Raises:
-        ConfigError: with the names allowed, or with what the posterior's builder said.
-    """
+    """Refuses names and options that no registry knows, before anything is loaded."""
     make = maker(config)  # first: a file with programs may register a data set
     check_task(config)
     if (config.preprocessing == "mixed") != (config.likelihood == "mixed"):
@@ -86,9 +82,6 @@ def run(
         device: where torch trains and scores, ``cuda`` say.
 
     Raises:
-        ConfigError: a name that is not registered; the message names those that are. Or the
-            held-out rows leave none to train on, or this machine lacks the device.
-        NonFiniteError: training met a loss or gradient that is not finite.
         KeyboardInterrupt: at Ctrl-C; in training after the step at hand.
     """
     check_registered(config)

@@ -39,15 +39,10 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Call:
-    """What all runs of one call share.
+    """What all runs of one call share."""
 
-    Args:
-        out: the results folder, absolute: a worker may be in another folder.
-        lock: a file that whoever asks for the runs holds in ``out/runs``.
-    """
-
-    out: Path
-    lock: Path
+    out: Path  # the results folder, absolute: a worker may be in another folder
+    lock: Path  # a file that whoever asks for the runs holds in ``out/runs``
     command: str = ""
     progress: bool = False
     device: Device = "cpu"

@@ -25,12 +25,7 @@ PARTS = ["log_evidence", "approximation_gap", "amortization_gap", "elbo"]
 
 
 def detection(task: Task, scores: Mapping[str, ArrayLike]) -> dict[str, Any]:
-    """What each score finds among the test rows, and among distinct ones.
-
-    Args:
-        scores: name -> anomaly scores of the test rows, high = anomalous, ``(num_test,)``; a NaN
-            is a ValueError.
-    """
+    """What each anomaly score of the test rows finds among them, and among distinct ones."""
     first = task.is_first
     measured: dict[str, Any] = {
         "num_test": len(task.x_test),

@@ -29,11 +29,7 @@ FORM = "expected the name of registered programs, or FILE.py:FUNCTION"
 
 
 def locate(name: str, folder: Path, key: str = "programs") -> str:
-    """A registered name as it is; a file's, relative to `folder`, with its content's digest.
-
-    Raises:
-        ConfigError: there is no such file, or its content is not that of the digest given.
-    """
+    """A registered name as it is; a file's, relative to `folder`, with its content's digest."""
     if not (match := _match(name, key)):
         return name
     path = (folder / match["path"]).resolve()
@@ -76,9 +72,6 @@ def load(programs: str) -> Callable[..., Any]:
     """The function that makes the pair; the file runs now, and anew at each call of the function.
 
     So each pair has networks of its own, those at the file's top level too.
-
-    Raises:
-        ConfigError: as `locate`; or the file cannot be run, or has no such function.
     """
     programs = locate(programs, Path.cwd())
     _function(programs)

@@ -70,43 +70,25 @@ def _metrics(path: Path) -> dict[str, Any]:
 
 
 def read_json(path: Path) -> Any:
-    """What a JSON file of a run's folder holds.
-
-    Raises:
-        ConfigError: it cannot be read, or is no JSON.
-    """
+    """What a JSON file of a run's folder holds."""
     return _read(path, "JSON", lambda: plain_files.read_json(path))
 
 
 def read_csv(path: Path) -> pd.DataFrame:
-    """The table in a csv file; a column `model`, as version 0.1 wrote it, is `flow`.
-
-    Raises:
-        ConfigError: it cannot be read, or is no table.
-    """
+    """The table in a csv file; a column `model`, as version 0.1 wrote it, is `flow`."""
     table = _read(path, "csv table", lambda: pd.read_csv(path))
     return table if "flow" in table else table.rename(columns={"model": "flow"})
 
 
 def read_arrays(path: Path) -> dict[str, np.ndarray]:
-    """The arrays of a run's npz file, by name.
-
-    Raises:
-        ConfigError: it cannot be read, or holds no arrays.
-    """
-
-    def read() -> dict[str, np.ndarray]:
-        with zipfile.ZipFile(path) as archive:
-            size = sum(entry.file_size for entry in archive.infolist())
-        if size > max(MAX_ARRAYS, MAX_RATIO * path.stat().st_size):
-            raise ValueError(f"its arrays have {size} bytes, far more than the file")
-        with np.load(path) as arrays:
-            return dict(arrays)
-
-    return _read(path, "npz file", read)
+    """The arrays of a run's npz file, by name."""
+    size = path.stat().st_size if path.is_file() else 0
+    limit = max(MAX_ARRAYS, MAX_RATIO * size)
+    return _read(path, "npz file", lambda: plain_files.read_arrays(path, limit))
 
 
 def _read(path: Path, kind: str, read: Callable[[], Any]) -> Any:
+    """What `read` gives; a ConfigError names a file that is damaged, or not there."""
     try:
         return read()
     except (OSError, ValueError, TypeError, EOFError, MemoryError, zipfile.BadZipFile) as error:
@@ -154,8 +136,9 @@ def summary(runs: Sequence[FinishedRun]) -> pd.DataFrame:
     optional = [*(DISTINCT if repeated else []), *HELD_OUT]
     optional += [*BESIDE_GAPS, *GAPS] if with_gaps else []
     rows = []
-    for run, apart in zip(runs, _settings_apart(runs), strict=True):
-        of_run = {**run.metrics, "seed": run.config.seed, **_identity(run)}
+    settings = [flat_settings(run.config) for run in runs]
+    for run, flat, apart in zip(runs, settings, _settings_apart(settings), strict=True):
+        of_run = {**run.metrics, **{name: flat[name] for name in [*IDENTITY, "seed"]}}
         for name, value in run.metrics.get("gaps", {}).items():
             of_run[name if name in GAPS else f"gap_{name}"] = value
         for score, detection in run.metrics["scores"].items():
@@ -173,8 +156,6 @@ def settings_apart(table: pd.DataFrame) -> list[str]:
 def read_summary(out: str | Path) -> pd.DataFrame:
     """The `summary` of finished runs; without run folders, the summary.csv that they left.
 
-    Either way one row per run and score, also where summary.csv has a row per run (`by_run`).
-
     Raises:
         ConfigError: the folder has neither.
     """
@@ -182,52 +163,20 @@ def read_summary(out: str | Path) -> pd.DataFrame:
     if runs := finished_runs(out):
         return summary(runs)
     if (out / "summary.csv").is_file():
-        return by_score(read_csv(out / "summary.csv"))
+        table = read_csv(out / "summary.csv")
+        if "score" in table:
+            return table
+        raise ConfigError(f"{out}/summary.csv has no column score: of 0.1, it needs its runs")
     raise ConfigError(f"{out} holds no finished run (runs/*/metrics.json) and no summary.csv")
 
 
-def by_run(table: pd.DataFrame) -> pd.DataFrame:
-    """A summary with one row per run: columns of detection are there once per score, as auroc_a.
-
-    Example:
-        >>> table = pd.DataFrame({"seed": 0, "score": ["a", "b"], "auroc": [0.8, 0.9]})
-        >>> by_run(table).to_dict("records")
-        [{'seed': 0, 'auroc_a': 0.8, 'auroc_b': 0.9}]
-    """
-    of_scores = [name for name in [*DETECTION, *DISTINCT] if name in table]
-    keys = [str(name) for name in table if name not in [*of_scores, "score"]]
-    run = table.groupby(keys, sort=False, dropna=False).ngroup()
-    wide = table.assign(run=run).pivot(index="run", columns="score", values=of_scores)
-    wide.columns = ["_".join(pair) for pair in wide.columns]
-    return table.loc[~run.duplicated(), keys].reset_index(drop=True).join(wide)
-
-
-def by_score(wide: pd.DataFrame) -> pd.DataFrame:
-    """The inverse of `by_run`: one row per run and score; a table that is so already stays."""
-    if "score" in wide:
-        return wide
-    parts = []
-    for score in [str(n).removeprefix("f1_top20_") for n in wide if str(n).startswith("f1_top20_")]:
-        named = {f"{name}_{score}": name for name in [*DETECTION, *DISTINCT]}
-        parts.append(wide.rename(columns=named).assign(score=score))
-    long = pd.concat(parts).sort_index(kind="stable").dropna(subset=["auroc"])
-    shared = set.intersection(*map(set, parts))  # without the other scores' columns
-    names = [name for name in dict.fromkeys([*COLUMNS, *long]) if name in shared]
-    return long[names].reset_index(drop=True)
-
-
-def _identity(run: FinishedRun) -> dict[str, Any]:
-    return {name: flat_settings(run.config)[name] for name in IDENTITY}
-
-
-def _settings_apart(runs: Sequence[FinishedRun]) -> list[dict[str, Any]]:
+def _settings_apart(flat: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """Of each run, the settings that differ between runs of one data set, posterior and depth.
 
     Programs of one's own are named in any case.
     """
-    if not runs:
+    if not flat:
         return []
-    flat = [flat_settings(run.config) for run in runs]
     # As text, since a list has no hash; a setting that is null is like one that is not there.
     texts = pd.DataFrame([{k: str(v) for k, v in f.items() if v is not None} for f in flat])
     groups = texts.drop(columns=["seed", "study"]).groupby(IDENTITY)

@@ -63,9 +63,7 @@ def write(result: Result, config: ExperimentConfig, folder: Path, command: str =
 def is_finished(folder: Path, config: ExperimentConfig) -> bool:
     """Whether `folder` holds a complete run of just this configuration.
 
-    Raises:
-        ConfigError: the folder is there, but incomplete or of another configuration; a run never
-            overwrites what it did not make.
+    One that is incomplete or of another is refused: a run never overwrites what it did not make.
     """
     if not folder.exists():
         return False

@@ -62,9 +62,6 @@ class Study:
         Args:
             name: of the study, unless it says so itself.
             folder: where paths in it begin; the present one by default.
-
-        Raises:
-            ConfigError: as `expand`.
         """
         values = dict(values)
         folder = Path.cwd() if folder is None else folder
@@ -168,11 +165,8 @@ def load_study(name: str) -> Study:
     """Reads a preset by name, or a file by its path; a ConfigError says what is wrong with it."""
     if name in preset_names():
         source = Path(str(PRESETS / f"{name}.yaml"))
-    elif name.endswith((".yaml", ".yml")) and Path(name).is_file():
-        source = Path(name)
     elif name.endswith((".yaml", ".yml")):
-        presets = ", ".join(preset_names())
-        raise ConfigError(f"no file {name!r}; give a file that exists or a preset: {presets}")
+        source = Path(name)
     else:
         check_names([name], preset_names(), "preset (or path ending in .yaml)")
     try:

@@ -15,7 +15,6 @@ from pyro_vaeflow.experiments.results import (
     HELD_OUT,
     IDENTITY,
     FinishedRun,
-    by_run,
     finished_runs,
     flat_settings,
     settings_apart,
@@ -42,16 +41,12 @@ HEADINGS = {
 
 
 def write_tables(out: Path) -> pd.DataFrame | None:
-    """Writes summary.csv and table.md of the finished runs; None if there is none.
-
-    summary.csv has a row per run and score, or per run where gaps were measured.
-    """
+    """Writes summary.csv and table.md of the finished runs; None if there is none."""
     runs = finished_runs(out)
     if not runs:
         return None
     table = summary(runs)
-    rows = by_run(table) if "approximation_gap" in table else table
-    write_whole(out / "summary.csv", csv_text(rows, float_format="%.6g").encode())
+    write_whole(out / "summary.csv", csv_text(table, float_format="%.6g").encode())
     page = _page(out.resolve().name, runs, aggregate(table))
     write_whole(out / "table.md", page.encode())
     return table

@@ -6,13 +6,14 @@ file of one's own `programs`, it is there in worker processes too. A file needs 
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
-from sklearn.preprocessing import OrdinalEncoder
+from sklearn.preprocessing import FunctionTransformer, OrdinalEncoder
 
 from pyro_vaeflow.datasets.kddcup99 import load_kddcup99
 from pyro_vaeflow.datasets.registry import (
@@ -81,6 +82,14 @@ TASKS: dict[str, Callable[[int], Split]] = {
     "arrhythmia": lambda seed: one_class_split(load_arrhythmia(), seed=seed),
 }
 
+ENCODERS: dict[str, Callable[[], Any]] = {
+    "none": FunctionTransformer,
+    "mixed": MixedEncoder,
+    **{name: partial(TableEncoder, name) for name in SCALERS},
+    # Numbers of the values that training rows show, -1 for others.
+    "codes": partial(OrdinalEncoder, handle_unknown="use_encoded_value", unknown_value=-1),
+}
+
 
 def check_task(config: ExperimentConfig) -> None:
     """Refuses a data set or preprocessing that is not known, naming those that are."""
@@ -99,7 +108,7 @@ def check_task(config: ExperimentConfig) -> None:
         )
     if config.label is not None and not of_file:
         raise ConfigError(f"label: is for a file; dataset={config.dataset!r} has its labels")
-    check_names([config.preprocessing], ["none", "mixed", *SCALERS, "codes"], "preprocessing")
+    check_names([config.preprocessing], ENCODERS, "preprocessing")
 
 
 def load_task(config: ExperimentConfig) -> Task:
@@ -120,7 +129,12 @@ def _load(
 ) -> Task:
     # Only these settings decide the rows; the others must not make a second copy.
     split = _rows(dataset, label, split_seed, max_rows)
-    x_train, x_test, columns = _encoded(split, preprocessing)
+    encoder = ENCODERS[preprocessing]()  # learns from training inliers only
+    x_train, x_test = (
+        torch.tensor(np.asarray(rows, dtype=np.float32))
+        for rows in (encoder.fit_transform(split.X_train), encoder.transform(split.X_test))
+    )
+    columns = encoder.columns_ if preprocessing == "mixed" else None
     return Task(x_train, x_test, split.y_test, split.labels_test, first_of_each(split), columns)
 
 
@@ -141,23 +155,3 @@ def _rows(dataset: str, label: str | None, split_seed: int, max_rows: int | None
     train = split.X_train.iloc[draw.permutation(len(split.X_train))[:max_rows]]
     kept = draw.permutation(len(split.X_test))[:max_rows]
     return Split(train, split.X_test.iloc[kept], split.y_test[kept], split.labels_test[kept])
-
-
-def _encoded(
-    split: Split, preprocessing: str
-) -> tuple[torch.Tensor, torch.Tensor, Sequence[Column] | None]:
-    train, test = split.X_train, split.X_test
-    if preprocessing == "none":
-        raw = [frame.to_numpy(dtype=np.float32, copy=True) for frame in (train, test)]
-        return torch.as_tensor(raw[0]), torch.as_tensor(raw[1]), None
-    if preprocessing == "mixed":
-        table = MixedEncoder()
-        return table.fit_transform(train), table.transform(test), table.columns_
-    if preprocessing == "codes":  # numbers of the values that training rows show, -1 for others
-        codes = OrdinalEncoder(
-            handle_unknown="use_encoded_value", unknown_value=-1, dtype=np.float32
-        )
-        fitted = codes.fit_transform(train)
-        return torch.as_tensor(fitted), torch.as_tensor(codes.transform(test)), None
-    encoder = TableEncoder(scaling=preprocessing)  # learns from training inliers only
-    return encoder.fit_transform(train), encoder.transform(test), None

@@ -1,8 +1,6 @@
 """Commands ``vaeflow fit`` and ``vaeflow score``: their arguments, and what they print."""
 
 import os
-import warnings
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +20,7 @@ NO_OPTIONS = {"model", "guide", "progress", "random_state", "warm_start", "devic
 
 
 def add_file_commands(commands: Any, parser: type[ArgumentParser], with_detector: bool) -> None:
-    """Adds both commands.
-
-    Args:
-        with_detector: whether ``fit`` needs the detector's own settings, which take time to load.
-    """
+    """Adds both commands; ``fit`` with the detector's own settings, which take time to load."""
     fit = parser(description="Fits a detector to the rows of csv or Parquet files and saves it.")
     fit.add_argument("data", help=DATA)
     fit.add_argument("--out", required=True, help="folder of the model")
@@ -105,11 +99,7 @@ def run_score(values: dict[str, Any]) -> int:
         raise ConfigError("give one of --jobs and --dask")
     model, data, out = (values.pop(name) for name in ("model", "input", "output"))
     row_id = values.pop("id", None)
-    try:
-        done = score_files(model, data, out, row_id=row_id, progress=True, **values)
-    except OSError as error:  # a full disk, say
-        say(f"vaeflow: {error}; finished parts are kept", error=True)
-        return 1
+    done = score_files(model, data, out, row_id=row_id, progress=True, **values)
     say(
         f"{done.num_scored:,} rows scored, {done.num_flagged:,} flagged, "
         f"{done.num_rejected:,} rejected"
@@ -135,16 +125,4 @@ def _check_writable(out: Path, overwrite: bool) -> None:
         raise ConfigError(f"--out: {there} is no folder that can be written to; choose another")
 
 
-def _saying(run: Callable[[dict[str, Any]], int]) -> Callable[[dict[str, Any]], int]:
-    """The command with its warnings as plain lines."""
-
-    def said(values: dict[str, Any]) -> int:
-        with warnings.catch_warnings():
-            warnings.simplefilter("always", UserWarning)
-            warnings.showwarning = lambda text, *_: say(f"Warning: {text}", error=True)
-            return run(values)
-
-    return said
-
-
-FILE_COMMANDS = {"fit": _saying(run_fit), "score": _saying(run_score)}
+FILE_COMMANDS = {"fit": run_fit, "score": run_score}

@@ -26,11 +26,7 @@ Spellings = Mapping[str, Spelling | None]
 def find_spellings(
     table: Any, kinds: Mapping[str, str] | None, is_typed: bool
 ) -> dict[str, Spelling | None]:
-    """Column -> how it spells numbers or dates; None of texts. By `kinds`, its type or its texts.
-
-    Args:
-        is_typed: whether a column of texts is one, as in Parquet files.
-    """
+    """Column -> how it spells numbers or dates; None of texts. By `kinds`, type or texts."""
     found: dict[str, Spelling | None] = {}
     for name in table.column_names:
         values, kind = table[name], (kinds or {}).get(name)
@@ -49,11 +45,7 @@ def find_spellings(
 
 
 def check_types(schema: Any, spellings: Spellings, path: Any) -> None:
-    """Refuses columns of a Parquet file that are of another type than the model learned.
-
-    Raises:
-        ConfigError: names the file, the column and its type.
-    """
+    """Refuses columns of a Parquet file that are of another type than the model learned."""
     for name, spelling in spellings.items():
         kind = schema.field(name).type
         fits = _is_number(kind) or types.is_boolean(kind) or types.is_null(kind)

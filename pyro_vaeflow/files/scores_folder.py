@@ -63,11 +63,7 @@ def write_part(
     name: str,
     shares: Sequence[Shares] = (),
 ) -> None:
-    """Writes a chunk's rejects, then its scores: a part that is there has its rejects.
-
-    Args:
-        shares: what of each column is new or missing; the metadata keep what is strange.
-    """
+    """Writes a chunk's rejects, then its scores: a part that is there has its rejects."""
     if rejects:
         rows = [vars(reject) | {"file": name} for reject in rejects]
         _write(part(out / REJECTS, number), pa.Table.from_pylist(rows, REJECT_SCHEMA))
@@ -80,15 +76,12 @@ def write_part(
 def open_folder(
     out: Path, model: str, files: Mapping[str, Path], settings: Mapping[str, Any]
 ) -> None:
-    """Writes what the parts will be of, or makes sure that those there are of the same.
+    """Writes what the parts will be of; of parts that are there, refuses what is not the same.
 
     Args:
         model: its sha256.
         files: by name; their content is read for its sha256.
         settings: all else that decides what is in a part.
-
-    Raises:
-        ConfigError: the folder holds something else; names what differs.
     """
     digests = {name: _digest(path) for name, path in files.items()}
     manifest = {"format": FORMAT, "model": model, "input": digests, "settings": dict(settings)}

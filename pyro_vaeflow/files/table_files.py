@@ -62,11 +62,7 @@ def find_files(data: str, but: Path | None = None) -> dict[str, Path]:
 
 
 def read_schemas(files: Mapping[str, Path], columns: Sequence[str] = ()) -> dict[str, Any]:
-    """The schema of each file, all of which must have the columns.
-
-    Raises:
-        ConfigError: a file lacks a column or has one twice.
-    """
+    """The schema of each file, all of which must have each of the columns once."""
     schemas = {name: reader_of(path).schema(path) for name, path in files.items()}
     for name, schema in schemas.items():
         if missing := [column for column in columns if column not in schema.names]:

@@ -114,7 +114,7 @@ def _grid(title: str, panel: ScoreMap) -> tuple[np.ndarray, np.ndarray, np.ma.Ma
 
 
 def _span(grids: Mapping[str, tuple[np.ndarray, np.ndarray, np.ma.MaskedArray]]) -> tuple:
-    """Returns the lowest and the highest finite value of all panels."""
+    """The lowest and the highest finite value of all panels."""
     finite = [values.compressed() for *_, values in grids.values()]
     if not sum(map(len, finite)):
         raise ValueError(f"no finite value to draw in the maps {list(grids)}")

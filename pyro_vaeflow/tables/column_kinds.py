@@ -57,11 +57,12 @@ def learn_columns(values: pd.Series, kind: str | None = None) -> list[Column]:
     if kind is not None and kind not in CHOICES:
         raise ValueError(f"kind of column {name!r} must be one of {CHOICES}, got {kind!r}")
     check_values(values, dates=True)
-    if kind in (None, "date") and (spelling := _dates(values)):
+    is_open = not isinstance(values.dtype, pd.CategoricalDtype) and values.dtype != bool
+    if is_open and kind in (None, "date") and (spelling := _dates(values)):
         return _date(name, values, spelling)
     if kind == "date":
         raise ValueError(f"column {name!r} holds no dates of a known format; pd.to_datetime helps")
-    if kind is None and (why := _why_left_out(values)):
+    if is_open and kind is None and (why := _why_left_out(values)):
         warn(f"column {name!r} is left out: {why}; kinds={{{name!r}: ...}} keeps it")
         return [Column(name, LEFT_OUT, why=why)]
     return [learn_column(values, kind)]
@@ -90,8 +91,7 @@ def learn_column(values: pd.Series, kind: str | None = None) -> Column:
         parameters, Biometrika 40, 1953.
 
     Raises:
-        ValueError: the kind is unknown or does not suit the values, or there is no value at all.
-        TypeError: the column holds dates, complex numbers or containers.
+        ValueError, TypeError: as `learn_columns`; dates are refused.
 
     Example:
         >>> learn_column(pd.Series([0.0, 0.0, 0.0, 1.0, 1.0], name="land")).kind
@@ -165,8 +165,6 @@ def _spelling(values: pd.Series) -> Spelling | None:
 
 def _dates(values: pd.Series) -> Spelling | None:
     """How a column spells dates; None of one without."""
-    if isinstance(values.dtype, pd.CategoricalDtype) or values.dtype == bool:
-        return None
     if pd.api.types.infer_dtype(values, skipna=True) in DATES:
         return Spelling(dates=TYPED)
     spelling = _spelling(values)
@@ -214,8 +212,6 @@ def _warn_of_fills(
 
 def _why_left_out(values: pd.Series) -> str | None:
     """Why a column that nobody has spoken of is no feature; None if it is one."""
-    if isinstance(values.dtype, pd.CategoricalDtype) or values.dtype == bool:
-        return None
     name, num_data = str(values.name), int(values.notna().sum())
     spelling = _spelling(values)
     if not (is_numeric(values) or spelling):

@@ -20,14 +20,7 @@ DIGITS = {2: 3, 4: 7}  # bytes of a float -> digits that are the user's
 
 
 def check_values(values: pd.Series, dates: bool = False) -> None:
-    """Refuses what is neither numbers nor texts; categories of anything are texts.
-
-    Args:
-        dates: whether dates are allowed.
-
-    Raises:
-        TypeError: the column holds dates, complex numbers or containers.
-    """
+    """Refuses what is neither numbers nor texts, nor dates if allowed; categories are texts."""
     if isinstance(values.dtype, pd.CategoricalDtype):
         return
     content, name = pd.api.types.infer_dtype(values, skipna=True), str(values.name)

@@ -120,12 +120,7 @@ class Column(Checked):
         return self.code(self.numbers(values))
 
     def numbers(self, values: pd.Series) -> np.ndarray:
-        """The values of a column that is not categorical, float64 ``(num_data,)``.
-
-        Raises:
-            ValueError: a value is no number or date.
-            TypeError: the values are dates where there were none, complex numbers or containers.
-        """
+        """The values of a column that is not categorical, float64 ``(num_data,)``; see `encode`."""
         check_values(values, dates=bool(self.part))
         if self.part:
             dates, is_unread = dates_of(values, self.texts)

@@ -44,12 +44,7 @@ def as_table(X: Any) -> Any:
 
 
 def check_training_frame(frame: Any) -> None:
-    """Refuses what no encoder can learn columns from.
-
-    Raises:
-        TypeError: it is no frame.
-        ValueError: it has no rows, no columns or repeated column names.
-    """
+    """Refuses what is no frame, or has no rows, no columns or repeated column names."""
     _check_frame(frame)
     if frame.empty:
         raise ValueError(f"frame must have rows and columns, got shape {frame.shape}")
@@ -57,12 +52,7 @@ def check_training_frame(frame: Any) -> None:
 
 
 def check_columns(frame: Any, names: pd.Index) -> None:
-    """Refuses what has not the columns that an encoder has learned, in any order.
-
-    Raises:
-        TypeError: it is no frame.
-        ValueError: names the columns that are missing, and those that are unknown.
-    """
+    """Refuses what has not the columns that an encoder has learned, in any order."""
     _check_frame(frame)
     missing = names.difference(frame.columns).tolist()
     unknown = frame.columns.difference(names).tolist()

@@ -165,11 +165,7 @@ def fill_values(
     numbers: np.ndarray,
     seems: Callable[[float], bool] = lambda v: FILL.fullmatch(f"{v:.15g}") is not None,
 ) -> tuple[float, ...]:
-    """Numbers that recur, look like no measurement and stand apart by more than all else spans.
-
-    Args:
-        seems: whether a number may be such; by its digits.
-    """
+    """Numbers that recur, look like no measurement and stand apart by more than all else spans."""
     values, counts = np.unique(numbers, return_counts=True)
     seem = counts > 1
     seem[seem] = [seems(value) for value in values[seem]]

@@ -61,12 +61,7 @@ def limits(column: Column) -> str:
 
 
 def read_aloud(names: Sequence[Any], columns: Iterable[Column]) -> pd.DataFrame:
-    """What each column was taken for: ``kind``, what it ``holds``, ``missing`` share, ``why``.
-
-    Args:
-        names: of the table's columns, the index of the frame.
-        columns: what was learned; several of a date.
-    """
+    """What each column was taken for: ``kind``, what it ``holds``, ``missing`` share, ``why``."""
     rows: dict[str, dict[str, Any]] = {}
     for column in columns:
         if column.name in rows:  # the other parts of a date

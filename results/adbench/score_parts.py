@@ -14,7 +14,6 @@ from scipy.stats import iqr, spearmanr
 from pyro_vaeflow.experiments.results import (
     IDENTITY,
     FinishedRun,
-    by_run,
     finished_runs,
     read_arrays,
     settings_apart,
@@ -23,6 +22,7 @@ from pyro_vaeflow.experiments.results import (
 from pyro_vaeflow.experiments.tables import mean_std
 from pyro_vaeflow.metrics import auroc
 from pyro_vaeflow.validation import ConfigError
+from results.shared.effects import by_run
 from results.shared.pages import markdown, write_page
 
 HEADINGS = {  # AUROC, shown in %

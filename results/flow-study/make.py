@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from results.shared.effects import FEWEST, effects, paired
+from results.shared.effects import FEWEST, by_run, effects, paired
 from results.shared.pages import parse, parser, run_quick, write_page, write_tables
 
 from .design import central, complete
@@ -36,7 +36,7 @@ def write_study(folder: Path) -> None:
         FileNotFoundError: there are neither runs nor a summary.csv and a margins.csv.
     """
     write_tables(folder)
-    table = pd.read_csv(folder / "summary.csv")
+    table = by_run(pd.read_csv(folder / "summary.csv"))
     of_runs = margins(folder)
     if len(of_runs):
         of_runs.to_csv(folder / "margins.csv", index=False, float_format="%.6g")

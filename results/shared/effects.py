@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from pyro_vaeflow.experiments.results import DETECTION, DISTINCT
+
 POSTERIOR = ("flow", "num_flows")
 # Beside data set and seed, what makes the cell in which posteriors are compared.
 CELL = ("latent_dim", "preprocessing", "likelihood", "annealing.kind")
@@ -44,6 +46,22 @@ class Effect:
         mean, low, high = (factor * value for value in (self.mean, self.low, self.high))
         interval = f" ({low:.{digits}f} to {high:.{digits}f})" if self.has_interval else ""
         return f"{mean:+.{digits}f}{interval}"
+
+
+def by_run(table: pd.DataFrame) -> pd.DataFrame:
+    """A summary with one row per run: columns of detection are there once per score, as auroc_a.
+
+    Example:
+        >>> table = pd.DataFrame({"seed": 0, "score": ["a", "b"], "auroc": [0.8, 0.9]})
+        >>> by_run(table).to_dict("records")
+        [{'seed': 0, 'auroc_a': 0.8, 'auroc_b': 0.9}]
+    """
+    of_scores = [name for name in [*DETECTION, *DISTINCT] if name in table]
+    keys = [str(name) for name in table if name not in [*of_scores, "score"]]
+    run = table.groupby(keys, sort=False, dropna=False).ngroup()
+    wide = table.assign(run=run).pivot(index="run", columns="score", values=of_scores)
+    wide.columns = ["_".join(pair) for pair in wide.columns]
+    return table.loc[~run.duplicated(), keys].reset_index(drop=True).join(wide)
 
 
 def paired(
