@@ -19,6 +19,7 @@ from torch.overrides import TorchFunctionMode
 from pyro_vaeflow.inference.traces import innermost, plate_frame
 from pyro_vaeflow.validation import warn
 
+MAX_SEED = 2**63 - 1  # larger ones, and negative ones, are cut to so many bits
 _GOLDEN = -7046029254386353131  # the odd constants of splitmix64, as signed 64-bit integers
 _MIX_1 = -4658895280553007687
 _MIX_2 = -7723592293110705685
@@ -63,7 +64,7 @@ def rows_hash(x: Rows) -> torch.Tensor:
 
 def _seeded(x: Rows, seed: int) -> torch.Tensor:
     hashes = rows_hash(x)
-    return _mix(hashes + torch.tensor(seed % 2**63, device=hashes.device) * _GOLDEN)
+    return _mix(hashes + torch.as_tensor(seed & MAX_SEED, device=hashes.device) * _GOLDEN)
 
 
 class _RowNumbers(TorchFunctionMode):

@@ -14,8 +14,9 @@ from pyro.poutine.runtime import Message
 from torch.overrides import TorchFunctionMode
 
 from pyro_vaeflow.inference.annealing import cosine
-from pyro_vaeflow.inference.pairs import Draws, Way, paired_traces
-from pyro_vaeflow.inference.parameters import Program, named_parameters
+from pyro_vaeflow.inference.noise import MAX_SEED
+from pyro_vaeflow.inference.pairs import APART, Draws, Way, paired_traces
+from pyro_vaeflow.inference.parameters import Program, named_parameters, seeded
 from pyro_vaeflow.inference.traces import Args, guide_sites, plate_frame, sample_sites, take_rows
 
 _REQUIRES_GRAD: Any = vars(torch._C.TensorBase)["requires_grad"].__get__
@@ -34,7 +35,8 @@ class RowGuides:
         self.model, self.guide, self.args = model, guide, args
         self.way, self.plate = way, plate
         self.drawing = _Fixed(plate)(guide) if way.shared else guide
-        self.vectorized = True
+        # of torch.vmap, the best first: draws of torch's stream that all rows share, or their own
+        self.randomness = ["same", "different"]
         with torch.enable_grad():
             first = self._draws(slice(0, 2), 1, 0)  # makes those of `pyro.param` as `score` does
             guide_trace = first.traces[0][1]
@@ -57,25 +59,39 @@ class RowGuides:
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Log weights, nats, and log q of latents that are not reparameterised.
 
-        Both are ``(num_samples, rows)``. The draws are those of `score` with this seed.
+        Both are ``(num_samples, rows)``. The draws of a row's own latents are those of `score` with
+        this seed.
         """
+        runs = self.way.guide == "runs"
+        seeds: Any = seed
+        if runs:  # one draw a run
+            seeds = [seed + run * APART & MAX_SEED for run in range(num_samples)]
+            seeds = torch.tensor(seeds, device=rows.device)
 
         def one_row(
-            values: Sequence[torch.Tensor], row: torch.Tensor
+            values: Sequence[torch.Tensor], row: torch.Tensor, seed: Any
         ) -> tuple[torch.Tensor, torch.Tensor]:
-            with _InPlaceOf(self.parameters, values, row):
-                draws = self._draws(row.unsqueeze(0), num_samples, seed)
+            with _InPlaceOf(self.parameters, values, row + seed):
+                draws = self._draws(row.unsqueeze(0), 1 if runs else num_samples, seed)
                 log_weight = draws.terms.log_weight.squeeze(-1)
                 return log_weight, torch.zeros_like(log_weight) + _score_function(draws)
 
-        if self.vectorized:
+        while self.randomness:
+            every: Any = torch.vmap(one_row, (0, 0, None), 1, self.randomness[0])
+            if runs:
+                every = torch.vmap(every, (None, None, 0), randomness="different")
             try:
-                return torch.vmap(one_row, out_dims=1, randomness="same")(values, rows)
+                with seeded(seed % 2**32):
+                    return tuple(part.flatten(0, -2) for part in every(values, rows, seeds))
             except RuntimeError:  # an operation that vmap cannot do: boolean masks, for one
-                self.vectorized = False
+                del self.randomness[0]
         of_rows = zip(*(v.unbind() for v in values), strict=True) if values else [()] * len(rows)
-        pairs = [one_row(v, row) for v, row in zip(of_rows, rows, strict=True)]
-        log_weight, score = zip(*pairs, strict=True)
+        parts = []
+        for row_values, row in zip(of_rows, rows, strict=True):
+            with seeded(seed % 2**32):
+                draws = [one_row(row_values, row, s) for s in (seeds if runs else [seed])]
+            parts.append([torch.cat(part) for part in zip(*draws, strict=True)])
+        log_weight, score = zip(*parts, strict=True)
         return torch.stack(log_weight, 1), torch.stack(score, 1)
 
     def _draws(self, rows: torch.Tensor | slice, num_samples: int, seed: int) -> Draws:
@@ -104,11 +120,11 @@ class _InPlaceOf(TorchFunctionMode):
     """
 
     def __init__(
-        self, parameters: Values, values: Sequence[torch.Tensor], row: torch.Tensor
+        self, parameters: Values, values: Sequence[torch.Tensor], number: torch.Tensor
     ) -> None:
         super().__init__()
         self.values = {id(p): v for p, v in zip(parameters, values, strict=True)}
-        self.zero = row * 0
+        self.zero = number * 0
 
     def _shown(self, arg: Any) -> Any:
         if type(arg) in (list, tuple):
