@@ -18,6 +18,7 @@ from pyro.poutine.scale_messenger import ScaleMessenger
 from pyro.poutine.trace_struct import Trace
 from pyro.poutine.util import site_is_subsample
 
+from pyro_vaeflow.inference.traces import is_data
 from pyro_vaeflow.validation import check_number, check_size
 
 Schedule = Callable[[int], float]
@@ -148,7 +149,7 @@ class anneal(ScaleMessenger):
                 "a Jit*_ELBO keeps the beta of its first step; use the loss of the same name "
                 "without Jit inside anneal"
             )
-        if msg["type"] == "sample" and not msg["is_observed"] and not site_is_subsample(msg):
+        if msg["type"] == "sample" and not is_data(msg) and not site_is_subsample(msg):
             super()._process_message(msg)
 
 
@@ -207,7 +208,7 @@ class CapacityELBO(Trace_ELBO):
         log_likelihood: Any = 0.0
         kl: Any = 0.0
         for site in model_trace.nodes.values():
-            if site["type"] == "sample" and site["is_observed"]:
+            if site["type"] == "sample" and is_data(site):
                 log_likelihood = log_likelihood + site["log_prob_sum"]
             elif site["type"] == "sample":
                 kl = kl - site["log_prob_sum"]

@@ -22,6 +22,8 @@ from pyro_vaeflow.inference.traces import (
     Args,
     as_args,
     innermost,
+    is_data,
+    is_reparametrised,
     of_rows,
     plate_frame,
     sample_sites,
@@ -180,9 +182,13 @@ class _Simulation(poutine.messenger.Messenger):
         tensors = [arg for arg, own in zip(args, of_rows(args), strict=True) if own]
         self.storages = {tensor.untyped_storage().data_ptr() for tensor in tensors}
         self.elsewhere: list[str] = []
+        self.factors: list[str] = []
 
     def _pyro_sample(self, msg: Message) -> None:
-        if not msg["is_observed"] or isinstance(innermost(msg["fn"]), dist.Delta):
+        fn = innermost(msg["fn"])
+        if isinstance(fn, dist.Unit) or is_reparametrised(msg) and (fn.log_density != 0).any():
+            self.factors.append(msg["name"])
+        if not is_data(msg):
             return
         seen, drawn = msg["value"], msg["fn"]()
         if isinstance(seen, torch.Tensor) and seen.untyped_storage().data_ptr() in self.storages:
@@ -198,8 +204,18 @@ def _simulated(
     """A trace of simulated rows, and the programs' arguments that hold them."""
     data = take_rows(args, index)  # copies
     simulation = _Simulation(data)
-    simulated = poutine.trace(simulation(model)).get_trace(*data)
-    values = {s["name"]: s["value"] for s in sample_sites(simulated) if s["is_observed"]}
+    try:
+        simulated = poutine.trace(simulation(model)).get_trace(*data)
+    except NotImplementedError as error:
+        raise ValueError(
+            f"the model cannot be simulated: {str(error).partition(chr(10))[0]}"
+        ) from error
+    if simulation.factors:
+        raise ValueError(
+            f"sites {simulation.factors} of the model add a density that no draw follows, as "
+            "pyro.factor does, so that rows cannot be simulated; calibrate a model without them"
+        )
+    values = {s["name"]: s["value"] for s in sample_sites(simulated) if is_data(s)}
     if assemble is not None:
         first = assemble(values)
         if first.shape != data[0].shape:
@@ -217,7 +233,7 @@ def _simulated(
     again = poutine.trace(poutine.replay(model, trace=simulated)).get_trace(*data)
     for name in values:  # masks, which may tell what is missing, may differ
         sites = (trace.nodes[name] for trace in (simulated, again))
-        one, other = (site["fn"].log_prob(site["value"]) for site in sites)
+        one, other = (site["fn"].log_prob(site["value"]).double() for site in sites)
         if not torch.allclose(one, other, rtol=1e-3, atol=1e-3, equal_nan=True):
             raise ValueError(
                 f"the model computes site {name!r} from the values that it observes there, so that "

@@ -29,6 +29,7 @@ from pyro_vaeflow.inference.traces import (
     Args,
     guide_sites,
     innermost,
+    is_data,
     is_enumerated,
     latent_sites,
     of_rows,
@@ -149,7 +150,7 @@ def _check_plate(role: str, trace: Trace, plate: str) -> None:
             "rows of x; make its size len(x), without subsampling: train draws the mini-batches"
         )
     for site in sites:
-        if site["is_observed"] and role == "model" and plate_frame(site, plate) is None:
+        if is_data(site) and role == "model" and plate_frame(site, plate) is None:
             raise ValueError(
                 f"site {site['name']!r} of the {role} is outside plate {plate!r}; per-row scores "
                 "need every observed site inside it"
@@ -157,7 +158,7 @@ def _check_plate(role: str, trace: Trace, plate: str) -> None:
 
 
 def _check_names(model_trace: Trace, guide_trace: Trace, plate: str) -> None:
-    if not any(site["is_observed"] for site in sample_sites(model_trace)):
+    if not any(is_data(site) for site in sample_sites(model_trace)):
         raise ValueError("the model observes nothing; it says obs=x at a site, and is passed first")
     latents = {site["name"]: site for site in latent_sites(model_trace)}
     guided = {site["name"]: site for site in latent_sites(guide_trace)}

@@ -13,7 +13,7 @@ from pyro_vaeflow.inference.draws import trace_chunks
 from pyro_vaeflow.inference.pairs import Draws
 from pyro_vaeflow.inference.parameters import Program, module_mode
 from pyro_vaeflow.inference.scoring import warn_of_tails
-from pyro_vaeflow.inference.traces import DRAWS, as_args, sample_sites
+from pyro_vaeflow.inference.traces import DRAWS, as_args, is_data, sample_sites
 
 
 def contributions(
@@ -71,7 +71,7 @@ def contributions(
 
 def _features(chunk: Draws, model_trace: Trace, site: str) -> torch.Tensor:
     """log p(x_j | z) at the site, ``(num_samples, num_data, ...)``."""
-    observed = [s["name"] for s in sample_sites(model_trace) if s["is_observed"]]
+    observed = [s["name"] for s in sample_sites(model_trace) if is_data(s)]
     if site not in observed:
         raise ValueError(f"site must be an observed site, one of {observed}, got {site!r}")
     node = model_trace.nodes[site]

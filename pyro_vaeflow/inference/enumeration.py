@@ -15,6 +15,8 @@ from pyro_vaeflow.inference.traces import (
     DRAWS,
     RowTerms,
     guide_sites,
+    guided_latents,
+    is_data,
     latent_sites,
     plate_frame,
     sample_sites,
@@ -38,12 +40,12 @@ def enumerated_terms(model_trace: Trace, guide_trace: Trace, plate: str = "data"
         guide_trace.pack_tensors()
         model_trace.pack_tensors(guide_trace.plate_to_symbol)
     rows = _Rows(model_trace, guide_trace, plate)
-    latents = [site for site in latent_sites(model_trace) if site["name"] in guide_trace.nodes]
     alone = [s for s in latent_sites(model_trace) if "_enumerate_dim" in s["infer"]]
     alone = [site for site in alone if site["name"] not in guide_trace.nodes]
     # masked or not, the chances of a site's values add up to 1
+    latents = guided_latents(model_trace, guide_trace)
     prior = rows.factors(latents) + rows.factors(alone, masked=False)
-    joint = prior + rows.factors(s for s in sample_sites(model_trace) if s["is_observed"])
+    joint = prior + rows.factors(s for s in sample_sites(model_trace) if is_data(s))
     in_guide = guide_sites(guide_trace, plate)
     guide = rows.factors(in_guide)
     enumerated = [site for site in in_guide if "_enumerate_dim" in site["infer"]]

@@ -152,13 +152,18 @@ def inference_gap(
             )
             # which q is better is judged by other draws than those reported, or noise would win
             trial, weights = (
-                [guides.log_weights(q, rows, num_samples, s)[0] for q in (amortized, local)]
+                [guides.weights(q, rows, num_samples, s) for q in (amortized, local)]
                 for s in (seed + 1, seed)
             )
-            better = trial[1].mean(0) > trial[0].mean(0)
-            local_weight = torch.where(better, weights[1], weights[0])
-            parts.append(split_gap(weights[0], local_weight))
-            errors.append(_stderr(local_weight))
+            better = trial[1].elbo.mean(0) > trial[0].elbo.mean(0)
+            of_amortized, of_local = weights
+            log_weight, elbo = (
+                torch.where(better, getattr(of_local, name), getattr(of_amortized, name))
+                for name in ("log_weight", "elbo")
+            )
+            elbos = of_amortized.elbo, elbo
+            parts.append(split_gap(of_amortized.log_weight, log_weight, elbos))
+            errors.append(_stderr(elbo))
     gaps = {f.name: torch.cat([getattr(p, f.name) for p in parts]) for f in fields(Gaps)}
     unsure = (gaps["khat"] > KHAT_LIMIT).nonzero().squeeze(-1)
     if refine and len(unsure):
@@ -216,7 +221,11 @@ def _distinct_rows(args: Args) -> tuple[torch.Tensor, torch.Tensor]:
     return first[first < num_data], place
 
 
-def split_gap(amortized: torch.Tensor, local: torch.Tensor) -> Gaps:
+def split_gap(
+    amortized: torch.Tensor,
+    local: torch.Tensor,
+    elbos: tuple[torch.Tensor, torch.Tensor] | None = None,
+) -> Gaps:
     r"""The gaps of each row from the log weights of the two q, nats.
 
     A draw k of one and of the other should come from the same noise: what they share then cancels
@@ -226,6 +235,8 @@ def split_gap(amortized: torch.Tensor, local: torch.Tensor) -> Gaps:
 
     Args:
         amortized, local: shape ``(num_samples, num_data)``, nats, at least two samples.
+        elbos: draws of the two ELBOs, of the same shape, where they are not the log weights: in
+            these, discrete latents may be summed out.
 
     Example:
         >>> amortized, local = torch.randn(100, 5), 0.1 * torch.randn(100, 5)
@@ -234,15 +245,16 @@ def split_gap(amortized: torch.Tensor, local: torch.Tensor) -> Gaps:
     """
     log_weight = torch.where(_needs_amortized(amortized, local), amortized, local)
     log_evidence = importance.log_evidence(log_weight)
-    elbo, local_elbo = amortized.mean(0), local.mean(0)
+    draws, local_draws = (amortized, local) if elbos is None else elbos
+    elbo, local_elbo = draws.mean(0), local_draws.mean(0)
     return Gaps(
         log_evidence=log_evidence,
         local_elbo=local_elbo,
         elbo=elbo,
         approximation_gap=log_evidence - local_elbo,
         amortization_gap=local_elbo - elbo,
-        approximation_stderr=_stderr((log_weight - log_evidence).exp() - local),
-        amortization_stderr=_stderr(local - amortized),
+        approximation_stderr=_stderr((log_weight - log_evidence).exp() - local_draws),
+        amortization_stderr=_stderr(local_draws - draws),
         khat=importance.khat(log_weight),
     )
 

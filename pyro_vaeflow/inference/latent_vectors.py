@@ -48,7 +48,13 @@ class Latents:
         """Draws of the prior and of the guide, of each class in turn where some are summed out."""
         copies = num_samples if self.way.model == "rows" else 1
         noise = RowNoise(self.columns, seed, self.plate, copies, self.way.depth)
-        prior = self._trace(num_samples, noise)
+        try:
+            prior = self._trace(num_samples, noise)
+        except NotImplementedError as error:
+            raise NoVectors(
+                f"the model's latents cannot be drawn ({str(error).partition(chr(10))[0]}), and "
+                "draws of them are where refining starts: pass refine=False"
+            ) from error
         options: Any = {"way": self.way, "seed": seed, "plate": self.plate}
         programs = self.model, self.guide, self.args
         ((model_trace, _),) = paired_traces(*programs, num_samples=num_samples, **options).traces
@@ -80,6 +86,8 @@ class Latents:
             volume = split_draws(volume, places, self.way.model, u.shape[1])
             log_volume += volume.transpose(0, 1).unsqueeze(-1).flatten(2).sum(-1)
         trace = self._trace(u.shape[1], ConditionMessenger(values))
+        for name in self.sites:
+            _unmask(trace.nodes[name])
         trace.compute_log_prob()
         draws = Draws([(trace, Trace())], u.shape[1], len(u), self.way, self.plate)
         log_joint = draws.terms.log_weight.T.double() + log_volume
@@ -108,4 +116,17 @@ class Latents:
                 real = real[:, draw, draw % real.shape[2]]
             self.sites[site["name"]] = transform, axes, real.shape[2:]
             parts.append(real.reshape(*real.shape[:2], -1).double())
+        if not parts:
+            raise NoVectors(
+                "each row's evidence is exact, as there are no latents or all are summed out: "
+                "pass refine=False"
+            )
         return torch.cat(parts, -1)
+
+
+def _unmask(site: Any) -> None:
+    """Gives a latent its density where rows mask it: for one row alone it must integrate to 1."""
+    if isinstance(site["mask"], torch.Tensor):
+        site["mask"] = None
+    if isinstance(getattr(site["fn"], "_mask", None), torch.Tensor):  # under no public name
+        site["fn"] = site["fn"].base_dist

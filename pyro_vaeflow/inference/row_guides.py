@@ -5,7 +5,7 @@ them, are stacked ``(rows, ...)``, and the programs run on one row under ``torch
 """
 
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from pyro import poutine
@@ -21,6 +21,16 @@ from pyro_vaeflow.inference.traces import Args, guide_sites, plate_frame, sample
 
 _REQUIRES_GRAD: Any = vars(torch._C.TensorBase)["requires_grad"].__get__
 Values = list[torch.Tensor]  # of the guide's parameters, in their order, each (rows, ...)
+
+
+class RowWeights(NamedTuple):
+    """Draws for rows, each ``(num_samples, rows)``, nats."""
+
+    log_weight: torch.Tensor
+    elbo: torch.Tensor
+    """log p(x, z) - log q(z | x): the log weight, unless discrete latents are summed out there."""
+    score: torch.Tensor
+    """log q of latents that are not reparameterised."""
 
 
 class RowGuides:
@@ -39,8 +49,10 @@ class RowGuides:
         self.randomness = ["same", "different"]
         with torch.enable_grad():
             first = self._draws(slice(0, 2), 1, 0)  # makes those of `pyro.param` as `score` does
-            guide_trace = first.traces[0][1]
-            model_trace = poutine.trace(model).get_trace(*take_rows(args, slice(0, 2)))
+            guide_trace, few = first.traces[0][1], take_rows(args, slice(0, 2))
+            with torch.no_grad():
+                values = poutine.trace(guide).get_trace(*few)
+            model_trace = poutine.trace(poutine.replay(model, values)).get_trace(*few)
             model_trace.compute_log_prob()
             named = named_parameters(model, guide)
             leaves = list(named.values())
@@ -54,14 +66,10 @@ class RowGuides:
         """The parameters as they are, for each of these rows."""
         return [p.detach().expand(len(rows), *p.shape) for p in self.parameters]
 
-    def log_weights(
+    def weights(
         self, values: Values, rows: torch.Tensor, num_samples: int, seed: int
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Log weights, nats, and log q of latents that are not reparameterised.
-
-        Both are ``(num_samples, rows)``. The draws of a row's own latents are those of `score` with
-        this seed.
-        """
+    ) -> RowWeights:
+        """Of draws with these values; those of a row's own latents are `score`'s of this seed."""
         runs = self.way.guide == "runs"
         seeds: Any = seed
         if runs:  # one draw a run
@@ -70,29 +78,29 @@ class RowGuides:
 
         def one_row(
             values: Sequence[torch.Tensor], row: torch.Tensor, seed: Any
-        ) -> tuple[torch.Tensor, torch.Tensor]:
+        ) -> tuple[torch.Tensor, ...]:
             with _InPlaceOf(self.parameters, values, row + seed):
                 draws = self._draws(row.unsqueeze(0), 1 if runs else num_samples, seed)
-                log_weight = draws.terms.log_weight.squeeze(-1)
-                return log_weight, torch.zeros_like(log_weight) + _score_function(draws)
+                log_weight, elbo = draws.terms.log_weight[:, 0], draws.terms.elbo[:, 0]
+                return log_weight, elbo, torch.zeros_like(elbo) + _score_function(draws)
 
         while self.randomness:
-            every: Any = torch.vmap(one_row, (0, 0, None), 1, self.randomness[0])
-            if runs:
-                every = torch.vmap(every, (None, None, 0), randomness="different")
             try:
+                every: Any = torch.vmap(one_row, (0, 0, None), 1, self.randomness[0])
+                if runs:
+                    every = torch.vmap(every, (None, None, 0), randomness="different")
                 with seeded(seed % 2**32):
-                    return tuple(part.flatten(0, -2) for part in every(values, rows, seeds))
+                    parts = every(values, rows, seeds)
+                return RowWeights(*(part.flatten(0, -2) for part in parts))
             except RuntimeError:  # an operation that vmap cannot do: boolean masks, for one
                 del self.randomness[0]
         of_rows = zip(*(v.unbind() for v in values), strict=True) if values else [()] * len(rows)
-        parts = []
+        columns = []
         for row_values, row in zip(of_rows, rows, strict=True):
             with seeded(seed % 2**32):
                 draws = [one_row(row_values, row, s) for s in (seeds if runs else [seed])]
-            parts.append([torch.cat(part) for part in zip(*draws, strict=True)])
-        log_weight, score = zip(*parts, strict=True)
-        return torch.stack(log_weight, 1), torch.stack(score, 1)
+            columns.append([torch.cat(part) for part in zip(*draws, strict=True)])
+        return RowWeights(*(torch.stack(part, 1) for part in zip(*columns, strict=True)))
 
     def _draws(self, rows: torch.Tensor | slice, num_samples: int, seed: int) -> Draws:
         options: dict[str, Any] = {"way": self.way, "seed": seed, "plate": self.plate}
@@ -190,10 +198,10 @@ def optimise(
     rate = cosine(num_steps, learning_rate, 0.0)
     for step in range(num_steps):
         with torch.enable_grad():
-            log_weight, score = guides.log_weights(values, rows, num_draws, seed + step)
+            _, elbo, score = guides.weights(values, rows, num_draws, seed + step)
             # what a draw has over the mean of the others: the baseline of the score function
-            excess = (log_weight - log_weight.mean(0)).detach() * num_draws / (num_draws - 1)
-            elbo = (log_weight + excess * score).mean(0)
+            excess = (elbo - elbo.mean(0)).detach() * num_draws / (num_draws - 1)
+            elbo = (elbo + excess * score).mean(0)
             gradient = torch.autograd.grad(
                 elbo.sum(), values, allow_unused=True, materialize_grads=True
             )

@@ -103,18 +103,41 @@ def run_once(model: Program, guide: Program, args: Args) -> tuple[Trace, Trace]:
 
 
 def sample_sites(trace: Trace) -> Iterable[Any]:
-    """The random sites of a trace, in order; not what ``pyro.deterministic`` notes."""
+    """The sites of a trace that have a density, in order; not what ``pyro.deterministic`` notes."""
     for site in trace.nodes.values():
         if site["type"] != "sample" or site_is_subsample(site):
             continue
-        # a reparametrised site leaves a Delta that is observed and has no density of its own
-        if not (site["is_observed"] and isinstance(innermost(site["fn"]), dist.Delta)):
+        if not (is_reparametrised(site) and _is_masked_out(site["fn"])):
             yield site
+
+
+def is_data(site: Any) -> bool:
+    """Whether a site is observed, and is not what a reparametrised latent leaves."""
+    return site["is_observed"] and not is_reparametrised(site)
+
+
+def is_reparametrised(site: Any) -> bool:
+    """Whether a site is an observed Delta, whose density, if it has one, is that of a latent."""
+    return site["is_observed"] and isinstance(innermost(site["fn"]), dist.Delta)
+
+
+def _is_masked_out(distribution: Any) -> bool:
+    while (mask := getattr(distribution, "_mask", None)) is None:  # under no public name
+        if not hasattr(distribution, "base_dist"):
+            return False
+        distribution = distribution.base_dist
+    return mask is False
 
 
 def latent_sites(trace: Trace) -> list[Any]:
     """The unobserved random sites of a trace."""
     return [site for site in sample_sites(trace) if not site["is_observed"]]
+
+
+def guided_latents(model_trace: Trace, guide_trace: Trace) -> list[Any]:
+    """The model's latents that have a counterpart, and what others leave for their densities."""
+    sites = (site for site in sample_sites(model_trace) if not is_data(site))
+    return [s for s in sites if s["name"] in guide_trace.nodes or is_reparametrised(s)]
 
 
 def is_enumerated(site: Any) -> bool:
@@ -173,8 +196,8 @@ def row_terms(model_trace: Trace, guide_trace: Trace, plate: str = "data") -> Ro
     they were drawn from the prior, which cancels. Each term has the shape that its sites have.
     """
     model_sites = list(sample_sites(model_trace))
-    latents = [s for s in model_sites if not s["is_observed"] and s["name"] in guide_trace.nodes]
-    observed = [site for site in model_sites if site["is_observed"]]
+    observed = [site for site in model_sites if is_data(site)]
+    latents = guided_latents(model_trace, guide_trace)
     in_guide = guide_sites(guide_trace, plate)
     sums = (row_sums(sites, plate) for sites in (observed, latents, in_guide))
     return RowTerms(*map(torch.as_tensor, sums))
