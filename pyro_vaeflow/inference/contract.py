@@ -15,20 +15,17 @@ from typing import Any
 from weakref import ref
 
 import pyro
-import pyro.distributions as dist
 import torch
 from pyro import poutine
 from pyro.infer.autoguide import AutoGuide
 from pyro.poutine.trace_struct import Trace
-from torch.distributions import constraints
 
+from pyro_vaeflow.inference.densities import check_density, check_no_inverse, check_whole
 from pyro_vaeflow.inference.pairs import Way
 from pyro_vaeflow.inference.parameters import Program, module_mode, modules, param_scope, seeded
 from pyro_vaeflow.inference.probe import alike, fastest_way
 from pyro_vaeflow.inference.traces import (
     Args,
-    guide_sites,
-    innermost,
     is_data,
     is_enumerated,
     latent_sites,
@@ -77,14 +74,16 @@ def check_contract(
             _check_names(model_trace, guide_trace, plate)
             _check_plate("model", model_trace, plate)
             _check_enumeration(model_trace, plate)
-            _check_no_inverse(model_trace, guide_trace)
+            check_no_inverse(model_trace, guide_trace)
+            if not training:
+                check_density(model_trace, guide_trace, plate)
+                check_whole(model_trace, plate)
             with pyro.validation_enabled(False):
                 _check_arguments(model, guide, args, index)
                 slow = _slow_way(model_trace, guide_trace, plate)
                 options: dict[str, Any] = {"slow": slow, "known": known, "plate": plate}
+                options["training"] = training
                 way = fastest_way(model, guide, args, index, **options)
-            if not training:
-                _check_density(model_trace, guide_trace, plate)
     return way
 
 
@@ -118,6 +117,10 @@ def _first_run(role: str, program: Program, args: Args) -> Trace:
     except (IndexError, RuntimeError, TypeError, ValueError, NotImplementedError) as error:
         x = args[0]
         state = "" if x.isfinite().all() else ", with entries that are not finite"
+        for place, arg in enumerate(args):
+            if hasattr(arg, "__len__") and not isinstance(arg, torch.Tensor | str):
+                state += f", and with all of argument {place}, a {type(arg).__name__}, where each "
+                state += "tensor of rows must be an argument of its own"
         types = {p.dtype for part in modules(program) for p in part.parameters()} - {x.dtype}
         if x.is_floating_point() and types:
             state += f", where parameters are {types.pop()}: try x.to(that)"
@@ -179,9 +182,23 @@ def _check_names(model_trace: Trace, guide_trace: Trace, plate: str) -> None:
                 f"site {name!r} of the {outside[0]} is outside plate {plate!r}, and inside it in "
                 f"the other program; wrap it in `with pyro.plate({plate!r}, len(x)):`"
             )
+        fn, shape = latents[name]["fn"], guided[name]["value"].shape
+        event = shape[len(shape) - fn.event_dim :]
+        if event != fn.event_shape or _together(fn.shape(), shape) != shape:
+            raise ValueError(
+                f"site {name!r} has shape {tuple(fn.shape())} in the model and {tuple(shape)} in "
+                f"the guide, for {ROWS} rows; give it one shape, and the plates one dim="
+            )
     auxiliary = {name for name, site in guided.items() if site["infer"].get("is_auxiliary")}
     if extra := sorted(guided.keys() - latents.keys() - auxiliary):
         raise ValueError(f"the guide samples {extra}, not latents of the model {sorted(latents)}")
+
+
+def _together(*shapes: torch.Size) -> torch.Size | None:
+    try:
+        return torch.broadcast_shapes(*shapes)
+    except RuntimeError:
+        return None
 
 
 def _is_masked_out(name: str, trace: Trace) -> bool:
@@ -197,52 +214,6 @@ def _check_enumeration(model_trace: Trace, plate: str) -> None:
                 f"site {site['name']!r} is enumerated outside plate {plate!r}: summed out, it "
                 "would bind all rows together; give it a site in the guide, or move it inside"
             )
-
-
-def _check_no_inverse(model_trace: Trace, guide_trace: Trace) -> None:
-    """Refuses priors such as ``Planar``, which knows the density of its own draws alone."""
-    for site in latent_sites(model_trace):
-        if site["name"] in guide_trace.nodes and not is_enumerated(site):
-            try:
-                site["fn"].log_prob(site["value"])
-            except (KeyError, NotImplementedError) as error:
-                raise ValueError(
-                    f"site {site['name']!r} of the model has no density at the guide's draws: a "
-                    "transform of it has no inverse, as Planar has none; such a one can be a "
-                    "guide's, and affine_autoregressive(...).inv or a spline a prior's"
-                ) from error
-
-
-def _check_density(model_trace: Trace, guide_trace: Trace, plate: str) -> None:
-    """Refuses guides whose density is of another measure than the prior's."""
-    sites = guide_sites(guide_trace, plate)
-    carried = any(site["infer"].get("is_auxiliary") for site in sites)
-    for site in sites:
-        name, fn = site["name"], innermost(site["fn"])
-        if name not in model_trace.nodes:
-            continue
-        is_delta = isinstance(fn, dist.Delta) and not carried
-        if is_delta and isinstance(innermost(model_trace.nodes[name]["fn"]), dist.Delta):
-            continue
-        fns = [innermost(t.nodes[name]["fn"]) for t in (model_trace, guide_trace)]
-        discrete = [_is_discrete(fn) for fn in fns]
-        if is_delta or discrete[0] != discrete[1]:
-            shown = site["fn"]
-            while isinstance(shown, dist.Independent | dist.MaskedDistribution):
-                shown = shown.base_dist
-            raise ValueError(
-                f"site {name!r} of the guide is a {type(shown).__name__}, which has no density of "
-                "the kind that the model's prior has: such a guide can be trained, but gives no "
-                "evidence; score with one that draws from "
-                + ("a discrete distribution" if discrete[0] else "a density, such as a Normal")
-            )
-
-
-def _is_discrete(distribution: Any) -> bool:
-    support = distribution.support
-    while isinstance(support, constraints.independent):
-        support = support.base_constraint
-    return bool(getattr(support, "is_discrete", False))
 
 
 def _check_arguments(model: Program, guide: Program, args: Args, index: torch.Tensor) -> None:

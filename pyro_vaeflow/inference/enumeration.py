@@ -44,7 +44,8 @@ def enumerated_terms(model_trace: Trace, guide_trace: Trace, plate: str = "data"
     alone = [site for site in alone if site["name"] not in guide_trace.nodes]
     # masked or not, the chances of a site's values add up to 1
     latents = guided_latents(model_trace, guide_trace)
-    prior = rows.factors(latents) + rows.factors(alone, masked=False)
+    of_alone = zip(alone, rows.factors(alone, masked=False), strict=True)
+    prior = rows.factors(latents) + [_chance(*pair) for pair in of_alone]
     joint = prior + rows.factors(s for s in sample_sites(model_trace) if is_data(s))
     in_guide = guide_sites(guide_trace, plate)
     guide = rows.factors(in_guide)
@@ -64,7 +65,7 @@ def enumerated_terms(model_trace: Trace, guide_trace: Trace, plate: str = "data"
 
 
 def _chance(site: Any, factor: Factor) -> Factor:
-    """The log probability of each value of an enumerated site of the guide."""
+    """The log probability of each value of an enumerated site; drawn ones count alike."""
     if (num_samples := site["infer"].get("num_samples")) is None:
         return factor
     constant: Packed = torch.full_like(factor[1], -math.log(num_samples))

@@ -38,6 +38,7 @@ def fastest_way(
     slow: Way,
     known: set[str],
     plate: str,
+    training: bool,
 ) -> Way:
     """The way with the most on the left among those that give, to rounding, the numbers of `slow`.
 
@@ -48,10 +49,11 @@ def fastest_way(
         rows: numbers of some rows.
         slow: the way that is right whatever the programs are.
         known: parameters of the store before the programs ran.
+        training: whether a row's numbers may depend on the other rows where draws are on the left.
 
     Raises:
         ValueError: the programs run on one number of rows alone, or a row's numbers depend on its
-            place among the rows.
+            place among the rows, or on the other rows.
     """
     with _moved_parameters(modules(model, guide), len(args[0])):
         probe = _Probe(model, guide, args, rows, plate)
@@ -79,6 +81,8 @@ def fastest_way(
                 why = why or str(error).partition("\n")[0]
                 continue
             if _same(expected, terms):
+                if not training and probe.moves_rows(slow):
+                    raise ValueError(OF_PLACE)
                 return replace(way, why=why)
             why = why or "the programs run with draws on the left, but give other numbers"
         if probe.moves_rows(slow):
@@ -95,25 +99,27 @@ class _Probe:
         least, most = NUM_DRAWS  # if they make more rows than x has, that is seen too
         self.num_draws = min(max(least, len(args[0]) // len(rows) + 1), most)
 
-    def draws(self, way: Way, *, rows: torch.Tensor | None = None, given: Any = None) -> Draws:
-        rows = self.rows if rows is None else rows
+    def draws(self, way: Way, *, rows: Any = None, given: Any = None, count: int = 0) -> Draws:
+        rows, count = self.rows if rows is None else rows, count or self.num_draws
         options: dict[str, Any] = {"seed": 0, "plate": self.plate, "given": given}
         set_random_state(self.state)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # scores will warn
             programs = self.model, self.guide, self.args
-            return paired_traces(*programs, rows, num_samples=self.num_draws, way=way, **options)
+            return paired_traces(*programs, rows, num_samples=count, way=way, **options)
 
     def moves_rows(self, slow: Way) -> bool:
         """Whether the numbers for a row, at the same draws, depend on its place among which rows.
 
         The draws are not made anew: those that come from torch's stream would be others.
         """
+        if slow.unasked:  # the model draws them anew
+            return False
         some = torch.arange(len(self.rows), device=self.rows.device).flip(0)[:4]
         way = replace(slow, guide="runs", model="runs")
-        draws = self.draws(way)
-        given = [_of_rows(draws, run, some) for run in draws.traces]
-        moved, again = (self.draws(way, rows=self.rows[some], given=given).terms for _ in range(2))
+        draws = self.draws(way, count=1)
+        options = {"given": [_of_rows(draws, *draws.traces, some)], "count": 1}
+        moved, again = (self.draws(way, rows=self.rows[some], **options).terms for _ in range(2))
         # Of programs that keep state or draw from a generator of their own nothing can be said.
         return not alike(draws.terms.elbo[:, some], moved.elbo) and alike(moved.elbo, again.elbo)
 

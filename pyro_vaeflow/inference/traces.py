@@ -15,6 +15,13 @@ from pyro_vaeflow.inference.parameters import Program
 
 Args = tuple[Any, ...]
 
+
+class RowArgs(tuple):
+    """Arguments for some rows, which keep what held something for each row when all were there."""
+
+    own: list[bool]
+
+
 DRAWS = ("num_samples", "num_particles_vectorized")  # plates of draws: ours, and Pyro's losses'
 
 
@@ -74,11 +81,15 @@ def as_args(x: Any) -> Args:
             f"x must be a dense tensor with data, got {args[0].layout} on {args[0].device}; "
             "x.to_dense() makes one"
         )
-    return args[0].detach(), *args[1:]  # no gradient is left on the caller's rows
+    detached = RowArgs((args[0].detach(), *args[1:]))  # no gradient is left on the caller's rows
+    detached.own = of_rows(args)
+    return detached
 
 
 def of_rows(args: Args) -> list[bool]:
     """Which arguments hold something for each row: tensors with as many entries as the first."""
+    if isinstance(args, RowArgs):
+        return args.own
     num_data = len(args[0])
     return [isinstance(a, torch.Tensor) and a.dim() > 0 and len(a) == num_data for a in args]
 
@@ -93,7 +104,9 @@ def take_rows(args: Args, rows: torch.Tensor | slice) -> Args:
         # Copies, as programs may work in place; this takes a quarter of the time of indexing.
         return arg[rows].clone() if isinstance(rows, slice) else arg.index_select(0, rows)
 
-    return tuple(take(a) if own else a for a, own in zip(args, of_rows(args), strict=True))
+    taken = RowArgs(take(a) if own else a for a, own in zip(args, of_rows(args), strict=True))
+    taken.own = of_rows(args)
+    return taken
 
 
 def run_once(model: Program, guide: Program, args: Args) -> tuple[Trace, Trace]:
