@@ -1,6 +1,7 @@
 """Kinds of columns, learned from training values: one function chooses, one a kind learns."""
 
 import re
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -65,6 +66,10 @@ def learn_columns(values: pd.Series, kind: str | None = None) -> list[Column]:
     if is_open and kind is None and (why := _why_left_out(values)):
         warn(f"column {name!r} is left out: {why}; kinds={{{name!r}: ...}} keeps it")
         return [Column(name, LEFT_OUT, why=why)]
+    if is_open and kind is None and is_numeric(values) and NAME.fullmatch(name):
+        numbers = as_numbers(values)  # are names, however many there are between two
+        if (numbers[np.isfinite(numbers)] % 1.0 == 0.0).all() and np.isfinite(numbers).any():
+            return [replace(_categorical(name, as_text(values)), why="names, by the column's own")]
     return [learn_column(values, kind)]
 
 
@@ -215,26 +220,25 @@ def _warn_of_fills(
 def _why_left_out(values: pd.Series) -> str | None:
     """Why a column that nobody has spoken of is no feature; None if it is one."""
     name, num_data = str(values.name), int(values.notna().sum())
+    if not num_data and isinstance(values.name, str) and INDEX.fullmatch(name):
+        return "it has neither a name nor an entry"
     spelling = _spelling(values)
-    if not (is_numeric(values) or spelling):
-        num_single = int((as_text(values).value_counts() == 1).sum())
-        if num_single <= max(ONE_OFF * num_data, FEWEST_NAMES):
-            return None
-        return (
-            f"it holds a text of its own in {num_single} of {num_data} rows, as identifiers and "
-            "free text do, and most of fresh rows would be never seen"
-        )
-    numbers = as_numbers(values, spelling)
+    numbers = as_numbers(values, spelling) if is_numeric(values) or spelling else np.empty(0)
     numbers = numbers[np.isfinite(numbers)]
-    if len(numbers) < FEWEST_NAMES or not (numbers == np.floor(numbers)).all():
+    is_whole = len(numbers) > 0 and (numbers == np.floor(numbers)).all()
+    if not len(numbers) or (is_whole and NAME.fullmatch(name)):
+        num_single = int((as_text(values).value_counts() == 1).sum())
+        if num_single > max(ONE_OFF * num_data, FEWEST_NAMES):
+            return (
+                f"it holds a text of its own in {num_single} of {num_data} rows, as identifiers "
+                "and free text do, and most of fresh rows would be never seen"
+            )
+    if len(numbers) < FEWEST_NAMES or not is_whole:
         return None
     if isinstance(values.name, str) and INDEX.fullmatch(name) and len(np.unique(numbers)) > 2:
         return "it holds row numbers, by its name"
     if len(np.unique(numbers)) < len(numbers):
         return None
     in_order = as_numbers(values.sort_index().dropna(), spelling)
-    if (np.diff(in_order) > 0).all() or np.ptp(numbers) < 2 * len(numbers):
-        return "its whole numbers count the rows"
-    if NAME.fullmatch(name):
-        return "it holds a number of its own in each row, as identifiers do"
-    return None
+    is_count = (np.diff(in_order) > 0).all() or np.ptp(numbers) < 2 * len(numbers)
+    return "its whole numbers count the rows" if is_count else None
