@@ -15,7 +15,7 @@ NEW_MASS = 0.01  # ... if so few fresh rows at most have a value that no trainin
 MAX_LEVELS = 512
 FEW_LEVELS = 32  # of numbers that recur, half of which may lie side by side; of more a quarter
 HEAVY = 0.5  # nats per row by which a log-normal fits better than a normal: its sigma is then 0.8
-FEW = 0.005  # a share of the entries that may be 0 or below in a column of heavy tails
+FEW, MORE = 0.005, 0.05  # shares of entries that may be 0 or below in a column of heavy tails
 GROUP_MASS = 1 / 32  # of a group of neighbouring numbers, unless one number alone has more
 WIDE = 5.0  # standard deviations over that of the middle: above it few entries set the former
 BEYOND = 20.0  # of the middle's standard deviations: such entries are not learned from ...
@@ -138,7 +138,10 @@ def _unit(numbers: np.ndarray) -> float | None:
     is_above = numbers > 0.0
     if is_above.all():
         return 0.0
-    is_few = (~is_above).mean() <= FEW
+    share = (~is_above).mean()
+    # More of them are no numbers of a grid from 0 on: such are side by side with the least ones.
+    near = is_above & (numbers < 2.0 * numbers[is_above].min(initial=np.inf))
+    is_few = share <= FEW or (share <= MORE and share > 2.0 * near.mean())
     return float(np.quantile(numbers[is_above], 0.01)) if is_few else None
 
 
