@@ -225,7 +225,9 @@ def test_the_lines_say_what_separates_fields_and_how_they_are_encoded(
 @pytest.mark.parametrize("content", [b"# made by me\na,b\n1,2\n3,4\n5,6\n", b"\xff\xfea\0\n\0"])
 def test_lines_before_a_header_and_other_encodings_are_refused(tmp_path: Path, content) -> None:
     (tmp_path / "t.csv").write_bytes(content)
-    with pytest.raises(ConfigError, match="has no header line: (the first one is '# made|it is no"):
+    with pytest.raises(
+        ConfigError, match="has no header line: (the first one is '# made|it is no)"
+    ):
         read_schemas(find_files(str(tmp_path)))
 
 
@@ -285,5 +287,7 @@ def test_an_empty_column_and_a_title_above_the_header_are_told_of(tmp_path: Path
     (tmp_path / "t.csv").write_text("a,b\n" + "1.5,\n" * 9)
     assert read_rows(str(tmp_path / "t.csv")).frame["b"].isna().all()
     (tmp_path / "t.csv").write_text("Report of 2024\n\na,b\n" + "1.5,x\n" * 9)
-    with pytest.raises(ConfigError, match="the files have no rows: Expected 1 columns, got 2"):
+    with pytest.raises(
+        ConfigError, match="the first one is 'Report of 2024', and others have 2 fi"
+    ):
         read_rows(str(tmp_path / "t.csv"))

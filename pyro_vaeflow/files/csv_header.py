@@ -6,6 +6,7 @@ import gzip
 import io
 import lzma
 import re
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
@@ -49,7 +50,10 @@ def read_header(path: Path | str) -> Header:
         below = lines[1:] if len(start) < SNIFFED else lines[1:-1]
         texts += [line.decode(encoding, errors="replace") for line in below[:SAMPLE]]
         names, separator = _names(texts)
-    except (csv.Error, OSError, EOFError, UnicodeError, lzma.LZMAError) as error:
+    except (EOFError, lzma.LZMAError, zlib.error) as error:
+        kind = Path(path).suffix[1:].lower().replace("gz", "gzip")
+        raise ConfigError(f"{path} is no {kind} file that can be read: {error}") from error
+    except (csv.Error, OSError, UnicodeError) as error:
         raise ConfigError(f"{path} has no header line: {error}") from error
     if not names:
         raise ConfigError(f"{path} has no header line: the first one is blank")
@@ -69,7 +73,7 @@ def _names(lines: Sequence[str]) -> tuple[list[str], str]:
     """The names and the separator by which most lines below have as many fields."""
     best: tuple[float, list[str], str] = (-1.0, [], ",")
     for separator in SEPARATORS:
-        widths = [len(row) for row in csv.reader(lines[1:], delimiter=separator) if row]
+        widths = [_width(line, separator) for line in lines[1:] if line.strip()]
         try:
             names = next(csv.reader(lines[:1], delimiter=separator, strict=True), [])
         except csv.Error:
@@ -86,3 +90,11 @@ def _names(lines: Sequence[str]) -> tuple[list[str], str]:
         if (share, len(names)) > (best[0], len(best[1])):
             best = (share, names, separator)
     return best[1], best[2]
+
+
+def _width(line: str, separator: str) -> int:
+    """The fields of a line; 0 if it is none by itself."""
+    try:
+        return len(next(csv.reader([line], delimiter=separator)))
+    except csv.Error:
+        return 0
