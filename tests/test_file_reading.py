@@ -196,10 +196,39 @@ def test_other_separators_are_seen_in_the_header_and_told(tmp_path: Path, separa
     path.write_text(f'a{separator}kind\n1,5{separator}x\n2{separator}"y{separator}z"\n')
     schemas = read_schemas(find_files(str(tmp_path)))
     assert schemas["T.CSV"].names == ["a", "kind"]
-    with pytest.warns(UserWarning, match="and no comma in its header: it separates fields"):
+    with pytest.warns(UserWarning, match="between its fields"):
         (chunk,) = chunks_of(find_files(str(tmp_path)), 10)
     frame, _ = to_frame(read_chunk(chunk, ["a", "kind"]), {"a": Spelling(","), "kind": None})
     assert frame.values.tolist() == [[1.5, "x"], [2.0, f"y{separator}z"]]
+
+
+@pytest.mark.parametrize(
+    ("content", "names", "values"),
+    [
+        ("a, EUR;kind\n1;x\n2;y, z\n3;x\n", ["a, EUR", "kind"], ["x", "y, z", "x"]),
+        ("sep=;\r\na;kind\r\n1;x\r\n", ["a", "kind"], ["x"]),
+        ('"a;b",kind\n1,x\n', ["a;b", "kind"], ["x"]),
+        ("a,größe\n1,süß\n2,weiß\n", ["a", "größe"], ["süß", "weiß"]),
+    ],
+)
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_the_lines_say_what_separates_fields_and_how_they_are_encoded(
+    tmp_path: Path, content: str, names: list[str], values: list[str]
+) -> None:
+    path = tmp_path / "t.csv"
+    path.write_bytes(content.encode("cp1252"))
+    assert read_schemas(find_files(str(path)))["t.csv"].names == names
+    (chunk,) = chunks_of(find_files(str(path)), 10)
+    assert read_chunk(chunk, names).table[names[1]].to_pylist() == values
+
+
+@pytest.mark.parametrize("content", [b"# made by me\na,b\n1,2\n3,4\n5,6\n", b"\xff\xfea\0\n\0"])
+def test_lines_before_a_header_and_other_encodings_are_refused(tmp_path: Path, content) -> None:
+    (tmp_path / "t.csv").write_bytes(content)
+    with pytest.raises(
+        ConfigError, match="has no header line: (the first one is '# made|it is no)"
+    ):
+        read_schemas(find_files(str(tmp_path)))
 
 
 def test_compressed_files_are_the_same_rows(tmp_path: Path) -> None:
@@ -258,5 +287,7 @@ def test_an_empty_column_and_a_title_above_the_header_are_told_of(tmp_path: Path
     (tmp_path / "t.csv").write_text("a,b\n" + "1.5,\n" * 9)
     assert read_rows(str(tmp_path / "t.csv")).frame["b"].isna().all()
     (tmp_path / "t.csv").write_text("Report of 2024\n\na,b\n" + "1.5,x\n" * 9)
-    with pytest.raises(ConfigError, match="the files have no rows: Expected 1 columns, got 2"):
+    with pytest.raises(
+        ConfigError, match="the first one is 'Report of 2024', and others have 2 fi"
+    ):
         read_rows(str(tmp_path / "t.csv"))

@@ -8,6 +8,7 @@ from sklearn.base import clone
 from pyro_vaeflow import VAEFlowDetector
 from pyro_vaeflow.cli import main
 from pyro_vaeflow.detector.gaps import GapScale
+from pyro_vaeflow.programs.mixed import MixedHead
 from pyro_vaeflow.tables.column_kinds import learn_columns
 from pyro_vaeflow.tables.columns import LEFT_OUT, Column
 from pyro_vaeflow.tables.mixed_encoder import MixedEncoder
@@ -37,6 +38,10 @@ def learn(values, kind: str | None = None, name: str = "c") -> list[Column]:
         lambda d: d.dt.strftime(" %d %b %Y"),
         lambda d: d.dt.strftime("%d.%m.%y"),
         lambda d: d.dt.strftime("%G-W%V-%u"),
+        lambda d: d.dt.strftime("%m/%d/%Y %I:%M %p"),
+        lambda d: d.dt.strftime("%d-%b-%y").str.upper(),
+        lambda d: d.dt.strftime("%Y-%m-%d %H:%M:%S CET"),
+        lambda d: d.dt.strftime("%d/%b/%Y:%H:%M:%S +0000"),
         lambda d: d.dt.strftime("%Y%m%d").astype(int),
         lambda d: d.dt.strftime("%Y%m%d").astype(float),
         lambda d: d.dt.strftime("%Y%m%d"),
@@ -50,6 +55,39 @@ def test_dates_are_the_same_parts_in_any_form(form) -> None:
         np.testing.assert_allclose(one.encode(values), other.encode(DAYS), atol=1e-9)
         # A model that learned from files of one form scores tables of another.
         np.testing.assert_allclose(one.encode(DAYS), other.encode(DAYS), atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("form", "name"),
+    [
+        (lambda d: d.dt.strftime("%b-%y"), "c"),
+        (lambda d: d.dt.strftime("%B %Y"), "c"),
+        (lambda d: d.dt.year.astype(str) + "-Q" + d.dt.quarter.astype(str), "c"),
+        (lambda d: "Q" + d.dt.quarter.astype(str) + " " + d.dt.year.astype(str), "c"),
+        (lambda d: d.dt.strftime("%G-W%V"), "c"),
+        (lambda d: d.dt.year, "year"),
+        (lambda d: d.dt.year, "yr_built"),
+        (lambda d: (d - pd.Timestamp("1899-12-30")).dt.days, "date"),
+    ],
+)
+def test_months_quarters_weeks_years_and_a_spreadsheets_days_are_dates(form, name: str) -> None:
+    days = pd.Series(pd.date_range("2015-01-05", periods=900, freq="3D"), name=name)
+    (elapsed, *_) = learn(form(days), name=name)
+    assert elapsed.part == "elapsed" and "weekday" not in [c.part for c in _ if name == "year"]
+    later = elapsed.code(elapsed.numbers(form(days + pd.Timedelta(days=2800)).rename(name)))
+    assert (np.abs(later) < 3.0).all()
+
+
+def test_dates_far_beyond_training_are_far_away_and_a_time_zone_is_kept() -> None:
+    (elapsed, *_) = learn(DAYS)
+    far = elapsed.code(elapsed.numbers(pd.Series(pd.to_datetime(["2099-01-01", "1925-01-01"]))))
+    assert (np.abs(far) > 20.0).all()
+    (one_day, *_) = learn(DAYS[:1].repeat(30))
+    assert one_day.code(one_day.numbers(DAYS[1:9])).tolist() == [0.0] * 8
+    here = NOON.dt.tz_localize("UTC")
+    (_, hour, *_) = learn(here)
+    codes = hour.code(hour.numbers(here.dt.tz_convert("America/New_York")))
+    np.testing.assert_array_equal(codes, hour.code(hour.numbers(here)))
 
 
 def test_a_date_beyond_the_range_is_told_and_no_unseen_category() -> None:
@@ -123,6 +161,9 @@ def test_other_whole_numbers_are_no_dates(values) -> None:
         ("$5 7% €1,200 (3)", [5, 7, 1200, -3], None),
         ("-$5 7- 1,200.5- (3)", [-5, -7, -1200.5, -3], None),
         ("5 broken 7 broken", [5, np.nan, 7, np.nan], "broken"),
+        ("5kg 7.5kg ?kg 8", [5, 7.5, np.nan, 8], "?"),
+        ("2k 1.5M 12,34,567 5*", [2000, 1.5e6, 1234567, 5], None),
+        ("−5 1’234 +7 8", [-5, 1234, 7, 8], None),
     ],
 )
 def test_texts_are_numbers_whatever_stands_around_them(texts, numbers, missing) -> None:
@@ -140,7 +181,12 @@ def test_texts_are_numbers_whatever_stands_around_them(texts, numbers, missing) 
 def test_points_that_group_digits_are_told_from_decimals() -> None:
     (column,) = learn(["1.234", "56", "12.345", "1.234.567", "999"] * 9, "continuous")
     assert column.numbers(pd.Series(["1.234", "56"])).tolist() == [1234.0, 56.0]
-    for texts in (["1.234", "5.678", "2.500"], ["1.25", "7", "3.375"], ["0.125", "1.375", "2"]):
+    for texts in (
+        ["1.234", "5.678", "12.500", "7", "9"],
+        ["1.234", "5.678", "2.500"],
+        ["1.25", "7", "3.375"],
+        ["0.125", "1.375", "2"],
+    ):
         assert learn(texts * 9, "continuous")[0].spelling == "."
 
 
@@ -176,6 +222,11 @@ def test_codes_in_texts_stay_categories(values: list) -> None:
         (["a", "b", "é"], ["a ", " a"]),
         ([0.07, 0.13, 0.5], [np.float32(0.07), "0.07", 0.07 + 1e-17]),
         ([0.3, 0.1, 0.2], [0.1 + 0.2, np.float32(0.3)]),
+        (["Red", "Blue"], ["RED", "red", "red\ufeff"]),
+        (["New York", "Bonn"], ["New  York", "new\u00a0york"]),
+        ([True, False], ["yes", "Y", "t"]),
+        (["Y", "N"], [True, 1, "yes"]),
+        (["01", "02", "13"], [1, "1", 1.0]),
     ],
 )
 def test_a_value_is_the_same_level_in_any_spelling_or_type(learned: list, given: list) -> None:
@@ -210,6 +261,9 @@ def test_numbers_of_single_precision_have_the_levels_of_double_precision() -> No
         (lambda r: r.choice([200, 201, 301, 302, 404, 500, 503], 900), "discrete"),  # answers
         (lambda r: r.choice([200, 404, 500], 900), "discrete"),
         (lambda r: r.choice([0, 50, 100], 900), "continuous"),  # a scale
+        (lambda r: r.choice([101, 205, 310], 900), "discrete"),
+        (lambda r: r.choice([-1, 10, 20, 35, 70], 900), "discrete"),
+        (lambda r: r.choice([101, 205, 310, 999], 900), "discrete"),
         (lambda r: r.choice(r.integers(10000, 99999, 150), 1500), "discrete"),  # postal codes
         (lambda r: r.choice([0.05, 0.07, 0.19, 0.5], 400), "discrete"),  # rates
         (lambda r: r.integers(1, 6, 400), "continuous"),  # grades: a scale
@@ -228,7 +282,7 @@ def test_few_numbers_that_recur_with_gaps_are_codes(draw, kind: str) -> None:
         assert column.encode(pd.Series([between])).tolist() == [0.0]
 
 
-@pytest.mark.parametrize("zeros", [0, 1, 5])
+@pytest.mark.parametrize("zeros", [0, 1, 5, 100])
 def test_heavy_tails_stay_so_beside_a_few_zeros(zeros: int) -> None:
     numbers = np.random.default_rng(0).lognormal(6.0, 2.0, 2500)
     numbers[:zeros] = 0.0
@@ -239,6 +293,42 @@ def test_heavy_tails_stay_so_beside_a_few_zeros(zeros: int) -> None:
     plain = learn(numbers[zeros:])[0].encode(pd.Series(numbers))
     assert np.corrcoef(coded[zeros:], plain[zeros:])[0, 1] > 0.995
     assert (np.diff(column.encode(pd.Series([-5.0, 0.0, 1.0, 1e3, 1e9]))) > 0).all() or not zeros
+
+
+def test_a_value_that_recurs_far_from_all_others_stands_for_a_gap_whatever_its_digits() -> None:
+    draw = np.random.default_rng(0)
+    for fill in (-200.0, 9.96921e36, 777.0):
+        numbers = draw.normal(20.0, 5.0, 900)
+        numbers[::20] = fill
+        with pytest.warns(UserWarning, match="stands far from all else"):
+            assert learn(numbers)[0].fills == (fill,)
+    numbers = draw.lognormal(3.0, 2.0, 900)
+    numbers[::20] = -999.0
+    with pytest.warns(UserWarning, match="-999 in 5.0% of the rows"):
+        assert learn(numbers)[0].kind == "positive"
+    # What most rows have is no gap, and a few huge entries make no heavy tail.
+    assert learn(np.r_[np.full(600, 255.0), draw.integers(0, 20, 300)])[0].fills is None
+    with pytest.warns(UserWarning, match="4 of 900 entries, such as 2e"):
+        assert learn(np.r_[draw.normal(20.0, 5.0, 896), 1e9, 3e8, 5e7, 2e9])[0].kind == "continuous"
+
+
+def test_numbers_named_as_ids_are_names() -> None:
+    numbers = np.random.default_rng(0).integers(0, 40, 900)
+    (column,) = learn(1000 + numbers, name="customer_id")
+    assert (column.kind, column.num_levels) == ("categorical", 41)
+    assert column.encode(pd.Series([1005.0, "1005", 2000])).tolist() == [6.0, 6.0, 0.0]
+    assert learn(numbers, name="humid")[0].kind == "continuous"
+
+
+def test_a_column_that_others_give_has_less_noise_and_a_lower_floor() -> None:
+    draw = np.random.default_rng(0)
+    a, d = draw.normal(size=(2, 400))
+    frame = pd.DataFrame({"a": a, "b": 3 * a + 0.01 * draw.normal(size=400), "d": d})
+    columns = MixedEncoder().fit(frame).columns_
+    assert [c.noise < 0.01 for c in columns] == [True, True, False]
+    scales = MixedHead(4, columns, min_scale=0.3).min_scales
+    assert max(scales[:2]) < 0.03 and scales[2] == 0.3
+    assert [c.noise for c in MixedEncoder().fit(frame.head(20)).columns_] == [1.0] * 3
 
 
 @pytest.mark.parametrize("fill", [-999.0, -9999, 9999, 99999.0, -99, 1e30, 2147483647])
@@ -443,6 +533,7 @@ def test_drift_is_seen_in_the_columns_that_moved_and_nowhere_else(fitted: VAEFlo
     assert drift.columns.loc["side", "new"] == pytest.approx(1 / 3, abs=0.01)
     assert drift.columns.loc["posted", "missing"] == 0.5
     assert "columns that moved: posted, amount, side; p-values" in str(drift)
+    assert drift.columns["nats"].idxmax() != "posted" and drift.plot().axes
     only = fitted.drift(ledger(200, 4).assign(side="S"))
     assert only.columns.index[only.columns["moved"]].tolist() == ["side"]
     with pytest.raises(ValueError, match="drift needs rows"):

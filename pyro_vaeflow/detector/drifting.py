@@ -5,8 +5,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
+from matplotlib.figure import Figure
 from scipy.stats import chi2_contingency, false_discovery_control, ks_2samp
 
+from pyro_vaeflow.plots.charts import plot_drift
 from pyro_vaeflow.tables.columns import Column
 from pyro_vaeflow.tables.reading import Shares
 
@@ -21,8 +23,9 @@ class Drift:
     Args:
         columns: a row a column: the share ``missing`` and ``new`` (levels never seen, numbers out
             of training's range), ``shift``, the largest difference of the two distribution
-            functions, or half the sum of differences of the levels' shares, ``p_value`` of no
-            change, and whether it ``moved``: by Benjamini and Hochberg's procedure at 0.001.
+            functions, or half the sum of differences of the levels' shares, ``nats``, what the
+            column adds to a row's anomaly score more than before, ``p_value`` of no change, and
+            whether it ``moved``: by Benjamini and Hochberg's procedure at 0.001.
         p_value: of the batch's scores and the calibration's having one distribution.
         num_data: rows of the batch.
     """
@@ -35,6 +38,10 @@ class Drift:
     def is_like(self) -> bool:
         """Whether nothing speaks against conformal p-values and thresholds on these rows."""
         return self.p_value >= ALPHA and not self.columns["moved"].any()
+
+    def plot(self) -> Figure:
+        """How far each column has shifted, the farthest first; those that moved are dark."""
+        return plot_drift(self.columns)
 
     def __str__(self) -> str:
         moved = self.columns.index[self.columns["moved"]].tolist()

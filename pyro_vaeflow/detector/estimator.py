@@ -1,6 +1,5 @@
 """The scikit-learn face: a table goes in, scores, reasons and decisions come out."""
 
-import warnings
 from pathlib import Path
 from typing import Any, Self
 
@@ -18,10 +17,7 @@ from pyro_vaeflow.detector.calibrated import Calibrated
 from pyro_vaeflow.detector.programs import Programs, table_of
 from pyro_vaeflow.detector.saving import load_detector, save_detector
 from pyro_vaeflow.detector.settings import DetectorSettings
-from pyro_vaeflow.inference.contributions import contributions
 from pyro_vaeflow.inference.parameters import Program
-from pyro_vaeflow.inference.scoring import KhatWarning
-from pyro_vaeflow.locks import ONE_THREAD
 from pyro_vaeflow.metrics import number_flagged
 from pyro_vaeflow.plots.charts import plot_contributions, plot_history, plot_scores
 from pyro_vaeflow.programs.fitting import fit
@@ -226,13 +222,7 @@ class VAEFlowDetector(DetectorSettings, Programs, Calibrated, OutlierMixin, Base
         Args:
             site: the observed site, for programs of one's own.
         """
-        x = self._encoded(X)
-        options: dict[str, Any] = {"num_samples": self.num_samples, "seed": self.seed_}
-        with ONE_THREAD, warnings.catch_warnings():
-            warnings.simplefilter("ignore", KhatWarning)
-            nats = contributions(self.model_, self.guide_, x, site=site, **options)
-        values = nats.cpu().numpy() + 0.0  # a missing entry's is -0.0
-        frame = self.encoder_.sums(values)
+        frame = self._contributions(self._encoded(X), site)
         return frame.set_axis(X.index, axis=0) if isinstance(X, pd.DataFrame) else frame
 
     def plot_scores(self, X: Any) -> Figure:

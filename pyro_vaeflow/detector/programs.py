@@ -10,6 +10,7 @@ import pandas as pd
 import torch
 from sklearn.utils.validation import check_is_fitted, validate_data
 
+from pyro_vaeflow.inference.contributions import contributions
 from pyro_vaeflow.inference.fingerprint import structure
 from pyro_vaeflow.inference.parameters import Program, check_device, modules, move
 from pyro_vaeflow.inference.saved_folder import named_digest, state_of, tensor_digest
@@ -93,6 +94,14 @@ class Programs:
 
     def _to_score(self: Any, x: torch.Tensor) -> torch.Tensor:
         return self._placed(x.double() if self._scores_in_double() else x)
+
+    def _contributions(self: Any, x: torch.Tensor, site: str = "x") -> pd.DataFrame:
+        """What each of the user's columns adds to the anomaly scores of encoded rows, nats."""
+        options: dict[str, Any] = {"num_samples": self.num_samples, "seed": self.seed_}
+        with ONE_THREAD, warnings.catch_warnings():
+            warnings.simplefilter("ignore", KhatWarning)
+            nats = contributions(self.model_, self.guide_, x, site=site, **options)
+        return self.encoder_.sums(nats.cpu().numpy() + 0.0)  # a missing entry's is -0.0
 
     def _scores(self: Any, x: torch.Tensor, **options: Any) -> Scores:
         settings = self._for_fitting(self.seed_)

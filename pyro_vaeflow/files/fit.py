@@ -84,6 +84,9 @@ def read_rows(
     if not columns:
         raise ConfigError(f"no column of {data!r} is left to learn from")
     schemas = read_schemas(files, columns)
+    for name, schema in schemas.items():
+        if more := sorted(set(schema.names) - {*first_schema.names}):
+            warn(f"{files[name]} has the columns {more}, which the first file lacks: not read")
     is_typed = reader_of(next(iter(files.values()))).is_typed
     if is_typed:
         empty = next(iter(schemas.values())).empty_table()
@@ -160,11 +163,19 @@ def _read(
 
 
 def _joined(tables: Sequence[Any]) -> Any:
-    """The tables one after another; a column of texts in some and of numbers in others is texts."""
-    schema = tables[0].schema
+    """The tables one after another; texts in some and numbers in others are texts."""
+    schema, types = tables[0].schema, pa.types
     for place, field in enumerate(schema):
         kinds = {table.schema.field(place).type for table in tables}
-        if len(kinds) > 1 and any(is_text(k) or pa.types.is_dictionary(k) for k in kinds):
-            schema = schema.set(place, field.with_type(pa.string()))
-            tables = [table.cast(table.schema.set(place, schema.field(place))) for table in tables]
+        common = None
+        if len(kinds) > 1 and any(is_text(k) or types.is_dictionary(k) for k in kinds):
+            common = pa.string()
+        elif len(kinds) > 1 and any(types.is_timestamp(k) for k in kinds):
+            common = pa.timestamp("us")
+        elif len(kinds) > 1 and any(types.is_boolean(k) for k in kinds):
+            common = pa.int8() if all(types.is_boolean(k) for k in kinds) else pa.float64()
+        if common is not None:
+            schema = schema.set(place, field.with_type(common))
+            fields = [table.schema.set(place, schema.field(place)) for table in tables]
+            tables = [t.cast(f, safe=False) for t, f in zip(tables, fields, strict=True)]
     return pa.concat_tables(tables, promote_options="permissive")

@@ -7,8 +7,8 @@ row costs only itself.
 """
 
 import csv
-import gzip
 import io
+import lzma
 import re
 import zlib
 from collections import deque
@@ -17,18 +17,17 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
 
+from pyro_vaeflow.files.csv_header import UTF_8, Header, opened, read_header
 from pyro_vaeflow.validation import ConfigError, warn
 
-BOM = b"\xef\xbb\xbf"
 SHOWN = 1000  # characters of a line that is rejected
-SEPARATORS = ",;\t|"
 MAX_LINES = 100  # of one row
 
 
@@ -69,17 +68,11 @@ class Rows:
     rejects: list[Reject]
 
 
-class Header(NamedTuple):
-    """The columns' names in a csv file, and what stands between fields."""
-
-    names: list[str]
-    separator: str
-
-
 class Csv:
     """A file of lines, the first with the columns' names; all columns are text.
 
-    Fields are separated by commas; by semicolons, tabs or bars where the header has no comma.
+    Fields are separated by commas, semicolons, tabs or bars: by what the first lines agree on.
+    Texts are in UTF-8; in Windows-1252 where the file's beginning is none and nothing else.
     """
 
     is_typed = False  # a file does not say which columns are numbers
@@ -87,16 +80,18 @@ class Csv:
     @staticmethod
     def schema(path: Path) -> pa.Schema:
         """The names of the header; a ConfigError if none can be read."""
-        return pa.schema([(name, pa.string()) for name in _header(path).names])
+        return pa.schema([(name, pa.string()) for name in read_header(path).names])
 
     @staticmethod
     def chunks(path: Path, name: str, chunk_rows: int) -> Iterator[Chunk]:
         """Cuts a file into chunks of so many rows, in one pass; `num_rows` counts their lines."""
-        header = _header(path)
+        header = read_header(path)
         if header.separator != ",":
-            warn(f"{path} has {header.separator!r} and no comma in its header: it separates fields")
-        with _reading(path, "gzip"), _opened(path) as file:
-            start, row = len(file.readline()), 1
+            warn(f"{path} has {header.separator!r} between its fields")
+        if header.encoding != UTF_8:
+            warn(f"{path} is not encoded in UTF-8: it is read as {header.encoding}")
+        with _reading(path, "gzip"), opened(path) as file:
+            start, row = len(file.read(header.size)), 1
             rows = _rows_of(file, header)
             while lines := list(chain.from_iterable(islice(rows, chunk_rows))):
                 stop = start + sum(map(len, lines))
@@ -110,13 +105,15 @@ class Csv:
         A part that does not parse to one row a line is halved until the lines that are to blame are
         alone: what becomes of a line does not depend on its neighbours.
         """
-        header = _header(chunk.path)
-        with _reading(chunk.path, "gzip"), _opened(chunk.path) as file:  # unpacked up to the chunk
+        header = read_header(chunk.path)
+        with _reading(chunk.path, "gzip"), opened(chunk.path) as file:  # unpacked up to the chunk
             file.seek(chunk.start)
             content = file.read(chunk.stop - chunk.start)
         rows_of_lines = list(_rows_of(io.BytesIO(content), header))
         firsts = np.cumsum([0, *map(len, rows_of_lines)])  # a row's number is its first line's
         lines = [re.sub(rb"\r?(\n|\Z)", b"\n", b"".join(row)).strip(b"\n") for row in rows_of_lines]
+        if header.encoding != UTF_8:
+            lines = [line.decode(header.encoding, errors="replace").encode() for line in lines]
         # The parser would take a return for the end of a row.
         reasons = {j: "a return inside the line" for j, line in enumerate(lines) if b"\r" in line}
         rows = [j for j, line in enumerate(lines) if line.strip() and j not in reasons]
@@ -184,25 +181,6 @@ class Parquet:
         return Rows(table, chunk.row + np.arange(table.num_rows), [])
 
 
-def _opened(path: Path | str) -> BinaryIO:
-    is_gzip = str(path).lower().endswith(".gz")
-    return gzip.open(path) if is_gzip else open(path, "rb")  # type: ignore[return-value]
-
-
-def _header(path: Path | str) -> Header:
-    with _opened(path) as file:
-        try:
-            line = file.readline().removeprefix(BOM).decode()
-            separator = max(SEPARATORS[1:], key=line.count)
-            separator = "," if "," in line or separator not in line else separator
-            names = next(csv.reader([line], delimiter=separator, strict=True), [])
-        except (UnicodeDecodeError, csv.Error, OSError, EOFError) as error:
-            raise ConfigError(f"{path} has no header line: {error}") from error
-    if not names:
-        raise ConfigError(f"{path} has no header line: the first one is blank")
-    return Header(names, separator)
-
-
 def _rows_of(lines: Iterable[bytes], header: Header) -> Iterator[list[bytes]]:
     """The lines of each row: one, or some where quotes are open at a line's end and closed later.
 
@@ -220,7 +198,7 @@ def _rows_of(lines: Iterable[bytes], header: Header) -> Iterator[list[bytes]]:
 
 def _is_row(lines: list[bytes], header: Header) -> bool:
     try:
-        text = io.StringIO(b"".join(lines).decode(), newline="")
+        text = io.StringIO(b"".join(lines).decode(header.encoding), newline="")
         rows = list(csv.reader(text, delimiter=header.separator, strict=True))
     except (UnicodeDecodeError, csv.Error):
         return False
@@ -232,7 +210,7 @@ def _reading(path: Path | str, kind: str = "Parquet") -> Iterator[None]:
     """Errors of a damaged file as one that names it; those of the disk as they are."""
     try:
         yield
-    except (pa.ArrowException, EOFError, OSError, zlib.error) as error:
+    except (pa.ArrowException, EOFError, OSError, zlib.error, lzma.LZMAError) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise
         raise ConfigError(f"{path} is no {kind} file that can be read: {error}") from error

@@ -7,12 +7,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from pyro_vaeflow.files.csv_header import OPENERS
 from pyro_vaeflow.files.readers import Chunk, Csv, Parquet, Rows
 from pyro_vaeflow.validation import ConfigError, warn
 
 # By the end of a file's name, in any case.
 FORMATS: dict[str, type[Csv] | type[Parquet]] = {
-    **dict.fromkeys((".csv", ".tsv", ".csv.gz", ".tsv.gz"), Csv),
+    **dict.fromkeys((t + end for t in (".csv", ".tsv") for end in ("", *OPENERS)), Csv),
     **dict.fromkeys((".parquet", ".pq"), Parquet),
 }
 

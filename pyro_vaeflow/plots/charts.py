@@ -145,3 +145,31 @@ def plot_contributions(nats: pd.Series) -> Figure:
     axes.invert_yaxis()
     axes.set(xlabel="contribution to the anomaly score, nats")
     return figure
+
+
+def plot_drift(columns: pd.DataFrame) -> Figure:
+    """Draws how far columns have shifted, the farthest first; those that moved are dark.
+
+    Args:
+        columns: a row a column, as `Drift` has them: ``shift``, ``moved``, ``new``, ``missing``.
+
+    Example:
+        >>> shares = {"shift": [0.1, 0.4], "moved": [False, True], "missing": [0.0, 0.2]}
+        >>> figure = plot_drift(pd.DataFrame(shares | {"new": 0.0}, index=["size", "kind"]))
+        >>> [label.get_text() for label in figure.axes[0].get_yticklabels()]
+        ['kind (20% missing)', 'size']
+    """
+    shown = columns.sort_values("shift", ascending=False).iloc[:MAX_BARS]
+    figure = Figure(figsize=(5.8, 0.9 + 0.25 * len(shown)), layout="constrained")
+    axes = figure.subplots()
+    axes.barh(range(len(shown)), shown["shift"], color=np.where(shown["moved"], "0.15", "0.75"))
+    names = []
+    for name, new, missing in zip(shown.index, shown["new"], shown["missing"], strict=True):
+        told = [f"{v:.0%} {what}" for v, what in ((new, "new"), (missing, "missing")) if v >= 0.01]
+        names.append(f"{name} ({', '.join(told)})" if told else str(name))
+    axes.set_yticks(range(len(shown)), names, parse_math=False)
+    axes.invert_yaxis()
+    axes.set(xlim=(0.0, None), xlabel="shift of the distribution, 0 to 1")
+    moved = int(columns["moved"].sum())
+    axes.set_title(f"{moved} of {len(columns)} columns moved (dark)")
+    return figure

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 LEAST_DF = 1.0  # degrees of freedom: below it Student's t has no mean
 START_DF = 4.0
 LARGE = 2**24  # entries of a matrix
+NOISES = 5.0
 MAX_LOGIT = 25.0  # a value that no training row shows costs at most about twice as many nats
 
 
@@ -139,7 +140,8 @@ class MixedHead(nn.Module):
     Args:
         hidden_dim: size of the decoder's last hidden layer.
         columns: what the columns hold.
-        min_scale: the least scale of the continuous columns, in their standard deviations.
+        min_scale: the least scale of the continuous columns, in their standard deviations; of one
+            that the others all but give, five times its `noise` if that is less.
         start_scale: what their scales have above it in an untrained head.
         student_t: whether they are Student-t and not normal: tails that are learned a column.
 
@@ -162,7 +164,8 @@ class MixedHead(nn.Module):
         super().__init__()
         check_number("start_scale", start_scale, above=0.0)
         self.layout = MixedLayout(columns)
-        self.min_scale = min_scale
+        noise = [column.noise for column in columns if not column.num_levels]
+        self.min_scales = [min(min_scale, NOISES * value) for value in noise]
         num_continuous = len(self.layout.continuous)
         self.out = nn.Linear(hidden_dim, self.layout.num_logits + num_continuous)
         self.log_scale = nn.Parameter(torch.full((num_continuous,), math.log(start_scale)))
@@ -172,7 +175,7 @@ class MixedHead(nn.Module):
         """p(x | z), rows of ``(..., num_columns)``, of hidden layers ``(..., hidden_dim)``."""
         out = self.out(h)
         logits, loc = out.tensor_split([self.layout.num_logits], -1)
-        scale = self.log_scale.exp() + self.min_scale
+        scale = self.log_scale.exp() + loc.new_tensor(self.min_scales)
         numbers = dist.Normal(loc, scale, validate_args=False)
         if self.log_df is not None:
             numbers = with_tails(numbers, self.log_df)

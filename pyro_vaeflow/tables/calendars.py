@@ -13,16 +13,27 @@ from pyro_vaeflow.tables.number_texts import MARKS, WORDS, Spelling
 DATES = ("datetime64", "datetime", "date", "time", "period")  # what pandas says a column holds
 TYPED = "dtype"  # the format of what is dates by its type
 ISO = "ISO8601"
-TIMES = ("%H:%M", "%H:%M:%S", "%H:%M:%S.%f")
-NOT_GUESSED = ("%d.%m.%y", "%d/%m/%y", "%m/%d/%y", "%d-%m-%y", "%d.%m.%y %H:%M", "%G-W%V-%u")
+TIMES = ("%H:%M", "%H:%M:%S", "%H:%M:%S.%f", "%I:%M %p", "%I:%M:%S %p", "%I:%M%p")
+CLOCKS = ("", " %H:%M", " %H:%M:%S", " %I:%M %p", " %I:%M:%S %p", " %I:%M%p")
+DAYS = "%d.%m.%y %d/%m/%y %m/%d/%y %d-%m-%y %d-%b-%y %d/%m/%Y %m/%d/%Y %d-%b-%Y %Y-%m-%d".split()
+MONTHS = ("%b-%y", "%b-%Y", "%b %Y", "%B %Y", "%m/%Y", "%m.%Y", "%m-%Y", "%Y/%m")
+NOT_GUESSED = (
+    *(day + clock for day in DAYS for clock in CLOCKS),
+    *(*MONTHS, "%G-W%V-%u", "%d/%b/%Y:%H:%M:%S"),  # weeks of ISO 8601, logs of web servers
+)
 # Whole numbers that are dates, by their digits.
 DIGITS = {8: "%Y%m%d", 6: "%Y%m", 12: "%Y%m%d%H%M", 14: "%Y%m%d%H%M%S"}
 EPOCHS = {"s": 1e9, "ms": 1e12, "us": 1e15, "ns": 1e18}  # September 2001 in each unit
+SERIAL = "days since 1899-12-30"  # as spreadsheets count; here those from 1982 to 2064
+SERIALS = (30_000, 60_000)
+YEARS = re.compile(r"(?i)(.*[^a-z])?(year|yr|jahr)")  # names of a column of years
 TIMELY = re.compile(r"(?i)(date|time|stamp|epoch|_at$|_ts$|^ts$|_on$)")
 ENOUGH = 0.95  # of a column's texts are dates: the others are errors
 TRIED = 50  # texts whose format is guessed
 FEWEST = 5  # distinct whole numbers, or that all are dates may be chance
-ZONE = r"([T ]\d\d?:[\d:.]*)\s*(Z|UTC|GMT|[+-]\d\d:?\d\d)$"
+ZONE = r"([T :]\d\d?:[\d:.]*(?: ?[APap][Mm])?)\s*(Z|[A-Z]{3,4}|[+-]\d\d:?\d\d)$"
+QUARTER = re.compile(r"(?i)(?=.*?q([1-4]))(?=.*?(\d{4}))(q\d[-/ ]?\d{4}|\d{4}[-/ ]?q\d)$")
+WEEK = r"^(\d{4})-?W(\d\d)$"
 DAY, YEAR = 86_400.0, 31_556_952.0
 EPOCH = pd.Timestamp(0).as_unit("us")
 # Part of a date -> how long a table must be for it to say something, in seconds.
@@ -41,15 +52,19 @@ def spelling_of_dates(text: pd.Series) -> Spelling | None:
         '%d.%m.%Y'
     """
     distinct = pd.Series(_as_text(text).dropna().unique())
-    tried = distinct.head(TRIED)
-    if not len(tried) or tried.str.contains(r"\d.*[-/.:, ]", regex=True).mean() <= ENOUGH:
+    tried = distinct[:: max(1, len(distinct) // TRIED)]  # not the first days of a month alone
+    if (
+        not len(tried)
+        or tried.str.contains(r"(?i)\d.*[-/.:, qw]|[-/., q].*\d", regex=True).mean() <= ENOUGH
+    ):
         return None
     guess = pd.tseries.api.guess_datetime_format
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # of an order that pandas would not guess
         guesses = {guess(text, dayfirst=first): None for first in (True, False) for text in tried}
     forms = (ISO, *TIMES, *NOT_GUESSED, *guesses)
-    counts = {form: _parsed(tried, form).count() for form in forms if form}
+    iso = _parsed(_as_text(tried), ISO)
+    counts = {form: _parsed(tried, form).fillna(iso).count() for form in forms if form}
     best = max(counts, key=lambda form: counts[form])
     return with_marks(text, best) if read_dates(distinct, best).notna().mean() >= ENOUGH else None
 
@@ -71,14 +86,18 @@ def dates_of(values: pd.Series, spelling: Spelling) -> tuple[pd.Series, np.ndarr
 def format_of_numbers(name: str, numbers: np.ndarray) -> str | None:
     """The format of whole numbers that are dates, 20241231 say, or seconds since 1970.
 
-    Seconds are no dates to see: the column's name must speak of time.
+    Years, seconds and a spreadsheet's days are no dates to see: the column's name must say so.
 
     Example:
         >>> format_of_numbers("posted", 20240101 + np.arange(9))
         '%Y%m%d'
     """
     distinct = np.unique(numbers)
-    if len(distinct) < FEWEST or not (distinct == np.floor(distinct)).all() or distinct[0] < 0:
+    if not len(distinct) or not (distinct == np.floor(distinct)).all() or distinct[0] < 0:
+        return None
+    if YEARS.fullmatch(name) and distinct[0] >= 1900 and distinct[-1] <= 2100:
+        return "%Y"
+    if len(distinct) < FEWEST:
         return None
     sizes = pd.Series(distinct).map(lambda v: len(f"{v:.0f}"))
     form = DIGITS.get(int(sizes.median()))
@@ -86,9 +105,10 @@ def format_of_numbers(name: str, numbers: np.ndarray) -> str | None:
         years = read_dates(pd.Series(distinct), form).dt.year
         if years.isin([*range(1900, 2101), 9999]).mean() >= ENOUGH and years.min() < 9999:
             return form
-    for unit, start in EPOCHS.items():
-        if TIMELY.search(name) and start <= distinct[0] and distinct[-1] < 2.5 * start:
-            return unit
+    limits = {SERIAL: SERIALS, **{unit: (start, 2.5 * start) for unit, start in EPOCHS.items()}}
+    for form, (start, stop) in limits.items() if TIMELY.search(name) else ():
+        if start <= distinct[0] and distinct[-1] < stop:
+            return form
     return None
 
 
@@ -101,16 +121,17 @@ def read_dates(values: pd.Series, form: str) -> pd.Series:
         form: what `spelling_of_dates` or `format_of_numbers` gave, or `TYPED`.
     """
     if isinstance(values.dtype, pd.DatetimeTZDtype):
-        return values.dt.tz_localize(None)
+        zone = form.removeprefix(TYPED).strip()  # of training, if it had one
+        return (values.dt.tz_convert(zone) if zone else values).dt.tz_localize(None)
     if isinstance(values.dtype, pd.PeriodDtype):
         return values.dt.to_timestamp()
     if pd.api.types.is_datetime64_dtype(values):
         return values
-    if form in EPOCHS:
-        options: Any = {"unit": form, "errors": "coerce"}
-        return pd.to_datetime(pd.to_numeric(values, errors="coerce"), **options)
+    if form in (*EPOCHS, SERIAL):
+        options: Any = {"origin": SERIAL[-10:], "unit": "D"} if form == SERIAL else {"unit": form}
+        return pd.to_datetime(pd.to_numeric(values, errors="coerce"), errors="coerce", **options)
     text = _as_text(values)
-    forms = (*TIMES, ISO) if form == TYPED else dict.fromkeys([form, ISO])
+    forms = (*TIMES, ISO) if form.startswith(TYPED) else dict.fromkeys([form, ISO])
     return reduce(pd.Series.fillna, [_parsed(text, form) for form in forms])
 
 
@@ -124,10 +145,14 @@ def _parsed(text: pd.Series, form: str) -> pd.Series:
 
 
 def _as_text(values: pd.Series) -> pd.Series:
-    """Texts without spaces around them, and without a time zone."""
+    """Texts without spaces around them and a time zone; of quarters and weeks the first day."""
     if pd.api.types.is_numeric_dtype(values):
         values = values.map(lambda v: f"{v:.0f}", na_action="ignore")
-    return values.astype("string").str.strip().str.replace(ZONE, r"\1", regex=True)
+    place, distinct = pd.factorize(values.astype("string"))
+    text = pd.Series(distinct, dtype="string").str.strip().str.replace(ZONE, r"\1", regex=True)
+    text = text.str.replace(WEEK, r"\1-W\2-1", regex=True)
+    text = text.str.replace(QUARTER, lambda m: f"{m[2]}-{3 * int(m[1]) - 2:02}", regex=True)
+    return pd.Series(text.array.take(place, allow_fill=True), values.index, name=values.name)
 
 
 def parts_of(dates: pd.Series) -> dict[str, np.ndarray]:

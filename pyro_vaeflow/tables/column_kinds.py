@@ -1,6 +1,7 @@
 """Kinds of columns, learned from training values: one function chooses, one a kind learns."""
 
 import re
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -34,7 +35,7 @@ ONE_OFF = 0.5  # a share of the rows with a text of their own: above it new rows
 FEWEST_NAMES = 20  # such rows, or they are chance
 FEWEST_SINGLE = 10  # texts that occur once, to tell how often a fresh row has a new one
 INDEX = re.compile(r"|Unnamed: \d+|__index_level_\d+__|(?i:index|row_?(no|num|number|id|index)?)")
-NAME = re.compile(r"(?i).*(^|[_ .-])(id|uuid|guid)|.*[a-z](Id|ID)")
+NAME = re.compile(r"(?i:.*(^|[_ .-])(id|uuid|guid)|.*[_ .-](key|code|nr|no))|.*[a-z](Id|ID)")
 
 
 def learn_columns(values: pd.Series, kind: str | None = None) -> list[Column]:
@@ -65,6 +66,10 @@ def learn_columns(values: pd.Series, kind: str | None = None) -> list[Column]:
     if is_open and kind is None and (why := _why_left_out(values)):
         warn(f"column {name!r} is left out: {why}; kinds={{{name!r}: ...}} keeps it")
         return [Column(name, LEFT_OUT, why=why)]
+    if is_open and kind is None and is_numeric(values) and NAME.fullmatch(name):
+        numbers = as_numbers(values)  # are names, however many there are between two
+        if (numbers[np.isfinite(numbers)] % 1.0 == 0.0).all() and np.isfinite(numbers).any():
+            return [replace(_categorical(name, as_text(values)), why="names, by the column's own")]
     return [learn_column(values, kind)]
 
 
@@ -129,7 +134,7 @@ def learn_column(values: pd.Series, kind: str | None = None) -> Column:
     return Column(
         name,
         **learned,
-        spelling=spelling.decimal if spelling else "",
+        spelling=spelling.decimal + spelling.unit if spelling else "",
         marks=(spelling.marks if spelling else None) or None,
         fills=fills or None,
         missing=float((np.isnan(numbers) | np.isin(numbers, fills)).mean()),
@@ -141,14 +146,13 @@ def _categorical(name: str, text: pd.Series) -> Column:
     counts = text.value_counts()
     _check_any(name, len(counts))
     num_single, num_data, why = int((counts == 1).sum()), int(counts.sum()), "texts"
+    num_new = counts[MAX_LEVELS:].sum()
     if counts.iloc[0] > 1 and num_single > max(NEW_MASS * num_data, FEWEST_SINGLE):
+        num_new = max(num_new, counts[counts <= 2].sum())  # each row as if it were a fresh one
         counts = counts[counts > 1]
         why = f"texts; {num_single} that occur once count as never seen"
     counts = counts[:MAX_LEVELS]
-    shares: Any = {
-        "missing": float(text.isna().mean()),
-        "unseen": 1.0 - float(counts.sum() / num_data),
-    }
+    shares: Any = {"missing": float(text.isna().mean()), "unseen": float(num_new / num_data)}
     return Column(name, "categorical", levels=tuple(sorted(counts.index)), **shares, why=why)
 
 
@@ -166,7 +170,7 @@ def _spelling(values: pd.Series) -> Spelling | None:
 def _dates(values: pd.Series) -> Spelling | None:
     """How a column spells dates; None of one without."""
     if pd.api.types.infer_dtype(values, skipna=True) in DATES:
-        return Spelling(dates=TYPED)
+        return Spelling(dates=f"{TYPED} {getattr(values.dtype, 'tz', None) or ''}".strip())
     spelling = _spelling(values)
     if not (is_numeric(values) or spelling):
         return spelling_of_dates(as_text(values))
@@ -177,7 +181,8 @@ def _dates(values: pd.Series) -> Spelling | None:
 
 def _date(name: str, values: pd.Series, spelling: Spelling) -> list[Column]:
     """The time elapsed and the cyclic parts that the table is long enough to show."""
-    form, parts = spelling.dates, parts_of(read_dates(values, spelling.dates))
+    form, dates = spelling.dates, read_dates(values, spelling.dates)
+    parts = parts_of(dates)
     elapsed = parts["elapsed"]
     _check_any(name, np.isfinite(elapsed).sum())
     fills = fill_values(elapsed[np.isfinite(elapsed)], seems=is_unlikely)
@@ -193,6 +198,8 @@ def _date(name: str, values: pd.Series, spelling: Spelling) -> list[Column]:
             span = np.ptp(values_shown)
         elif span < SPANS[part] or len(values_shown) == 1 or not is_closed(counts):
             continue
+        elif part == "weekday" and dates.dt.day.nunique() == 1:
+            continue  # months, quarters, years
         else:
             bounds = tuple(values_shown)
             learned = {"kind": "discrete", "lows": bounds, "highs": bounds}
@@ -213,26 +220,25 @@ def _warn_of_fills(
 def _why_left_out(values: pd.Series) -> str | None:
     """Why a column that nobody has spoken of is no feature; None if it is one."""
     name, num_data = str(values.name), int(values.notna().sum())
+    if not num_data and isinstance(values.name, str) and INDEX.fullmatch(name):
+        return "it has neither a name nor an entry"
     spelling = _spelling(values)
-    if not (is_numeric(values) or spelling):
-        num_single = int((as_text(values).value_counts() == 1).sum())
-        if num_single <= max(ONE_OFF * num_data, FEWEST_NAMES):
-            return None
-        return (
-            f"it holds a text of its own in {num_single} of {num_data} rows, as identifiers and "
-            "free text do, and most of fresh rows would be never seen"
-        )
-    numbers = as_numbers(values, spelling)
+    numbers = as_numbers(values, spelling) if is_numeric(values) or spelling else np.empty(0)
     numbers = numbers[np.isfinite(numbers)]
-    if len(numbers) < FEWEST_NAMES or not (numbers == np.floor(numbers)).all():
+    is_whole = len(numbers) > 0 and (numbers == np.floor(numbers)).all()
+    if not len(numbers) or (is_whole and NAME.fullmatch(name)):
+        num_single = int((as_text(values).value_counts() == 1).sum())
+        if num_single > max(ONE_OFF * num_data, FEWEST_NAMES):
+            return (
+                f"it holds a text of its own in {num_single} of {num_data} rows, as identifiers "
+                "and free text do, and most of fresh rows would be never seen"
+            )
+    if len(numbers) < FEWEST_NAMES or not is_whole:
         return None
     if isinstance(values.name, str) and INDEX.fullmatch(name) and len(np.unique(numbers)) > 2:
         return "it holds row numbers, by its name"
     if len(np.unique(numbers)) < len(numbers):
         return None
     in_order = as_numbers(values.sort_index().dropna(), spelling)
-    if (np.diff(in_order) > 0).all() or np.ptp(numbers) < 2 * len(numbers):
-        return "its whole numbers count the rows"
-    if NAME.fullmatch(name):
-        return "it holds a number of its own in each row, as identifiers do"
-    return None
+    is_count = (np.diff(in_order) > 0).all() or np.ptp(numbers) < 2 * len(numbers)
+    return "its whole numbers count the rows" if is_count else None

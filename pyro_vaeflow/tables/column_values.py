@@ -14,7 +14,9 @@ from pyro_vaeflow.tables.number_texts import Spelling, read_numbers
 
 # What pandas says that a column of numbers holds.
 NUMBERS = ("integer", "floating", "mixed-integer-float", "decimal", "timedelta")
-BOOLEANS = {"True": "1", "False": "0"}
+BOOLEANS = dict.fromkeys(["1", "true", "t", "yes", "y"], "1")
+BOOLEANS |= dict.fromkeys(["0", "false", "f", "no", "n"], "0")
+INVISIBLE = dict.fromkeys(map(ord, "\u200b\u200c\u200d\u2060\ufeff"))
 WHOLE = re.compile(r"([+-]?\d+)\.0+")  # 1.0 is 1; 1.10 may be a version
 DIGITS = {2: 3, 4: 7}  # bytes of a float -> digits that are the user's
 
@@ -70,7 +72,7 @@ def as_numbers(values: pd.Series, spelling: Spelling | None = None) -> np.ndarra
             f"column {str(values.name)!r} holds values that are no numbers: {error}; "
             "pd.to_numeric(values, errors='coerce') makes them missing"
         ) from error
-    text = as_text(values).replace(BOOLEANS)
+    text = as_text(values).replace({"True": "1", "False": "0"})
     numbers, is_unread = read_numbers(text, spelling or Spelling())
     if is_unread.any():
         raise ValueError(
@@ -117,7 +119,7 @@ def as_text(values: pd.Series) -> pd.Series:
 
 
 def _one_spelling(text: str) -> str:
-    text = unicodedata.normalize("NFC", text.strip())
+    text = " ".join(unicodedata.normalize("NFC", text.translate(INVISIBLE)).split())
     if text.lower() in ("true", "false"):
         return text.capitalize()
     whole = WHOLE.fullmatch(text)

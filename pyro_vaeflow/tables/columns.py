@@ -6,12 +6,13 @@ A row of a mixed table is one vector with an entry a column, or some of a date: 
 """
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 
-from pyro_vaeflow.tables.calendars import dates_of, parts_of
+from pyro_vaeflow.tables.calendars import YEAR, dates_of, parts_of
 from pyro_vaeflow.tables.column_values import (
     BOOLEANS,
     as_numbers,
@@ -25,6 +26,8 @@ from pyro_vaeflow.validation import Checked, ConfigError, setting, warn
 KINDS = ("categorical", "discrete", "continuous", "positive")
 LEFT_OUT = "left out"
 FAR = 1e6  # beyond it standardised numbers are all alike: their squares stay finite in float32
+LONG = 20 * YEAR  # past it a date is no early or late one, but far away
+SLACK = 1e-3  # of a column's range, beyond it: half precision
 ROUNDING = 2.0**-22  # of float32, in which the same table may come
 
 
@@ -44,12 +47,13 @@ class Column(Checked):
         unit: of a positive column with few entries that are not above 0: in place of log x it has
             :math:`\\sinh^{-1}(x / 2u)`, which is log(x / u) of x far above u.
         part: of a date: ``elapsed``, ``hour``, ``weekday`` or ``month``.
-        spelling: how texts are read: the decimal sign, or the format of dates.
+        spelling: how texts are read: the decimal sign and the unit, or the format of dates.
         marks: texts that stand for a missing number.
         fills: numbers that do, such as -999, or dates, in seconds since 1970.
         low, high: the least and the largest number that was learned from.
+        noise: of a number's standard deviation, what other columns' numbers leave unexplained.
         missing: the share of training rows without an entry.
-        unseen: of the others, that of rows whose text is no level.
+        unseen: of the others, about that of fresh rows whose text is no level.
         why: how the kind was chosen.
 
     Raises:
@@ -70,6 +74,7 @@ class Column(Checked):
     fills: tuple[float, ...] | None = setting(None)
     low: float | None = setting(None)
     high: float | None = setting(None)
+    noise: float = setting(1.0, above=0.0)
     missing: float = setting(0.0, low=0.0, high=1.0)
     unseen: float = setting(0.0, low=0.0, high=1.0)
     why: str = ""
@@ -99,13 +104,15 @@ class Column(Checked):
     @property
     def texts(self) -> Spelling:
         """How texts are read in a column of numbers or dates."""
-        form = {"dates": self.spelling} if self.part else {"decimal": self.spelling}
-        return Spelling(marks=self.marks or (), **form)
+        if self.part:
+            return Spelling(marks=self.marks or (), dates=self.spelling)
+        return Spelling(self.spelling[:1], self.marks or (), unit=self.spelling[1:])
 
     def encode(self, values: pd.Series) -> np.ndarray:
         """Codes or standardised numbers of the values, float64 ``(num_data,)``; NaN is missing.
 
-        A date beyond training's range is taken as an early or late one inside it.
+        A date beyond training's range is taken as an early or late one inside it, unless it is
+        both 20 years and the whole range away.
 
         Raises:
             ValueError: the column is one of numbers or dates and a value is none.
@@ -140,10 +147,12 @@ class Column(Checked):
         if self.kind == "discrete":
             return self._codes_of_numbers(numbers)
         if self.part:  # beyond the range: early or late, but not at the edge of what was learned
-            early, late = self.loc - self.scale, self.loc + self.scale
-            numbers = np.where(
-                numbers < self.low, early, np.where(numbers > self.high, late, numbers)
-            )
+            low, high = self.low or 0.0, self.high or 0.0
+            early, late = np.clip([self.loc - self.scale, self.loc + self.scale], low, high)
+            reach = max(LONG, high - low)
+            is_early = (low - reach <= numbers) & (numbers < low)
+            is_late = (high < numbers) & (numbers <= high + reach)
+            numbers = np.select([is_early, is_late], [early, late], numbers)
         if self.kind == "positive":  # 0 and below are as far away as a number can be
             numbers = logs(numbers, self.unit)
         with np.errstate(over="ignore"):  # to infinity, and so to FAR
@@ -154,23 +163,29 @@ class Column(Checked):
         if self.num_levels:
             return codes == 0.0
         low, high = (np.nan if bound is None else bound for bound in (self.low, self.high))
-        return (numbers < low) | (numbers > high)
+        slack = 0.0 if self.part else ROUNDING * max(abs(low), abs(high)) + SLACK * (high - low)
+        return (numbers < low - slack) | (numbers > high + slack)
 
     def _codes_of_texts(self, values: pd.Series) -> np.ndarray:
         text, levels = as_text(values), self.levels or ()
-        swap = {} if set(levels) - set(BOOLEANS) else {v: k for k, v in BOOLEANS.items()}
-        swap = swap if set(levels) - {"0", "1"} else BOOLEANS
-        text = text.replace(swap) if swap else text
-        is_spelled = any(re.search(r"\d", level) for level in levels) or bool(swap)
-        if has_number_dtype(values) and text.notna().any() and not is_spelled:
+        place, distinct = pd.factorize(text)
+        codes = pd.Index(levels, dtype="string").get_indexer(distinct) + 1.0
+        # What no level spells so: in another case, without leading zeros, another word for yes.
+        truths = {BOOLEANS.get(level.lower()) for level in levels}
+        words = BOOLEANS if len(truths) == len(levels) and None not in truths else {}
+        keys = pd.Series(range(1, len(levels) + 1), [_key(level, words) for level in levels])
+        keys = keys[~keys.index.duplicated(keep=False)]
+        others = [_key(t, words) for t in distinct]
+        codes = np.where(codes > 0, codes, keys.reindex(others).fillna(0.0))
+        is_spelled = (codes > 0).any() or any(re.search(r"\d", level) for level in levels)
+        if has_number_dtype(values) and len(distinct) and not is_spelled:
             # More often another dtype than rows that are anomalies.
             warn(
                 f"column {self.name!r} held texts in training, such as {levels[0]!r}, and holds "
                 f"numbers now ({values.dtype}): all are taken as never seen. Convert it to the "
                 "dtype of training"
             )
-        codes = pd.Index(levels, dtype="string").get_indexer(pd.Index(text)) + 1.0
-        return np.where(text.isna(), np.nan, codes)
+        return np.append(codes, np.nan)[place]
 
     def _codes_of_numbers(self, numbers: np.ndarray) -> np.ndarray:
         lows, highs = np.array(self.lows), np.array(self.highs)
@@ -181,6 +196,11 @@ class Column(Checked):
         code = np.searchsorted(lows, numbers, side="right")
         is_inside = numbers <= np.array([-np.inf, *highs])[code]
         return np.where(np.isnan(numbers), np.nan, np.where(is_inside, code, 0.0))
+
+
+def _key(text: str, words: Mapping[str, str]) -> str:
+    text = text.casefold()
+    return words.get(text, text.lstrip("0"))
 
 
 def logs(numbers: np.ndarray, unit: float) -> np.ndarray:

@@ -1,6 +1,7 @@
 """Encoder of mixed tables: a tensor with an entry a column, learned on training rows alone."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, Self
 
 import numpy as np
@@ -13,6 +14,10 @@ from pyro_vaeflow.tables.column_kinds import learn_columns
 from pyro_vaeflow.tables.columns import LEFT_OUT, Column
 from pyro_vaeflow.tables.frames import check_columns, check_training_frame
 from pyro_vaeflow.tables.reading import Shares, warn_of
+
+LEAST_ROWS, ENOUGH_ROWS = 10, 10_000  # the first a column, to tell what one says of another
+LEAST_NOISE = 1e-3  # of a standard deviation
+WIDEST = 3.0  # standard deviations
 
 
 class MixedEncoder(TransformerMixin, BaseEstimator):
@@ -63,12 +68,30 @@ class MixedEncoder(TransformerMixin, BaseEstimator):
             for column in learn_columns(frame[name], kinds.get(name))
         ]
         self.names_ = frame.columns
+        self._learn_noise(frame)
         if not self.columns_:
             why = "; ".join(f"{column.name!r}: {column.why}" for column in self.readings_[:3])
             raise ValueError(
                 f"no column is left to learn from ({why}); say with kinds what to keep"
             )
         return self
+
+    def _learn_noise(self, frame: pd.DataFrame) -> None:
+        """What of each number the others leave: the inverse covariance's diagonal has it."""
+        places = [j for j, c in enumerate(self.columns_) if not (c.num_levels or c.part)]
+        if len(places) < 2 or len(frame) < LEAST_ROWS * len(places):
+            return
+        some = frame.iloc[:: 1 + len(frame) // ENOUGH_ROWS]
+        rows = self.encode(some)[0].double().numpy()[:, places]
+        rows = np.clip(np.nan_to_num(rows), -WIDEST, WIDEST)  # that no few rows decide
+        rows -= rows.mean(0)
+        covariance = rows.T @ rows / len(rows)
+        covariance += np.diag(LEAST_NOISE**2 * covariance.diagonal() + 1e-12)
+        left = 1.0 / np.sqrt(np.linalg.inv(covariance).diagonal() * covariance.diagonal())
+        of_columns = {id(self.columns_[j]): float(v) for j, v in zip(places, left, strict=True)}
+        self.readings_ = [
+            replace(column, noise=of_columns.get(id(column), 1.0)) for column in self.readings_
+        ]
 
     @property
     def columns_(self) -> list[Column]:

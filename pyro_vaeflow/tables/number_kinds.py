@@ -15,12 +15,13 @@ NEW_MASS = 0.01  # ... if so few fresh rows at most have a value that no trainin
 MAX_LEVELS = 512
 FEW_LEVELS = 32  # of numbers that recur, half of which may lie side by side; of more a quarter
 HEAVY = 0.5  # nats per row by which a log-normal fits better than a normal: its sigma is then 0.8
-FEW = 0.005  # a share of the entries that may be 0 or below in a column of heavy tails
+FEW, MORE = 0.005, 0.05  # shares of entries that may be 0 or below in a column of heavy tails
 GROUP_MASS = 1 / 32  # of a group of neighbouring numbers, unless one number alone has more
 WIDE = 5.0  # standard deviations over that of the middle: above it few entries set the former
 BEYOND = 20.0  # of the middle's standard deviations: such entries are not learned from ...
 STRAY = 0.02  # ... if there are no more of them, or one alone
 FEWEST = 20  # entries, to tell what lies astray
+FAR_BELOW = -99.0  # beside numbers from 0 on
 FILL = re.compile(r"-?9{2,}(\.9+)?|-?1e\+?\d\d+|-?(32767|32768|65535|2147483647|2147483648)")
 
 
@@ -29,10 +30,11 @@ def learn_numbers(name: str, numbers: np.ndarray, kind: str | None) -> dict[str,
     chosen, why = (kind, "as told") if kind else _kind_of(numbers)
     inside = np.ones(len(numbers), dtype=bool)
     if chosen != "discrete":
-        unit = _unit(numbers) if chosen == "positive" else None
-        inside = _inside(numbers if unit is None else logs(numbers, unit))
-        if not inside.all() and kind is None:
+        inside = _inside(numbers)
+        if kind is None:  # a few entries far away make no heavy tail
             chosen, why = _kind_of(numbers[inside])
+        if chosen == "positive" and (unit := _unit(numbers)) is not None:
+            inside = _inside(logs(numbers, unit))
     if count := (~inside).sum():
         far = numbers[~inside]
         warn(
@@ -124,7 +126,10 @@ def _are_apart(values: np.ndarray) -> bool:
     is_whole = len(values) <= MAX_LEVELS and (values == np.floor(values)).all()
     with np.errstate(over="ignore", invalid="ignore"):
         gaps = np.diff(values)
-        side_by_side = ((gaps <= 1.5 * gaps.min()).sum() - 1) / len(gaps)  # as the nearest two
+        is_near = gaps <= 1.5 * gaps.min()  # as the nearest two
+        if is_few and is_whole and np.abs(values).max() < 2**53:
+            is_near = gaps <= 1.5 * np.gcd.reduce(gaps.astype(int))  # neighbours on their grid
+        side_by_side = (is_near.sum() - 1) / len(gaps)
     return bool((is_few or is_whole) and side_by_side < (0.5 if is_few else 0.25))
 
 
@@ -133,7 +138,10 @@ def _unit(numbers: np.ndarray) -> float | None:
     is_above = numbers > 0.0
     if is_above.all():
         return 0.0
-    is_few = (~is_above).mean() <= FEW
+    share = (~is_above).mean()
+    # More of them are no numbers of a grid from 0 on: such are side by side with the least ones.
+    near = is_above & (numbers < 2.0 * numbers[is_above].min(initial=np.inf))
+    is_few = share <= FEW or (share <= MORE and share > 2.0 * near.mean())
     return float(np.quantile(numbers[is_above], 0.01)) if is_few else None
 
 
@@ -162,20 +170,35 @@ def _inside(numbers: np.ndarray) -> np.ndarray:
 
 
 def fill_values(
-    numbers: np.ndarray,
-    seems: Callable[[float], bool] = lambda v: FILL.fullmatch(f"{v:.15g}") is not None,
+    numbers: np.ndarray, seems: Callable[[float], bool] | None = None
 ) -> tuple[float, ...]:
-    """Numbers that recur, look like no measurement and stand apart by more than all else spans."""
+    """Numbers that recur and stand apart by more than all else spans, and look like no measurement.
+
+    They look so by their digits, or come more often than any other of many numbers. Among numbers
+    of which none is below 0, -999 stands apart however far those reach. One of few codes is a code.
+    """
     values, counts = np.unique(numbers, return_counts=True)
     seem = counts > 1
-    seem[seem] = [seems(value) for value in values[seem]]
+    seem[seem] = [(seems or _seems_fill)(value) for value in values[seem]]
+    rest = counts[~seem]
+    if len(rest) >= FEWEST:
+        often = max(STRAY * len(numbers), 2.0 * np.sort(rest)[-3])
+        seem |= (counts > often) & (counts <= POINT_MASS * len(numbers))
     others = np.repeat(values[~seem], counts[~seem])
     if not seem.any() or len(np.unique(others)) < 3:
         return ()
     low, high = np.quantile(others, [0.01, 0.99])
     with np.errstate(over="ignore"):
         is_far = (values < low - 2 * (high - low)) | (values > high + 2 * (high - low))
-    return tuple(values[seem & is_far].tolist())
+    if others.min() >= 0.0:
+        is_far |= values <= FAR_BELOW
+    fills = values[seem & is_far]
+    is_code = seems is None and fills.min(initial=0.0) >= 0.0 and _kind_of(others)[0] == "discrete"
+    return () if is_code else tuple(fills.tolist())
+
+
+def _seems_fill(value: float) -> bool:
+    return FILL.fullmatch(f"{value:.15g}") is not None
 
 
 def _loc_scale(numbers: np.ndarray) -> tuple[float, float]:

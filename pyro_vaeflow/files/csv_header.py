@@ -1,0 +1,100 @@
+"""The header of a csv file: its columns' names, and how the lines below it are to be read."""
+
+import bz2
+import csv
+import gzip
+import io
+import lzma
+import re
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
+
+from pyro_vaeflow.validation import ConfigError
+
+UTF_8, LEGACY = "utf-8", "cp1252"  # the latter of older Windows, and nearly Latin-1
+OPENERS: dict[str, Any] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
+SEPARATORS = ",;\t|"
+SNIFFED, SAMPLE = 2**16, 50  # bytes and lines of a file that are looked at
+FEWEST, MOST = 3, 0.8  # lines that agree, or it may be chance
+BEFORE = re.compile(rb"(\xef\xbb\xbf)?(sep=.\r?\n)?")
+
+
+class Header(NamedTuple):
+    """The columns' names in a csv file, what stands between fields, and how texts are encoded.
+
+    Its `size` is in bytes, with what is before it: a mark of UTF-8, a spreadsheet's ``sep=;``.
+    """
+
+    names: list[str]
+    separator: str
+    encoding: str
+    size: int
+
+
+def opened(path: Path | str) -> BinaryIO:
+    """A file, unpacked by the end of its name."""
+    return OPENERS.get(Path(path).suffix.lower(), open)(path, "rb")
+
+
+def read_header(path: Path | str) -> Header:
+    """The header; a ConfigError if there is none, or it is not that of the lines below."""
+    try:
+        with opened(path) as file:
+            start = file.read(SNIFFED)
+        encoding = _encoding(start)
+        before = BEFORE.match(start)[0]  # type: ignore[index]  # it matches nothing, too
+        lines = io.BytesIO(start[len(before) :]).readlines()
+        texts = [line.decode(encoding) for line in lines[:1]]
+        below = lines[1:] if len(start) < SNIFFED else lines[1:-1]
+        texts += [line.decode(encoding, errors="replace") for line in below[:SAMPLE]]
+        names, separator = _names(texts)
+    except (EOFError, lzma.LZMAError, zlib.error) as error:
+        kind = Path(path).suffix[1:].lower().replace("gz", "gzip")
+        raise ConfigError(f"{path} is no {kind} file that can be read: {error}") from error
+    except (csv.Error, OSError, UnicodeError) as error:
+        raise ConfigError(f"{path} has no header line: {error}") from error
+    if not names:
+        raise ConfigError(f"{path} has no header line: the first one is blank")
+    return Header(names, separator, encoding, len(before) + len(lines[0]))
+
+
+def _encoding(start: bytes) -> str:
+    """UTF-8, unless what is beyond ASCII is none without exception."""
+    if b"\0" in start:
+        raise UnicodeError("it is no text in UTF-8; write it so")
+    text = start.decode(errors="surrogateescape")[: -4 if len(start) == SNIFFED else None]
+    is_strange = ["\udc80" <= sign <= "\udcff" for sign in text if not sign.isascii()]
+    return LEGACY if len(is_strange) > 1 and all(is_strange) else UTF_8  # one may be damage
+
+
+def _names(lines: Sequence[str]) -> tuple[list[str], str]:
+    """The names and the separator by which most lines below have as many fields."""
+    best: tuple[float, list[str], str] = (-1.0, [], ",")
+    for separator in SEPARATORS:
+        widths = [_width(line, separator) for line in lines[1:] if line.strip()]
+        try:
+            names = next(csv.reader(lines[:1], delimiter=separator, strict=True), [])
+        except csv.Error:
+            if separator == SEPARATORS[-1] and not best[1]:
+                raise
+            continue
+        share = widths.count(len(names)) / len(widths) if widths else 1.0
+        if len(names) == 1:  # of which any line is one, if nothing separates its fields
+            share, usual = 0.0, max(set(widths), key=widths.count, default=1)
+            if usual > 1 and widths.count(usual) >= max(FEWEST, MOST * len(widths)):
+                raise csv.Error(
+                    f"the first one is {lines[0].strip()!r:.60}, and others have {usual} fields"
+                )
+        if (share, len(names)) > (best[0], len(best[1])):
+            best = (share, names, separator)
+    return best[1], best[2]
+
+
+def _width(line: str, separator: str) -> int:
+    """The fields of a line; 0 if it is none by itself."""
+    try:
+        return len(next(csv.reader([line], delimiter=separator)))
+    except csv.Error:
+        return 0
