@@ -6,7 +6,6 @@ scores and writes what the process holds after every fiftieth fit.
 
 import argparse
 import gc
-import os
 import sys
 import warnings
 from pathlib import Path
