@@ -32,6 +32,7 @@ import psutil
 import pyro
 import pyro.distributions as dist
 import torch
+import torch._dynamo  # what jobs import late, for seconds, is there before the forks
 from pyro.optim.clipped_adam import ClippedAdam
 from safetensors.torch import load_file
 from tqdm import tqdm
@@ -40,6 +41,7 @@ from pyro_vaeflow import Checkpoint, Guide, Model, VAEFlowDetector, cosine, line
 from pyro_vaeflow.cli import main as main_of_command
 from pyro_vaeflow.experiments.config import ExperimentConfig
 from pyro_vaeflow.experiments.fanout import run_all
+from pyro_vaeflow.files import fit as _fit  # noqa: F401
 from pyro_vaeflow.inference import checkpoint, saved_folder
 from pyro_vaeflow.inference.saved_folder import named_digest, state_of
 from pyro_vaeflow.plain_files import write_whole
