@@ -1,12 +1,15 @@
 """A checkpoint belongs to one training: what makes programs and arguments others is noticed."""
 
 import os
+import re
 import subprocess
 import sys
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -81,6 +84,69 @@ class Noisy(nn.Module):
 
     def forward(self, z: torch.Tensor) -> torch.Tensor:
         return self.layer(z) * NOISE
+
+
+class Slotted:
+    """An object without a dictionary, whose repr shows nothing of it."""
+
+    __slots__ = ("value",)
+
+    def __init__(self, value: object) -> None:
+        self.value = value
+
+
+class Buffered(nn.Module):
+    """Tensors that no training changes, and a private setting."""
+
+    def __init__(self, buffer: float = 0.1, frozen: float = 0.1, private: float = 0.1) -> None:
+        super().__init__()
+        self.register_buffer("buffer", torch.tensor(buffer))
+        self.frozen = nn.Parameter(torch.tensor(frozen), requires_grad=False)
+        self.attribute, self._private, self._cache = torch.tensor(buffer), private, torch.zeros(1)
+
+
+def with_attribute(rate: float):
+    def rated() -> float:
+        return rated.rate
+
+    rated.rate = rate
+    return rated
+
+
+LONG = np.zeros(5000), np.eye(1, 5000, 2500)[0]  # which repr shows with dots
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (Slotted(0.1), Slotted(30.0)),
+        *((SimpleNamespace(a=one), SimpleNamespace(a=other)) for one, other in [(1, 2), LONG]),
+        ([0.1, 0.2].__getitem__, [0.1, 0.3].__getitem__),
+        ({"a": 0.1}.get, {"a": 30.0}.get),
+        (torch.zeros(2).add, torch.ones(2).add),
+        (with_attribute(0.1), with_attribute(30.0)),
+        (pd.DataFrame({"a": [1.0]}), pd.DataFrame({"b": [1.0]})),
+        (np.ma.array([1.0], mask=[0]), np.ma.array([1.0], mask=[1])),
+        (lambda x, *rest: rest, lambda x, rest: rest),
+        (type("T", (), {"_rate": 0.1}), type("T", (), {"_rate": 30.0})),
+        (type("T", (), {"_f": staticmethod(min)}), type("T", (), {"_f": staticmethod(max)})),
+        (re.compile(300 * "a" + "b"), re.compile(300 * "a" + "c")),
+        (torch.eye(2).to_sparse(), torch.ones(2, 2).to_sparse()),
+        *((Buffered(), Buffered(**{name: 30.0})) for name in ("buffer", "frozen", "private")),
+    ],
+)
+def test_what_pickle_would_keep_counts(one: object, other: object) -> None:
+    descriptions = Description(), Description()
+    assert descriptions[0].digest(one) != descriptions[1].digest(other)
+    assert not descriptions[0].unknown
+
+
+def test_private_tensors_and_the_order_of_sets_do_not_count() -> None:
+    changed = Buffered()
+    changed._cache += 1.0
+    assert structure(changed) == structure(Buffered())
+    kinds = [type(name, (), {"one": 1}) for name in "abcdefgh"]
+    assert structure(set(kinds)) == structure(set(reversed(kinds)))
 
 
 def test_settings_of_modules_count_and_their_parameters_do_not() -> None:

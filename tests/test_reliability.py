@@ -1,4 +1,4 @@
-"""Killed trainings and damaged files: a few cases of what results/reliability has many of."""
+"""Killed trainings, damaged files, fits and requests: a few of the cases of results/reliability."""
 
 from collections import Counter
 from pathlib import Path
@@ -7,6 +7,8 @@ import pytest
 
 from results.reliability.damage import failures, fuzz, readers
 from results.reliability.kills import kill
+from results.reliability.serving import serve
+from results.reliability.soak import soak
 
 
 def test_damaged_files_are_accepted_or_refused_by_name(tmp_path: Path) -> None:
@@ -26,3 +28,14 @@ def test_kills_at_random_moments_change_no_bit() -> None:
         pytest.fail(f"no kill fell into a step or a writing: {counts}")
     assert counts["kills"] >= 4 and counts["ends compared"] > 1
     assert not counts["mismatches"], counts
+
+
+def test_fits_and_scores_leave_nothing_behind() -> None:
+    held = soak(num_fits=4, every=1).iloc[1:]  # the first makes what stays
+    levels = held.drop(columns=["fits", "scores", "MiB"])
+    assert (levels.nunique() == 1).all(), levels.to_string()
+
+
+def test_requests_in_threads_and_processes_are_answered_as_in_one() -> None:
+    rates = serve(seconds=0.1, rounds=1, num_steps=2)  # raises where an answer differs
+    assert len(rates) == 6 and (rates["requests a second"] > 0).all()

@@ -13,7 +13,7 @@ import pyro
 import pytest
 import torch
 
-from pyro_vaeflow import VAEFlowDetector, score
+from pyro_vaeflow import VAEFlowDetector, inference_gap, score
 from pyro_vaeflow.inference.parameters import param_scope
 from tests.programs import ZOO
 
@@ -101,6 +101,15 @@ def test_fit_and_train_learn_whatever_the_caller_has_switched_off(detector, mode
     pyro.clear_param_store()
     assert fresh.history_["loss"].equals(detector.history_["loss"])
     assert np.array_equal(fresh.score_samples(FRAME), detector.score_samples(FRAME))
+
+
+def test_gaps_are_measured_whatever_the_caller_has_switched_off() -> None:
+    pair = ZOO["linear_gaussian"]()
+    options = {"num_samples": 10, "num_steps": 5, "learning_rate": 0.1}
+    alone = inference_gap(*pair.programs, pair.x[:3], **options)
+    with torch.inference_mode():
+        inside = inference_gap(*pair.programs, pair.x[:3], **options)
+    assert inside.local_elbo.equal(alone.local_elbo) and (alone.amortization_gap > 0).any()
 
 
 def test_fit_trains_whatever_torchs_default_type_is() -> None:

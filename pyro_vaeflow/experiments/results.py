@@ -163,7 +163,7 @@ def read_summary(out: str | Path) -> pd.DataFrame:
     if runs := finished_runs(out):
         return summary(runs)
     if (out / "summary.csv").is_file():
-        table = read_csv(out / "summary.csv")
+        table = read_csv(plain_files.inside(out / "summary.csv", out))
         if "score" in table:
             return table
         raise ConfigError(f"{out}/summary.csv has no column score: of 0.1, it needs its runs")

@@ -175,7 +175,8 @@ def digest_of(model: Path) -> str:
     path = model / "detector.json"
     if not path.is_file():
         raise ConfigError(f"no model in {model}; give a folder that vaeflow fit wrote")
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @lru_cache(maxsize=1)

@@ -114,12 +114,12 @@ def finish(out: Path, num_parts: int, num_resumed: int) -> Summary:
     num_flagged, num_rejected = (
         sum(int(footer.metadata[key]) for footer in footers) for key in (b"flagged", b"rejected")
     )
-    for partial in out.rglob(".*.partial"):  # of killed processes: all parts are written
-        partial.unlink(missing_ok=True)
     rejects = ds.dataset(out / REJECTS, schema=REJECT_SCHEMA, format="parquet").to_batches()
     head = ",".join(REJECT_SCHEMA.names) + "\n"
     lines = (csv_text(batch.to_pandas(), header=False) for batch in rejects)
     write_whole(out / f"{REJECTS}.csv", (text.encode() for text in chain([head], lines)))
+    for partial in out.rglob(".*.partial"):  # of killed processes: all files are written
+        partial.unlink(missing_ok=True)
     num_scored = sum(footer.num_rows for footer in footers)
     strange: dict[str, Shares] = {}  # as in the first chunk that has it
     for footer in footers:

@@ -122,7 +122,7 @@ class Checkpoint(Callback):
         if others:
             raise CheckpointError(
                 f"{self.folder} is of another training: not the same {', '.join(others)}. Make the "
-                "call as it was, choose another folder, or remove this one"
+                "call as it was, with programs made anew, choose another folder, or remove this one"
             )
 
 

@@ -1,7 +1,9 @@
 """What a training's numbers depend on, as plain values and hashes: the same in each process."""
 
+import copyreg
 import dis
 import hashlib
+import random
 import sys
 from collections.abc import Iterator, Mapping
 from functools import partial
@@ -13,6 +15,14 @@ import torch
 
 from pyro_vaeflow.inference.saved_folder import is_plain, tensor_digest
 from pyro_vaeflow.validation import warn
+
+OF_CODE = "code consts names argcount kwonlyargcount flags varnames exceptiontable".split()
+LOADS = ("LOAD_GLOBAL", "LOAD_NAME")  # the second in a class in a function
+OF_TABLES = ("columns", "index", "name", "mask")  # what else arrays may have, as pandas' do
+OF_MODULES = {*vars(torch.nn.Module()), "training"}  # torch's own
+OF_PYRO = ("_pyro_params", "_pyro_samples")  # constraints and priors of a PyroModule
+# They move on in a training, and a resumed one could not bring them back.
+RANDOM = (np.random.Generator, np.random.RandomState, random.Random, torch.Generator)
 
 
 def structure(program: Any) -> str:
@@ -49,9 +59,9 @@ class Description:
     """What programs and arguments are made of, in words that are the same in each process.
 
     Of functions and classes: their code, defaults, what they close over and the globals that they
-    name; of those of installed packages the name alone. Of modules and other objects: their class
-    and public attributes. A module's tensors are what training changes, and so are those that take
-    a gradient: they are left out, as are private attributes, which are caches.
+    name; of those of installed packages the name alone. Of other objects: what pickle would keep,
+    and of those of installed packages its public part: the rest is caches. What training changes is
+    left out: tensors that take a gradient, and the buffers of modules of installed packages.
 
     Attributes:
         unknown: types of values that have no such words.
@@ -74,7 +84,7 @@ class Description:
     def _of(self, value: Any) -> Any:
         if isinstance(value, np.generic):
             value = value.item()
-        if is_plain(value):
+        if is_plain(value) or isinstance(value, bytes | bytearray):
             return value
         if isinstance(value, torch.Tensor):
             return "learned" if value.requires_grad else tensor_digest([value])
@@ -89,7 +99,7 @@ class Description:
         elif isinstance(value, list | tuple):
             yield from map(self._of, value)
         elif isinstance(value, set | frozenset):
-            yield from sorted(repr(self._of(item)) for item in value)
+            yield sorted(map(self._alone, value))
         elif isinstance(value, partial):
             yield from map(self._of, (value.func, value.args, value.keywords))
         elif isinstance(value, MethodType):
@@ -97,7 +107,7 @@ class Description:
         elif isinstance(value, FunctionType):
             yield from self._of_function(value)
         elif isinstance(value, CodeType):
-            yield from map(self._of, (value.co_code, value.co_consts, value.co_names))
+            yield from (self._of(getattr(value, f"co_{name}")) for name in OF_CODE)
         elif isinstance(value, property):
             yield from map(self._of, (value.fget, value.fset))
         elif isinstance(value, staticmethod | classmethod) or hasattr(value, "__wrapped__"):
@@ -106,13 +116,22 @@ class Description:
             yield from self._of_class(value)
         elif isinstance(value, torch.nn.Module):
             for path, part in value.named_modules():
-                yield [path, self._of(type(part)), self._attributes(part, torch.Tensor)]
+                yield [path, self._of(type(part)), *self._of_module(part)]
         elif hasattr(value, "__array__"):
             array = np.asarray(value)
             yield from (str(array.dtype), array.shape)
             yield self._of(array.tolist()) if array.dtype.hasobject else _sha256(array.tobytes())
+            yield [self._of(getattr(value, name, None)) for name in OF_TABLES]
         else:
             yield from self._of_object(value)
+
+    def _alone(self, item: Any) -> str:
+        """One of several in no order, described as if it were the only one."""
+        if is_plain(item):
+            return repr(item)
+        before = dict(self._seen)
+        words, self._seen = self.digest(item), before
+        return words
 
     def _of_function(self, function: FunctionType) -> Iterator[Any]:
         yield [self._of(_content(cell)) for cell in function.__closure__ or ()]
@@ -121,40 +140,60 @@ class Description:
             yield f"{function.__module__}.{function.__qualname__}"
             return
         yield self._of(function.__code__)
+        yield self._of({name: value for name, value in vars(function).items() if name[0] != "_"})
         for name in sorted(_globals_named(function.__code__) & function.__globals__.keys()):
             value = function.__globals__[name]
-            yield [name, self._of(value)]
-            if isinstance(value, ModuleType) and not _is_installed(value):
-                inside = vars(value)
-                yield [[n, self._of(inside[n])] for n in function.__code__.co_names if n in inside]
+            yield [name, self._of(value), *self._inside(value, function.__code__)]
+
+    def _inside(self, value: Any, code: CodeType) -> Iterator[Any]:
+        """Of a module of one's own, what code may name in it, and in modules in it."""
+        if isinstance(value, ModuleType) and not _is_installed(value):
+            for name in sorted({*code.co_names} & vars(value).keys()):
+                inner = vars(value)[name]
+                yield [name, self._of(inner), *self._inside(inner, code)]
 
     def _of_class(self, kind: type) -> Iterator[Any]:
         yield f"{kind.__module__}.{kind.__qualname__}"
         if not _is_installed(kind):
             yield [self._of(base) for base in kind.__bases__]
             for name, value in sorted(vars(kind).items()):
-                if isinstance(value, FunctionType) or not name.startswith("_"):
+                if isinstance(value, FunctionType) or name[:2] != "__" and name != "_abc_impl":
                     yield [name, self._of(value)]
 
     def _of_object(self, value: Any) -> Iterator[Any]:
-        yield self._of(type(value))
         if name := getattr(value, "__qualname__", getattr(value, "__name__", None)):
             yield name  # of a function in C, a library
-        elif hasattr(value, "__dict__") and type(value).__module__ not in sys.stdlib_module_names:
-            yield self._attributes(value)
-        else:
-            yield (shown := repr(value)).partition(" at 0x")[0]
-            if " at 0x" in shown:
-                self.unknown.add(type(value).__qualname__)
+            owner = getattr(value, "__self__", None)
+            yield self._of(None if isinstance(owner, ModuleType) else owner)
+            return
+        try:
+            reduce = copyreg.dispatch_table.get(type(value), lambda it: it.__reduce_ex__(4))
+            made = () if isinstance(value, RANDOM) else reduce(value)
+        except Exception:  # whatever its class raises where it cannot be pickled
+            made = ()
+        if not made:
+            self.unknown.add(type(value).__qualname__)
+        elif isinstance(made, tuple):
+            make, arguments, state, *items = (*made, None)[: max(3, len(made))]
+            if isinstance(state, dict) and _is_installed(type(value)):
+                state = {name: part for name, part in state.items() if str(name)[0] != "_"}
+            items = [list(part) for part in items if part is not None and not callable(part)]
+            yield from map(self._of, (make, arguments, state, items))
 
-    def _attributes(self, thing: Any, but: type | tuple[()] = ()) -> list[Any]:
-        """Public attributes by name, without those of a type and the mode of modules."""
-        named = sorted(getattr(thing, "__dict__", {}).items())
-        return [
-            [name, self._of(value)]
-            for name, value in named
-            if name[0] != "_" and name != "training" and not isinstance(value, but)
-        ]
+    def _of_module(self, part: torch.nn.Module) -> Iterator[Any]:
+        """A module's settings, and the tensors that no training changes."""
+        named, is_own = vars(part), not _is_installed(type(part))
+        frozen = {n: p for n, p in part._parameters.items() if p is not None}
+        named = {
+            name: value
+            for name, value in named.items()
+            if name in OF_PYRO
+            or name not in OF_MODULES
+            and not name.startswith("_pyro")
+            and (name[0] != "_" or is_own)
+            and not (isinstance(value, torch.Tensor) and (name[0] == "_" or not is_own))
+        }
+        yield from map(self._of, (named, frozen, part._buffers if is_own else None))
 
 
 def _sha256(data: bytes) -> str:
@@ -170,7 +209,7 @@ def _content(cell: CellType) -> Any:
 
 def _globals_named(code: CodeType) -> set[str]:
     """The names that a function's code, and that of functions in it, looks up in its module."""
-    names = {i.argval for i in dis.get_instructions(code) if i.opname == "LOAD_GLOBAL"}
+    names = {i.argval for i in dis.get_instructions(code) if i.opname in LOADS}
     inner = (part for part in code.co_consts if isinstance(part, CodeType))
     return names.union(*map(_globals_named, inner))
 
@@ -178,7 +217,8 @@ def _globals_named(code: CodeType) -> set[str]:
 def _is_installed(thing: Any) -> bool:
     """Whether it is of this package, Python's library or an installed package."""
     name = thing.__name__ if isinstance(thing, ModuleType) else str(thing.__module__)
-    if name.partition(".")[0] in (*sys.stdlib_module_names, "pyro_vaeflow"):
+    top, _, inner = name.partition(".")
+    if top in sys.stdlib_module_names or top == "pyro_vaeflow" and inner[:8] != "programs":
         return True
     file = getattr(sys.modules.get(name), "__file__", None) or ""
     return "site-packages" in file or "dist-packages" in file

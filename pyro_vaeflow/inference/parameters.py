@@ -9,7 +9,7 @@ own, and the parameters of modules are found in the modules.
 
 import inspect
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial, wraps
 from typing import Any
 from weakref import WeakKeyDictionary, ref
@@ -38,7 +38,9 @@ def _alone(scope: Callable[..., Iterator[Any]]) -> Callable[..., Iterator[Any]]:
 
     @wraps(scope)
     def scope_of_one_thread(*args: Any, **options: Any) -> Iterator[Any]:
-        with ONE_THREAD:
+        # What is made in it has no gradients for good: parameters of lazy layers, and caches.
+        is_inference = torch.is_inference_mode_enabled()
+        with ONE_THREAD, torch.inference_mode(False) if is_inference else nullcontext():
             yield from scope(*args, **options)
 
     return scope_of_one_thread

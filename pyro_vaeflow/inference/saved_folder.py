@@ -210,6 +210,7 @@ def tensor_digest(values: Iterable[Any]) -> str:
     for value in values:
         if isinstance(value, torch.Tensor):
             digest.update(f"{value.dtype} {tuple(value.shape)}".encode())
+            value = value if value.layout == torch.strided else value.to_dense()
             data = value.detach().cpu().contiguous().flatten()
             digest.update(data.view(torch.uint8).numpy().data)
         else:

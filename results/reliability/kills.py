@@ -28,16 +28,20 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import psutil
 import pyro
 import pyro.distributions as dist
 import torch
+import torch._dynamo  # what jobs import late, for seconds, is there before the forks
 from pyro.optim.clipped_adam import ClippedAdam
 from safetensors.torch import load_file
+from tqdm import tqdm
 
 from pyro_vaeflow import Checkpoint, Guide, Model, VAEFlowDetector, cosine, linear, train
 from pyro_vaeflow.cli import main as main_of_command
 from pyro_vaeflow.experiments.config import ExperimentConfig
 from pyro_vaeflow.experiments.fanout import run_all
+from pyro_vaeflow.files import fit as _fit  # noqa: F401
 from pyro_vaeflow.inference import checkpoint, saved_folder
 from pyro_vaeflow.inference.saved_folder import named_digest, state_of
 from pyro_vaeflow.plain_files import write_whole
@@ -46,6 +50,7 @@ CONTEXT = get_context("forkserver")  # a process that has imported torch, and fo
 PHASES = "before the first step|in a step|writing|renaming|after training".split("|")
 BEFORE, STEP, WRITE, RENAME, AFTER = range(len(PHASES))
 SLOW = 0.003  # seconds that each part of a writing takes longer
+PATIENCE = 1200  # seconds for an end, and for workers to follow their parent: a machine may be busy
 EVERY = 3  # steps
 TINY = {
     "dataset": "breast_cancer", "num_steps": 15, "num_samples": 3, "encoder_dims": (8,),
@@ -244,20 +249,24 @@ def start(job: str, folder: Path, phase: Any = None) -> tuple[ForkServerProcess,
     return process, answer
 
 
-def kill_after(seconds: float, job: str, folder: Path, phase: Any) -> bool:
-    """Whether it was still at work."""
+def kill_after(seconds: float, job: str, folder: Path, phase: Any) -> tuple[bool, float]:
+    """Whether it was still at work, and the seconds until its own processes were gone, too."""
     phase.value = BEFORE
     process, answer = start(job, folder, phase)
-    alive = not answer.poll(seconds)
+    if not (alive := not answer.poll(seconds)):
+        answer.recv()  # EOFError: it failed, and has said why
+    workers = psutil.Process(process.pid).children(recursive=True) if alive else []
     process.kill()
     process.join()
-    return alive
+    killed = time.perf_counter()
+    _, left = psutil.wait_procs(workers, timeout=PATIENCE)
+    return alive, float("inf") if left else time.perf_counter() - killed if workers else 0.0
 
 
 def end(job: str, folder: Path, phase: Any = None) -> str:
-    """The digest of the job's end; a hang is an end like no other."""
+    """The digest of the job's end, or EOFError; a hang is an end like no other."""
     process, answer = start(job, folder, phase)
-    digest = answer.recv() if answer.poll(600) else "hangs"
+    digest = answer.recv() if answer.poll(PATIENCE) else "hangs"
     process.kill()
     process.join()
     return digest
@@ -265,9 +274,11 @@ def end(job: str, folder: Path, phase: Any = None) -> str:
 
 def kill(kills: int, seed: int) -> Counter:
     """Kills so many times, some again after they went on; counts where, and how they end."""
-    draw, phase, counts = np.random.default_rng(seed), CONTEXT.Value("b", lock=False), Counter()
+    draw, phase = np.random.default_rng(seed), CONTEXT.Value("b", lock=False)
+    counts: Counter = Counter()
     expected: dict[str, str] = {}
     lasts: dict[str, float] = {}
+    bar = tqdm(total=kills, desc="kills", mininterval=5)
     while counts["kills"] < kills:
         job = str(draw.choice(list(JOBS), p=SHARES))
         with tempfile.TemporaryDirectory() as folder:
@@ -278,16 +289,22 @@ def kill(kills: int, seed: int) -> Counter:
                 lasts[job] = time.perf_counter() - started
             for _ in range(draw.choice([1, 1, 2, 3])):
                 moment = draw.uniform(0.0, 0.95) * lasts[job]
-                if kill_after(moment, job, Path(folder, "killed"), phase):
+                alive, gone = kill_after(moment, job, Path(folder, "killed"), phase)
+                counts["slowest worker"] = max(counts["slowest worker"], gone)
+                if alive:
                     counts.update(["kills", PHASES[phase.value], f"{job} killed"])
+                    bar.update()
             counts["ends compared"] += 1
             counts["mismatches"] += end(job, Path(folder, "killed")) != expected[job]
+            bar.set_postfix_str(f"{counts['mismatches']} mismatches, {job}")
+    bar.close()
     return counts
 
 
 def section(counts: Counter, seconds: float) -> str:
     """The section of results/reliability/README.md."""
     jobs = ", ".join(f"{counts[f'{job} killed']} {job}" for job in JOBS)
+    slowest = counts["slowest worker"]
     where = "\n".join(f"| {name} | {counts[name]} |" for name in PHASES)
     command = shlex.join(["python", "-m", "results.reliability.kills", *sys.argv[1:]])
     return f"""## Kill tests
@@ -302,7 +319,8 @@ parameters, scores, history.
 | all | {counts["kills"]} |
 
 {counts["ends compared"]} ends compared, {counts["mismatches"]} mismatches, {seconds:.0f} seconds.
-Kills by job: {jobs}. torch {torch.__version__}.
+Kills by job: {jobs}. After a killed parent
+its workers were gone within {slowest:.0f} seconds. torch {torch.__version__}.
 
 """
 
