@@ -33,7 +33,7 @@ from results.shared.effects import by_run, effects, paired
 design = import_module("results.flow-study.design")
 figures_of = import_module("results.flow-study.figures")
 
-matplotlib.rcParams["figure.dpi"] = 50  # six panels at once
+matplotlib.rcParams["figure.dpi"] = 100
 
 # %% [markdown]
 # `VAEFLOW_QUICK` leaves out the bootstrap's table; nothing is trained here.
@@ -56,7 +56,7 @@ table.groupby(["dataset", "seed"]).size().unstack()
 
 # %%
 differences = design.complete(paired(design.central(table)))
-effects(differences, ["flow", "num_flows"], MEASURES).round(3)
+effects(differences, ["flow", "num_flows"], MEASURES).set_index(["flow", "num_flows"]).T.round(3)
 
 # %%
 figures = figures_of.study_figures(table, pd.read_csv("../results/flow-study/margins.csv"))

@@ -14,8 +14,8 @@
 # # Pictures of posteriors
 #
 # What does a guide believe of one row, and how far is that from the posterior? Small guides of
-# several families and sizes learn the ring; then you choose one and a row. With `ipywidgets`
-# installed the choice is made by menus and a slider; without, the panels below show some choices.
+# several families, depths and sizes learn the ring; then you choose one and a row. With
+# `ipywidgets` installed the choice is made by a menu and sliders; without, panels show some.
 
 # %%
 # %matplotlib inline
@@ -50,18 +50,19 @@ QUICK = os.environ.get("VAEFLOW_QUICK")
 NUM_STEPS, NUM_SIMULATIONS, NUM_DRAWS = (5, 20, 20) if QUICK else (1200, 1000, 1000)
 
 # %% [markdown]
-# ## Six pairs
+# ## Ten pairs
 #
-# Each pair has a decoder of its own, learned together with the guide.
+# Each pair has a decoder of its own, learned together with the guide. Depth is the number of the
+# flow's layers; the diagonal posterior has none.
 
 # %%
 x = make_ring(2000)
-pairs = {}
-for flow in ("diagonal", "planar", "iaf"):
+pairs, elbo = {}, {}
+for flow, depth in (("diagonal", 0), ("planar", 2), ("planar", 10), ("iaf", 1), ("iaf", 5)):
     for latent_dim in (2, 4):
         options = {"latent_dim": latent_dim, "hidden_dims": (64, 64), "dropout": 0.0}
         model = Model(2, likelihood="normal", activation="silu", **options)
-        guide = Guide(2, flow=flow, activation="silu", **options)
+        guide = Guide(2, flow=flow, num_flows=depth, activation="silu", **options)
         history = train(
             model,
             guide,
@@ -71,8 +72,9 @@ for flow in ("diagonal", "planar", "iaf"):
             schedule=linear(max(1, NUM_STEPS // 4)),
             progress=False,
         )
-        pairs[flow, latent_dim] = model, guide
-        print(f"{flow}, {latent_dim} latents: {history}")
+        pairs[flow, depth, latent_dim] = model, guide
+        elbo[f"{flow} {depth}", latent_dim] = history.frame["elbo"].tail(50).mean()
+pd.Series(elbo, name="ELBO, nats per row").unstack().rename_axis(columns="latents").round(2)
 
 # %% [markdown]
 # ## One row, one guide
@@ -83,22 +85,23 @@ for flow in ("diagonal", "planar", "iaf"):
 
 
 # %%
-def show(flow: str = "diagonal", latent_dim: int = 2, row: int = 0) -> Figure:
-    model, guide = pairs[flow, latent_dim]
-    named = {f"{flow}, row {row}": guide}
+def show(flow="iaf", deep=True, latent_dim=2, row=0) -> Figure:
+    depth = {"diagonal": 0, "planar": 10 if deep else 2, "iaf": 5 if deep else 1}[flow]
+    model, guide = pairs[flow, depth, latent_dim]
+    named = {f"{flow} {depth}, row {row}": guide}
     return plot_posteriors(model, named, x[row : row + 1], num_samples=500)
 
 
 if find_spec("ipywidgets"):
     from ipywidgets import interact
 
-    interact(show, flow=["diagonal", "planar", "iaf"], latent_dim=[2, 4], row=(0, 19))
+    interact(show, flow=["diagonal", "planar", "iaf"], latent_dim=(2, 4, 2), row=(0, 19))
 else:
-    for flow in ("diagonal", "iaf"):
-        display(show(flow, 2, 0))
+    for flow, deep in (("diagonal", False), ("planar", True), ("iaf", False), ("iaf", True)):
+        display(show(flow, deep))
 
 # %%
-show("planar", 4, 3)
+show("planar", True, 4, 3)
 
 # %% [markdown]
 # ## A chain as the reference
@@ -110,8 +113,8 @@ show("planar", 4, 3)
 
 # %%
 chains = {}
-for flow in ("diagonal", "iaf"):
-    model, guide = pairs[flow, 2]
+for flow, depth in (("diagonal", 0), ("iaf", 5)):
+    model, guide = pairs[flow, depth, 2]
     model.eval().requires_grad_(False)
     guide.eval()
     pyro.set_rng_seed(0)
@@ -123,7 +126,7 @@ for flow in ("diagonal", "iaf"):
         drawn = q.sample((2000,))
         log_ratio = q.log_prob(drawn)[:, 0] - gaussian_kde(posterior.T).logpdf(drawn[:, 0].T)
     gap = inference_gap(model, guide, x[:1], num_samples=2000, num_steps=0).inference_gap
-    chains[flow] = {"KL from the chain": log_ratio.mean().item(), "inference_gap": gap.item()}
+    chains[f"{flow} {depth}"] = {"KL from the chain": log_ratio.mean().item(), "inference_gap": gap.item()}
 pd.DataFrame(chains).T.round(2)
 
 # %% [markdown]
@@ -133,7 +136,7 @@ pd.DataFrame(chains).T.round(2)
 # then what each of the layers makes of them.
 
 # %%
-model, guide = pairs["iaf", 2]
+model, guide = pairs["iaf", 5, 2]
 with torch.no_grad():
     context = guide.encoder(x[:1])
     loc, raw_scale = guide.base(context).chunk(2, dim=-1)
@@ -182,6 +185,7 @@ display(figure)
 #
 # Latents are drawn, rows made of them, and the guide asked where the latents stand among its own
 # draws. If it is right, each rank is as likely as any other; dashed lines hold 99% of the bars.
+# Heaps at both ends are a guide that is narrower than the posterior.
 
 # %%
 simulation_based_calibration(model, guide, x, num_simulations=NUM_SIMULATIONS).plot()

@@ -28,7 +28,7 @@ class Calibrated:
 
     @property
     def columns_(self: Any) -> pd.DataFrame:
-        """What `fit` took each column for: ``kind``, what it ``holds``, ``missing``, ``why``."""
+        """A frame of what `fit` took each column for, what it holds, the share missing, and why."""
         return read_aloud(self.encoder_.names_, self.encoder_.readings_)
 
     def shares(self: Any, X: Any) -> list[Shares]:

@@ -45,7 +45,7 @@ def diagonal(latent_dim: int, num_flows: int, context_dim: int | None = None) ->
 def planar(latent_dim: int, num_flows: int, context_dim: int | None = None) -> list[nn.Module]:
     r"""Pyro's ``Planar`` layers, or ``ConditionalPlanar`` over a linear map of the context.
 
-    .. math:: z_k = z_{k-1} + \hat u_k \tanh(w_k^T z_{k-1} + b_k)
+    .. math:: z_k = z_{k-1} + \hat u_k \, \tanh(w_k^T z_{k-1} + b_k)
 
     References:
         D. Rezende, S. Mohamed, Variational Inference with Normalizing Flows, 2015,

@@ -46,7 +46,7 @@ def write_study(folder: Path) -> None:
     by_posterior.to_csv(folder / "effects.csv", index=False, float_format="%.6g")
     (folder / "figures").mkdir(exist_ok=True)
     for name, figure in study_figures(table, rows).items():
-        figure.savefig(folder / "figures" / f"{name}.png", dpi=80)
+        figure.savefig(folder / "figures" / f"{name}.png", dpi=120)
     sections = [f"## {title}\n\n{text}" for title, text in study_tables(table, rows).items()]
     write_page(
         folder / "tables.md",
