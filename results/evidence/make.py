@@ -1,8 +1,7 @@
 """Evidence of trained detectors before and after refinement: k-hat, nats, seconds, AUROC.
 
-With ``--fit`` fits a detector to each data set, and scores some of its distinct test rows, in rounds
-over the sets; a killed call goes on with the first round that rows.csv lacks. Writes tables.md from
-rows.csv.
+With ``--fit`` fits a detector to each data set and scores some of its distinct test rows, in rounds
+over the sets; a killed call goes on with what rows.csv lacks. Writes tables.md from rows.csv.
 """
 
 import time
@@ -26,13 +25,13 @@ KDD = "kddcup99"
 SETS = ("glass", "thyroid", "wine", "cardio", "wdbc", "pendigits", KDD)
 TRAINED_ON = 10_000  # rows at most
 OPTIONS: dict[str, dict[str, Any]] = {KDD: {"latent_dim": 16}}  # as in the preset kdd
-BUDGET = {"rounds": 5, "rows": 20, "again": 1, "num_steps": 1500}  # rows of each kind, a round
+BUDGET = {"rounds": 10, "rows": 10, "again": 1, "num_steps": 1500}  # rows of each kind, a round
 QUICK = {"rounds": 1, "rows": 2, "again": 1, "num_steps": 20}
 KINDS = ("inliers", "anomalies")
 
 
 def trained(name: str, budget: Mapping[str, int]) -> tuple[Model, Guide, torch.Tensor, np.ndarray]:
-    """A detector's programs, and distinct test rows of both kinds as they read them, with labels."""
+    """A detector's programs, and distinct test rows of both kinds as they read them, with kind."""
     data = load_kddcup99() if name == KDD else load_adbench(name)
     split = one_class_split(data, seed=0)
     options = {"num_steps": budget["num_steps"]} | OPTIONS.get(name, {})
@@ -77,7 +76,11 @@ def write_rows(folder: Path, sets: Sequence[str], budget: Mapping[str, int]) -> 
     """Adds the rounds that rows.csv has no rows of."""
     path, fits = folder / "rows.csv", {}
     tables = [pd.read_csv(path)] if path.is_file() else []
-    finished = {pair for table in tables for pair in zip(table["dataset"], table["round"])}
+    finished = {
+        pair
+        for table in tables
+        for pair in table[["dataset", "round"]].itertuples(index=False, name=None)
+    }
     for number in range(budget["rounds"]):
         for name in sets:
             if (name, number) in finished:
