@@ -102,7 +102,9 @@ def test_the_small_budget_makes_the_tables_and_fits_nothing_twice(
     monkeypatch.setenv("VAEFLOW_DATA", str(tmp_path))
     make.main(["--quick", str(tmp_path)])
     page, table = (tmp_path / "tables.md").read_text(), pd.read_csv(tmp_path / "summary.csv")
-    assert len(table) == 20 and table["c2st"].between(0.0, 1.0).all() and table.notna().all(axis=None)
+    assert (
+        len(table) == 20 and table["c2st"].between(0.0, 1.0).all() and table.notna().all(axis=None)
+    )
     assert "| full " in page and "| spline 2 " in page and "nan" not in page
     monkeypatch.setattr(make, "fit_posterior", None)
     make.main(["--quick", str(tmp_path)])

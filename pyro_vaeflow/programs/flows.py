@@ -202,11 +202,11 @@ def spline(
 
 FLOWS: dict[str, Callable[..., list[nn.Module]]] = {
     "diagonal": diagonal,
-    "full": full,
-    "coupling": coupling,
     "planar": planar,
     "iaf": iaf,
     "spline": spline,
+    "full": full,
+    "coupling": coupling,
 }
 
 

@@ -45,6 +45,7 @@ class PosteriorRun:
     learning_rate: float = 3e-3
     temperature: float = 100.0
     num_draws: int = 1000
+    num_simulations: int = 1000
     refined: bool = False
 
     @property
@@ -111,9 +112,12 @@ def fit_posterior(run: PosteriorRun) -> dict[str, Any]:
         c2st(task.reference(number).numpy(), theta.numpy(), run.seed)
         for number, theta in zip(OBSERVATIONS, draws, strict=True)
     ]
-    checked = task.simulate(1000, run.seed + HELD_OUT)
-    calibration = simulation_based_calibration(task.model, guide, checked, seed=run.seed)
+    checked = task.simulate(run.num_simulations, run.seed + HELD_OUT)
+    calibration = simulation_based_calibration(
+        task.model, guide, checked, num_simulations=len(checked), seed=run.seed
+    )
     numbers["sbc"] = calibration.p_values["z"].tolist()
+    numbers["vsbc"] = calibration.bias_p_values["z"].tolist()
     return asdict(run) | numbers | {"seconds": seconds}
 
 
