@@ -21,7 +21,7 @@ from pyro_vaeflow.inference.parameters import named_parameters
 from pyro_vaeflow.tables.columns import Column
 
 NUM_FEATURES = 3
-DEPTHS = {"diagonal": 0, "planar": 3, "iaf": 3, "spline": 2}
+DEPTHS = {"diagonal": 0, "full": 1, "planar": 3, "iaf": 3, "spline": 2}
 
 
 @dataclass(frozen=True)

@@ -36,6 +36,7 @@ def test_an_exact_posterior_is_not_rejected(seed: int) -> None:
     ranks = calibration.ranks["z"]
     assert ranks.shape == (1000, 2) and ranks.min() >= 0 and ranks.max() <= 99
     assert (calibration.p_values["z"] > 0.01).all()
+    assert (calibration.bias_p_values["z"] > 0.01).all()
     # neither the values of the rows matter nor their number
     other = calibration_of(exact.model, exact.exact_guide, torch.randn(7, 3), seed=seed)
     assert torch.equal(ranks, other.ranks["z"])
@@ -46,8 +47,10 @@ def test_p_values_of_exact_posteriors_are_uniform() -> None:
     exact = LinearGaussian()
     options = {"num_simulations": 400, "num_draws": 19, "num_bins": 20}
     pair = exact.model, exact.exact_guide
-    p_values = [calibration_of(*pair, seed=s, **options).p_values["z"] for s in range(60)]
-    assert scipy.stats.kstest(torch.cat(p_values).numpy(), "uniform").pvalue > 0.01
+    found = [calibration_of(*pair, seed=s, **options) for s in range(60)]
+    for name in ("p_values", "bias_p_values"):
+        p_values = torch.cat([getattr(calibration, name)["z"] for calibration in found])
+        assert scipy.stats.kstest(p_values.numpy(), "uniform").pvalue > 0.01
 
 
 @pytest.mark.parametrize("wrong", [{"scale": 0.5}, {"scale": 1.5}, {"shift": 0.15}])
@@ -55,6 +58,8 @@ def test_a_wrong_posterior_is_rejected(wrong: dict) -> None:
     exact = LinearGaussian()
     calibration = calibration_of(exact.model, scaled_guide(exact, **wrong))
     assert (calibration.p_values["z"] < 1e-6).all()
+    biased = calibration.bias_p_values["z"]  # what is only too narrow or too wide is not
+    assert (biased < 1e-6 if "shift" in wrong else biased > 0.01).all()
     counts = calibration.counts["z"]
     assert (counts.sum(0) == 1000).all()
     ends, middle = counts[0] + counts[-1], counts[9] + counts[10]
@@ -72,7 +77,11 @@ def test_p_values_are_scipys() -> None:
     expected = scipy.stats.chisquare(calibration.counts["z"].numpy()).pvalue
     torch.testing.assert_close(calibration.p_values["z"], torch.from_numpy(expected))
     frame = calibration.to_frame()
-    assert [*frame.columns] == ["site", "coordinate", "p_value"] and len(frame) == 2
+    ranks = calibration.ranks["z"].numpy() - 49.5
+    by_scipy = [scipy.stats.wilcoxon(ranks[:, j]).pvalue for j in range(2)]
+    torch.testing.assert_close(calibration.bias_p_values["z"], torch.tensor(by_scipy))
+    assert [*frame.columns] == ["site", "coordinate", "p_value", "bias_p_value"]
+    assert frame["bias_p_value"].tolist() == by_scipy
 
 
 def test_discrete_latents_break_their_ties_at_random() -> None:

@@ -19,7 +19,7 @@ from pyro_vaeflow.inference import saved_folder
 from tests.programs import LinearGaussian, TutorialVAE
 from tests.test_detector import QUICK, OwnGuide, OwnModel, one_factor, table
 
-FLOWS = {"diagonal": 0, "planar": 2, "iaf": 2, "spline": 1}
+FLOWS = {"diagonal": 0, "full": 1, "coupling": 2, "planar": 2, "iaf": 2, "spline": 1}
 CONSTANTS: dict[str, tuple[str, Callable]] = {  # what is no parameter, and another such
     "iaf": ("mask", torch.ones_like),  # lets a coordinate see itself
     "spline": ("permutation", lambda order: order.flip(0)),

@@ -15,16 +15,21 @@ from torch import nn
 
 from pyro_vaeflow import FLOWS, Guide, Model, score, train
 from pyro_vaeflow.programs import fused as fused_layers
-from pyro_vaeflow.programs.flows import MAX_FLOWS, planar
+from pyro_vaeflow.programs.flows import MAX_FLOWS, Reversal, planar
 from pyro_vaeflow.programs.fused import HIDDEN, FusedLayers, fused
 from tests.programs import ZOO, rows
 
 CONTEXT = 3
 KINDS = {"planar": ("planar", {}), "iaf": ("iaf", {}), "iaf_scaled": ("iaf", {"stable": False})}
-KINDS["spline"] = ("spline", {"count_bins": 4})
+KINDS |= {
+    "spline": ("spline", {"count_bins": 4}),
+    "full": ("full", {}),
+    "coupling": ("coupling", {}),
+}
 kinds = pytest.mark.parametrize("kind", KINDS)
+TOGETHER = ["planar", "iaf", "iaf_scaled"]
 affine = pytest.mark.parametrize("kind", ["iaf", "iaf_scaled"])
-affine_or_planar = pytest.mark.parametrize("kind", ["planar", "iaf", "iaf_scaled"])
+affine_or_planar = pytest.mark.parametrize("kind", TOGETHER)
 invertible = pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "planar"])
 conditioned = pytest.mark.parametrize("conditioned", [True, False])
 
@@ -36,6 +41,7 @@ def test_the_laws_are_tested_of_every_registered_posterior() -> None:
 def layers_of(kind: str, num_flows: int, conditioned: bool, dim: int = 3, spread: float = 1.0):
     """Pyro's layers, far from where they start."""
     name, options = KINDS[kind]
+    num_flows = 1 if kind == "full" else num_flows
     layers = nn.ModuleList(FLOWS[name](dim, num_flows, CONTEXT if conditioned else None, **options))
     with torch.no_grad():
         for parameter in layers.parameters():
@@ -74,7 +80,7 @@ def test_the_log_determinant_is_autograds(kind: str, conditioned: bool, num_flow
     columns = [torch.autograd.grad(y[:, j].sum(), z, retain_graph=True)[0] for j in range(3)]
     expected = torch.linalg.slogdet(torch.stack(columns, 1)).logabsdet
     torch.testing.assert_close(log_det, expected, rtol=1e-8, atol=1e-8)
-    assert log_det.abs().max() > 1e-2
+    assert (log_det.abs().max() > 1e-2) == (kind != "full")  # which keeps volumes
 
 
 @pytest.mark.usefixtures("float64")
@@ -196,8 +202,8 @@ def assert_pyros_numbers(layers: Any, shape: tuple[int, ...] = (), runs: int | N
 @pytest.mark.parametrize("num_flows", [1, 2, 7])
 def test_layers_run_together_are_pyros_one_by_one(kind, conditioned, shape, num_flows) -> None:
     layers = layers_of(kind, num_flows, conditioned)
-    assert_pyros_numbers(layers, shape, runs=num_flows if kind == "spline" else 1)
-    modules = {type(layer).__module__ for layer in layers}
+    assert_pyros_numbers(layers, shape, runs=1 if kind in TOGETHER else len(layers))
+    modules = {type(layer).__module__ for layer in layers if not isinstance(layer, Reversal)}
     assert all(name.startswith("pyro.distributions.transforms") for name in modules)
 
 
@@ -224,7 +230,7 @@ class Doubled(nn.Module):
 
 
 def network(layer: Any) -> Any:
-    return layer.nn if isinstance(layer, ConditionalTransform) else layer.arn
+    return layer.nn if hasattr(layer, "nn") else layer.arn
 
 
 def set_option(name: str, value: Any) -> Callable[[Any], None]:
@@ -313,7 +319,13 @@ PLANAR = {
             for c in (True, False)
             for change in MADE
         ),
-        *((kind, c, change) for kind in KINDS for c in (True, False) for change in ANY),
+        *(
+            (kind, c, change)
+            for kind in KINDS
+            if kind != "full"
+            for c in (True, False)
+            for change in ANY
+        ),
         *(
             ("planar", c, change)
             for c, change in ((False, "bias"), (True, "map"), (True, "doubled"))
@@ -384,7 +396,7 @@ def test_iaf_layers_take_the_coordinates_in_alternate_orders(kind, conditioned) 
 
 
 @pytest.mark.parametrize("num_flows", [1, 50, MAX_FLOWS])
-@pytest.mark.parametrize("kind", ["planar", "iaf", "iaf_scaled"])
+@pytest.mark.parametrize("kind", ["coupling", "planar", "iaf", "iaf_scaled"])
 @conditioned
 def test_a_stack_of_any_depth_starts_tame(kind: str, conditioned: bool, num_flows: int) -> None:
     y, log_det = push(flow(kind, num_flows, conditioned, spread=0.0), z := torch.randn(100, 3))
@@ -409,10 +421,36 @@ def test_fifty_layers_train_in_single_precision(flow_name: str, conditioned: boo
 @pytest.mark.parametrize("latent_dim", [1, 2])
 def test_small_latents_work(flow_name: str, latent_dim: int) -> None:
     for conditioned in (True, False):
-        num_flows = 0 if flow_name == "diagonal" else 2
-        guide = Guide(3, latent_dim, flow=flow_name, num_flows=num_flows, conditioned=conditioned)
+        guide = Guide(3, latent_dim, flow=flow_name, conditioned=conditioned)
         model = Model(3, latent_dim, likelihood="normal")
         assert score(model, guide, rows(), num_samples=5).elbo.isfinite().all()
+
+
+@pytest.mark.usefixtures("float64")
+@conditioned
+def test_a_full_posterior_is_a_normal_with_the_covariance_of_its_layer(conditioned: bool) -> None:
+    """Beside torch's own, of L D L^T: any covariance is one."""
+    torch.manual_seed(0)
+    guide = Guide(3, 3, (8,), flow="full", conditioned=conditioned, dropout=0.0)
+    for parameter in guide.flow.parameters():
+        torch.nn.init.normal_(parameter)
+    posterior = guide.posterior(rows(2))
+    base, layer = posterior.base_dist, posterior.transforms[0]
+    factor = layer(torch.eye(3).unsqueeze(1).expand(3, 2, 3)).permute(1, 2, 0)
+    below = torch.ones(3, 3).tril() != 0.0
+    assert ((factor != 0.0) == below).all()
+    exact = dist.MultivariateNormal(layer(base.mean), scale_tril=factor * base.stddev.unsqueeze(-2))
+    z = torch.randn(5, 2, 3)
+    torch.testing.assert_close(posterior.log_prob(z), exact.log_prob(z))
+    assert torch.allclose(factor[0], factor[1]) != conditioned
+
+
+@conditioned
+def test_coupling_layers_move_every_coordinate_given_the_others(conditioned: bool) -> None:
+    torch.manual_seed(0)
+    layers = flow("coupling", 3, conditioned, dim=5, spread=2.0)
+    jacobian = torch.autograd.functional.jacobian(lambda z: push(layers, z)[0], torch.randn(5))
+    assert (jacobian != 0.0).all()
 
 
 @conditioned
@@ -428,7 +466,7 @@ def test_two_splines_bend_each_coordinate_given_the_other(conditioned: bool, see
     assert last[0, 1] == 0.0 != last[1, 0]  # it ends in the order of the columns
 
 
-@pytest.mark.parametrize("name", ["planar", "iaf", "spline"])
+@pytest.mark.parametrize("name", ["coupling", "planar", "iaf", "spline"])
 @pytest.mark.parametrize("num_flows", [0, MAX_FLOWS + 1, -1, 2.0])
 def test_a_depth_out_of_range_is_named(name: str, num_flows) -> None:
     with pytest.raises(
@@ -440,6 +478,8 @@ def test_a_depth_out_of_range_is_named(name: str, num_flows) -> None:
 def test_bad_options_are_named() -> None:
     with pytest.raises(ValueError, match="num_flows must be 0 for flow='diagonal', got 3"):
         FLOWS["diagonal"](3, 3)
+    with pytest.raises(ValueError, match="num_flows must be 1 for flow='full', got 3"):
+        FLOWS["full"](3, 3)
     with pytest.raises(ValueError, match="hidden_dim must be at least latent_dim=3, got 2"):
         FLOWS["iaf"](3, 1, CONTEXT, hidden_dim=2)
 

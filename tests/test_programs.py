@@ -13,7 +13,16 @@ from pyro_vaeflow.inference.parameters import seeded
 from pyro_vaeflow.inference.traces import row_terms
 from tests.programs import MIXED_COLUMNS, mixed_rows, rows
 
-DEPTHS = [("diagonal", 0), ("planar", 1), ("planar", 5), ("iaf", 1), ("iaf", 5), ("spline", 1)]
+DEPTHS = [
+    ("diagonal", 0),
+    ("full", 1),
+    ("coupling", 2),
+    ("planar", 1),
+    ("planar", 5),
+    ("iaf", 1),
+    ("iaf", 5),
+    ("spline", 1),
+]
 
 
 def terms(model: Model, guide: Guide, x: torch.Tensor):
@@ -90,7 +99,8 @@ def test_a_conditioned_flow_differs_from_row_to_row() -> None:
 def test_a_state_dict_makes_the_same_programs_again() -> None:
     x = rows()
     for flow in FLOWS:
-        options = {"flow": flow, "num_flows": 0 if flow == "diagonal" else 4, "latent_dim": 5}
+        num_flows = {"diagonal": 0, "full": 1}.get(flow, 4)
+        options = {"flow": flow, "num_flows": num_flows, "latent_dim": 5}
         for conditioned in (True, False):
             one, other = (Guide(3, conditioned=conditioned, **options).eval() for _ in range(2))
             other.load_state_dict(one.state_dict())

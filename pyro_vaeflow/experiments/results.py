@@ -14,7 +14,7 @@ from pyro_vaeflow.experiments.config import ExperimentConfig
 from pyro_vaeflow.experiments.own_files import FILES, content_name
 from pyro_vaeflow.validation import ConfigError
 
-FLOWS_IN_ORDER = ["diagonal", "planar", "iaf", "spline"]  # of tables; others follow
+FLOWS_IN_ORDER = ["diagonal", "full", "coupling", "planar", "iaf", "spline"]  # others follow
 IDENTITY = ["dataset", "flow", "num_flows"]
 DETECTION = ["f1_top20", "f1_true_ratio", "auroc", "average_precision"]
 COLUMNS = [*IDENTITY, "seed", "score", *DETECTION]
@@ -109,7 +109,9 @@ def method_name(flow: str, num_flows: int) -> str:
         >>> method_name("iaf", 5), method_name("diagonal", 0)
         ('IAF 5', 'diagonal')
     """
-    return flow if flow == "diagonal" else f"{'IAF' if flow == 'iaf' else flow} {num_flows}"
+    return (
+        flow if flow in ("diagonal", "full") else f"{'IAF' if flow == 'iaf' else flow} {num_flows}"
+    )
 
 
 def flat_settings(config: ExperimentConfig) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """How deep a posterior is where nobody says."""
 
-DEPTHS = {"diagonal": 0, "planar": 10, "iaf": 5, "spline": 2}  # one of one's own: five
+# one of one's own: five
+DEPTHS = {"diagonal": 0, "full": 1, "coupling": 4, "planar": 10, "iaf": 5, "spline": 2}
 
 
 def depth(flow: str, num_flows: int | None) -> int:

@@ -21,8 +21,10 @@ from typing import Any
 
 import torch
 from pyro.distributions import transforms
-from pyro.nn import AutoRegressiveNN, ConditionalAutoRegressiveNN
+from pyro.distributions.torch_transform import TransformModule
+from pyro.nn import AutoRegressiveNN, ConditionalAutoRegressiveNN, ConditionalDenseNN, DenseNN
 from torch import nn
+from torch.distributions import constraints
 
 from pyro_vaeflow.programs.fused import PlanarMap
 from pyro_vaeflow.validation import check_size
@@ -40,6 +42,63 @@ def diagonal(latent_dim: int, num_flows: int, context_dim: int | None = None) ->
     if num_flows != 0:
         raise ValueError(f"num_flows must be 0 for flow='diagonal', got {num_flows!r}")
     return []
+
+
+def full(latent_dim: int, num_flows: int, context_dim: int | None = None) -> list[nn.Module]:
+    r"""A normal posterior with a full covariance: one linear autoregressive layer.
+
+    .. math:: z = (I + L) z_0, \qquad L_{ij} = 0 \text{ for } j \ge i
+
+    It says what correlation alone would do, so that a flow can be judged by what it does beyond.
+
+    Raises:
+        ValueError: `num_flows` is not 1.
+    """
+    if num_flows != 1:
+        raise ValueError(f"num_flows must be 1 for flow='full', got {num_flows!r}")
+    if latent_dim == 1:
+        return []
+    net = LinearAutoRegressiveNN(latent_dim, context_dim)
+    plain, conditional = transforms.AffineAutoregressive, transforms.ConditionalAffineAutoregressive
+    return [plain(net) if context_dim is None else conditional(net)]
+
+
+def coupling(
+    latent_dim: int,
+    num_flows: int,
+    context_dim: int | None = None,
+    hidden_dim: int | None = None,
+) -> list[nn.Module]:
+    r"""Pyro's ``AffineCoupling`` layers or their conditional form, coordinates reversed in between.
+
+    Half of the coordinates are scaled and shifted given the others, all at once in both directions.
+
+    References:
+        L. Dinh, J. Sohl-Dickstein, S. Bengio, Density estimation using Real NVP, 2017,
+        arXiv:1605.08803.
+
+    Args:
+        hidden_dim: the width of each layer's network, ``4 * latent_dim`` by default.
+
+    Raises:
+        ValueError: `num_flows` is not from 1 to 100.
+    """
+    check_size("num_flows", num_flows, 1, MAX_FLOWS)
+    if latent_dim == 1:
+        return []
+    hidden_dims, layers = [4 * latent_dim if hidden_dim is None else hidden_dim], []
+    for k in range(num_flows):
+        given = (latent_dim + k % 2) // 2
+        sizes = hidden_dims, [latent_dim - given] * 2
+        if context_dim is None:
+            layer = transforms.AffineCoupling(given, net := DenseNN(given, *sizes))
+        else:
+            net = ConditionalDenseNN(given, context_dim, *sizes)
+            layer = transforms.ConditionalAffineCoupling(given, net)
+        for parameter in net.layers[-1].parameters():  # near the identity
+            parameter.data.mul_(START_SCALE)
+        layers += [layer, Reversal()]
+    return layers[: 2 * num_flows - num_flows % 2]  # in the order of the columns again
 
 
 def planar(latent_dim: int, num_flows: int, context_dim: int | None = None) -> list[nn.Module]:
@@ -146,7 +205,59 @@ FLOWS: dict[str, Callable[..., list[nn.Module]]] = {
     "planar": planar,
     "iaf": iaf,
     "spline": spline,
+    "full": full,
+    "coupling": coupling,
 }
+
+
+class LinearAutoRegressiveNN(nn.Module):
+    """Shifts that are linear in the coordinates before each, for an affine autoregressive layer.
+
+    Example:
+        >>> shift, log_scale = LinearAutoRegressiveNN(3)(torch.ones(5, 3))
+        >>> shift.shape, shift[:, 0].tolist()
+        (torch.Size([5, 3]), [0.0, 0.0, 0.0, 0.0, 0.0])
+    """
+
+    def __init__(self, latent_dim: int, context_dim: int | None = None) -> None:
+        super().__init__()
+        self.permutation = torch.arange(latent_dim)
+        self.entries = nn.Parameter(torch.zeros(latent_dim * (latent_dim - 1) // 2))
+        if context_dim is not None:
+            self.of_context = nn.Linear(context_dim, len(self.entries), bias=False)
+            nn.init.zeros_(self.of_context.weight)
+
+    def get_permutation(self) -> torch.Tensor:
+        """The order in which Pyro inverts the layer."""
+        return self.permutation
+
+    def forward(
+        self, z: torch.Tensor, context: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Shifts and log-scales, which are 0, ``(..., latent_dim)`` each."""
+        entries = self.entries if context is None else self.entries + self.of_context(context)
+        below = entries.new_zeros(*entries.shape[:-1], z.shape[-1], z.shape[-1])
+        rows, columns = torch.tril_indices(z.shape[-1], z.shape[-1], -1)
+        below[..., rows, columns] = entries
+        shift = (below @ z.unsqueeze(-1)).squeeze(-1)
+        return shift, torch.zeros_like(shift)
+
+
+class Reversal(TransformModule):
+    """The coordinates in reversed order: ``pyro.distributions.transforms.Permute`` as a module."""
+
+    domain = codomain = constraints.real_vector
+    bijective = volume_preserving = True
+
+    def _call(self, x: torch.Tensor) -> torch.Tensor:
+        return x.flip(-1)
+
+    def _inverse(self, y: torch.Tensor) -> torch.Tensor:
+        return y.flip(-1)
+
+    def log_abs_det_jacobian(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        """Zeros ``(...)``."""
+        return x.new_zeros(x.shape[:-1])
 
 
 def layer_order(latent_dim: int, layer: int) -> torch.Tensor:

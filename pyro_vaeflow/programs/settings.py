@@ -56,8 +56,8 @@ class PairSettings(Checked):
         likelihood: a name in `pyro_vaeflow.programs.likelihoods.LIKELIHOODS`.
         likelihood_options: options of the likelihood head, such as min_scale of normal.
         flow: the posterior's family, a name in `pyro_vaeflow.programs.flows.FLOWS`.
-        num_flows: transforms in the posterior; null for what suits it: 0 for diagonal, 10 for
-            planar, 5 for iaf, 2 for spline.
+        num_flows: transforms in the posterior; null for what suits it: 0 for diagonal, 1 for
+            full, 4 for coupling, 10 for planar, 5 for iaf, 2 for spline.
         conditioned: whether the flow reads the encoder's context.
         flow_options: options of the posterior's builder, such as hidden_dim of iaf.
         latent_dim: dimensions of z; null for one per feature, up to 64.

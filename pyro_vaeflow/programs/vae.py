@@ -126,7 +126,8 @@ class Guide(PyroModule):
         latent_dim: size of z.
         hidden_dims: the encoder's widths, from x to z.
         flow: a name in `pyro_vaeflow.programs.flows.FLOWS`; ``diagonal`` has no transform.
-        num_flows: K, from 1 to 100; by default 10 for ``planar``, 5 for ``iaf``, 2 for ``spline``.
+        num_flows: K, from 1 to 100; by default 10 for ``planar``, 5 for ``iaf``, 4 for
+            ``coupling``, 2 for ``spline``, and 1 for ``full``, which has no other.
         conditioned: whether the flow's parameters depend on the encoder's last hidden layer, its
             context, as in the paper, or are the same for all rows.
         dropout: in the hidden layers, while training.
