@@ -45,8 +45,8 @@ class VAEFlowDetector(DetectorSettings, Programs, OutlierMixin, BaseEstimator):
         batch_size: rows in a mini-batch.
         learning_rate: of Adam at the start; it falls to a sixtieth along a cosine.
         num_samples: samples of z for a row's score, at least 2.
-        criterion: ``importance``, or ``reconstruction`` for E_q[log p(x | z)], the negative of the
-            paper's A(x).
+        criterion: ``combined``, of the evidence and the rarest entry as p-values: `Rarity`;
+            ``importance``; or ``reconstruction`` for E_q[log p(x | z)], the paper's -A(x).
         contamination: the share of the training rows to flag, in (0, 0.5]; ``"auto"`` flags one in
             20 of fresh rows that are like the training rows, or one in n + 1 if only n rows, below
             19, are kept for calibration (a tenth of the training rows, unless it is set).
@@ -138,9 +138,10 @@ class VAEFlowDetector(DetectorSettings, Programs, OutlierMixin, BaseEstimator):
             rows, drawn = self._with_earlier(rows, drawn)
         checkpoint = self._checkpoint(settings, rows, drawn, goes_on)
         rows = self._placed(rows)
-        history = fit(settings, self.model_, self.guide_, rows, drawn, self.progress, checkpoint)
-        self.history_ = history.frame
+        more = (drawn, self.progress, checkpoint)
+        self.history_ = fit(settings, self.model_, self.guide_, rows, *more).frame
         self._convert(torch.float64)
+        self._learn_rarity(rows)
         scores = self._score_encoded(self._to_score(x))
         self.calibration_scores_ = kept = np.sort(scores[fresh])
         self.offset_ = conformal.threshold(scores, kept, self.contamination, weights)
@@ -222,10 +223,13 @@ class VAEFlowDetector(DetectorSettings, Programs, OutlierMixin, BaseEstimator):
     def score_details(self, X: Any, refine: bool | str = False) -> pd.DataFrame:
         """Each row's evidence with its standard error, ESS and k-hat: `Scores` as a frame, nats.
 
-        A k-hat above 0.7 says that the log evidence is probably too low, as it often is for the
-        most anomalous rows. `refine` is as in `score`; `offset_` is for scores without it.
+        Its ``score`` is that of `score_samples`. A k-hat above 0.7 says that the log evidence is
+        probably too low, as it often is for the most anomalous rows. `refine` is as in `score`;
+        `offset_` is for scores without it.
         """
-        frame = self._scores(self._encoded(X), refine=refine).to_frame()
+        x = self._encoded(X)
+        frame = (scores := self._scores(x, refine=refine)).to_frame()
+        frame["score"] = self._criterion(scores, x)
         return frame.set_index(X.index) if isinstance(X, pd.DataFrame) else frame
 
     def explain(self, X: Any, site: str = "x") -> pd.DataFrame:
@@ -241,9 +245,9 @@ class VAEFlowDetector(DetectorSettings, Programs, OutlierMixin, BaseEstimator):
         with ONE_THREAD, warnings.catch_warnings():
             warnings.simplefilter("ignore", KhatWarning)
             nats = contributions(self.model_, self.guide_, x, site=site, **options)
-        values = nats.cpu().numpy() + 0.0  # a missing entry's is -0.0
         index = X.index if isinstance(X, pd.DataFrame) else None
-        return pd.DataFrame(values, index, columns=self.encoder_.names_)
+        # A missing entry's is -0.0.
+        return pd.DataFrame(nats.cpu().numpy() + 0.0, index, columns=self.encoder_.names_)
 
     def plot_scores(self, X: Any) -> Figure:
         """A histogram of the rows' anomaly scores, nats, with the threshold."""

@@ -12,6 +12,7 @@ from numpy.typing import ArrayLike
 from sklearn.utils import check_array, check_consistent_length, column_or_1d
 from sklearn.utils.validation import check_is_fitted, validate_data
 
+from pyro_vaeflow.detector.rarity import MAX_ROWS, Rarity
 from pyro_vaeflow.detector.settings import CRITERIA
 from pyro_vaeflow.inference.fingerprint import structure
 from pyro_vaeflow.inference.parameters import Program, check_device, modules, move
@@ -108,8 +109,18 @@ class Programs:
         return scores
 
     def _score_encoded(self: Any, x: torch.Tensor) -> np.ndarray:
-        values = getattr(self._scores(x), CRITERIA[self.criterion])
-        return values.cpu().numpy().astype(np.float64)
+        return self._criterion(self._scores(x), x)
+
+    def _criterion(self: Any, scores: Scores, x: torch.Tensor) -> np.ndarray:
+        """What `score_samples` gives of the rows, ``(num_data,)``."""
+        values = getattr(scores, CRITERIA[self.criterion]).cpu().numpy().astype(np.float64)
+        return self.rarity_(x, values) if self.criterion == "combined" else values
+
+    def _learn_rarity(self: Any, rows: torch.Tensor) -> None:
+        """What the criterion ``combined`` compares with: some of the training rows."""
+        x = self._to_score(rows[:MAX_ROWS])
+        evidence = self._scores(x).log_evidence.cpu().numpy()
+        self.rarity_ = Rarity(x, self.encoder_.columns_, evidence)
 
 
 def table_of(detector: Any, X: Any, reset: bool) -> pd.DataFrame:

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+from pyro_vaeflow.detector.rarity import Rarity
 from pyro_vaeflow.inference.parameters import Program
 from pyro_vaeflow.inference.saved_folder import (
     CheckpointError,
@@ -52,6 +53,8 @@ def save_detector(detector: Any, folder: str | Path) -> None:
     }
     tensors = {f"state.{k}": v for k, v in state_of(detector.model_, detector.guide_).items()}
     tensors["calibration_scores"] = torch.as_tensor(detector.calibration_scores_)
+    tensors["rarity.rows"] = detector.rarity_.rows
+    tensors["rarity.evidence"] = torch.as_tensor(detector.rarity_.evidence)
     tensors["history"] = torch.as_tensor(history.to_numpy(dtype=np.float64, copy=True))
     write(folder, _plain(content, "detector"), tensors)
 
@@ -73,7 +76,8 @@ def _filled(detector: Any, content: Any, tensors: dict[str, torch.Tensor]) -> An
     check_keys(content, FITTED, "content")
     state = {k.removeprefix("state."): v for k, v in tensors.items() if k.startswith("state.")}
     extra = {k: v for k, v in tensors.items() if not k.startswith("state.")}
-    check_keys(extra, ("calibration_scores", "history"), "the tensor file")
+    known = ("calibration_scores", "history", "rarity.rows", "rarity.evidence")
+    check_keys(extra, known, "the tensor file")
     if content["own"] is not (detector.model is not None):
         raise CheckpointError(
             "pass model= and guide= to load a detector of programs of one's own, and only then; "
@@ -86,6 +90,10 @@ def _filled(detector: Any, content: Any, tensors: dict[str, torch.Tensor]) -> An
     detector._convert(torch.float64)  # as `fit` leaves a `Model` and a `Guide`
     detector._built = detector._settings_built()
     check_fits(state_of(detector.model_, detector.guide_), state)
+    rows, evidence = extra["rarity.rows"], extra["rarity.evidence"]
+    like = torch.empty(len(rows), dtype=torch.float64)
+    check_fits({"rarity.evidence": like}, {"rarity.evidence": evidence})
+    detector.rarity_ = Rarity(rows, detector.encoder_.columns_, evidence.numpy())
     if detector.model is None:
         _check_constants(detector, state)
     restore(detector.model_, detector.guide_, state)

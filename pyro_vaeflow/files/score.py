@@ -15,7 +15,6 @@ import pyarrow as pa
 from tqdm.auto import tqdm
 
 from pyro_vaeflow.detector.estimator import VAEFlowDetector
-from pyro_vaeflow.detector.settings import CRITERIA
 from pyro_vaeflow.files.parsing import check_types, to_frame
 from pyro_vaeflow.files.scores_folder import (
     MANIFEST,
@@ -185,7 +184,7 @@ def check_columns(job: Job, files: Mapping[str, Path]) -> None:
 def _scores(detector: VAEFlowDetector, frame: pd.DataFrame, explain: str) -> dict[str, Any]:
     """The columns of scores, ``(num_data,)`` each."""
     details = detector.score_details(frame)
-    score = details[CRITERIA[detector.criterion]].to_numpy()
+    score = details["score"].to_numpy()
     flagged = score < detector.offset_
     details["anomaly_score"] = -score
     shown = {"all": np.ones_like(flagged), "flagged": flagged, "none": np.zeros_like(flagged)}
