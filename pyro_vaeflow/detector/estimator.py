@@ -74,10 +74,8 @@ class VAEFlowDetector(DetectorSettings, Programs, OutlierMixin, BaseEstimator):
         offset_: the score below which rows are flagged, nats.
         n_features_in_, feature_names_in_: of the table, names if all are texts.
         encoder_: the fitted `MixedEncoder`.
-        model_, guide_: the trained programs.
-        history_: of training, a frame with one row per step.
-        calibration_scores_: of the rows kept from training.
-        seed_: what random_state gave.
+        model_, guide_: the trained programs; history_: a frame with one row per step.
+        calibration_scores_: of the rows kept from training; seed_: what random_state gave.
 
     Example:
         >>> import pandas as pd
@@ -228,8 +226,8 @@ class VAEFlowDetector(DetectorSettings, Programs, OutlierMixin, BaseEstimator):
         `offset_` is for scores without it.
         """
         x = self._encoded(X)
-        frame = (scores := self._scores(x, refine=refine)).to_frame()
-        frame["score"] = self._criterion(scores, x)
+        scores = self._scores(x, refine=refine)
+        frame = scores.to_frame().assign(score=self._criterion(scores, x))
         return frame.set_index(X.index) if isinstance(X, pd.DataFrame) else frame
 
     def explain(self, X: Any, site: str = "x") -> pd.DataFrame:
@@ -298,6 +296,5 @@ class VAEFlowDetector(DetectorSettings, Programs, OutlierMixin, BaseEstimator):
 
     def __sklearn_tags__(self) -> Tags:
         tags = super().__sklearn_tags__()
-        tags.input_tags.allow_nan = True
-        tags.input_tags.string = True
+        tags.input_tags.allow_nan = tags.input_tags.string = True
         return tags

@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike
 from sklearn.utils import check_array, check_consistent_length, column_or_1d
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from pyro_vaeflow.detector.rarity import MAX_ROWS, Rarity
+from pyro_vaeflow.detector.rarity import MAX_ROWS, MAX_SCORED, Rarity
 from pyro_vaeflow.detector.settings import CRITERIA
 from pyro_vaeflow.inference.fingerprint import structure
 from pyro_vaeflow.inference.parameters import Program, check_device, modules, move
@@ -118,9 +118,9 @@ class Programs:
 
     def _learn_rarity(self: Any, rows: torch.Tensor) -> None:
         """What the criterion ``combined`` compares with: some of the training rows."""
-        x = self._to_score(rows[:MAX_ROWS])
-        evidence = self._scores(x).log_evidence.cpu().numpy()
-        self.rarity_ = Rarity(x, self.encoder_.columns_, evidence)
+        rows = self._to_score(rows[:MAX_ROWS])
+        evidence = self._scores(rows[:MAX_SCORED]).log_evidence.cpu().numpy()
+        self.rarity_ = Rarity(rows, evidence)
 
 
 def table_of(detector: Any, X: Any, reset: bool) -> pd.DataFrame:

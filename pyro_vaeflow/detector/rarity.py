@@ -1,16 +1,13 @@
 """Rarity of a row and of its rarest entry: p-values against training rows, combined."""
 
-from collections.abc import Sequence
-from functools import partial
-
 import numpy as np
 import torch
 from numpy.typing import ArrayLike
 
 from pyro_vaeflow.inference.noise import row_hash
-from pyro_vaeflow.tables.columns import Column
 
-MAX_ROWS = 2000  # that columns' densities are made of
+MAX_ROWS = 2000  # that columns' densities are made of,
+MAX_SCORED = 500  # and of which the evidence is known
 # Half widths of boxes, in standard deviations: from values that repeat to none that is alike.
 WIDTHS = np.array([1e-3, 3e-3, 1e-2, 3e-2, 0.1, 0.3, 1.0, 3.0, 30.0, 1e3])
 ROUNDS = 30  # of expectation maximisation
@@ -24,9 +21,9 @@ class Rarity:
 
     :math:`p_{row}` is the share of training rows whose evidence is lower, :math:`p_{entry}` of
     those whose rarest entry is rarer. Entries compare by p-values, too, under the density of their
-    column alone: shares of levels, or :math:`\sum_k w_k \#\{m : |x_j - x_{mj}| \le h_k\} /
-    (2 h_k M)` with weights of largest leave-one-out likelihood. Codes and lattices get narrow
-    boxes, and then a value that was never seen is rare. A training row is not compared with itself.
+    column alone, :math:`\sum_k w_k \#\{m : |x_j - x_{mj}| \le h_k\} / (2 h_k M)`, with weights of
+    largest leave-one-out likelihood. Levels, codes and lattices get narrow boxes, and then a value
+    that was never seen is rare. A training row is not compared with itself.
 
     References:
         I. J. Good, On the weighted combination of significance tests, Journal of the Royal
@@ -36,70 +33,67 @@ class Rarity:
 
     Args:
         rows: of training, encoded, ``(n, num_columns)``.
-        columns: what they hold.
-        evidence: of the rows, as if each were no training row, ``(n,)``, nats.
+        evidence: of some of them, as if each were no training row, nats.
 
     Example:
-        >>> rows, column = torch.arange(20.0).repeat(10)[:, None], Column("a", "continuous")
-        >>> rarity = Rarity(rows, [column], evidence=np.zeros(200))
+        >>> rarity = Rarity(torch.arange(20.0).repeat(10)[:, None], evidence=np.zeros(200))
         >>> seen, unseen = rarity(torch.tensor([[3.0], [3.5]]), evidence=np.zeros(2))
         >>> bool(unseen < seen)
         True
     """
 
-    def __init__(self, rows: torch.Tensor, columns: Sequence[Column], evidence: ArrayLike) -> None:
+    def __init__(self, rows: torch.Tensor, evidence: ArrayLike) -> None:
         self.rows, self.evidence = rows.cpu(), np.asarray(evidence, dtype=float)
         values, own = self.rows.double().numpy(), np.ones(len(rows), dtype=bool)
-        self._rarities = [
-            partial(_of_level, np.bincount(_shown(v).astype(int), minlength=c.num_levels))
-            if c.num_levels
-            else partial(_of_number, np.sort(_shown(v)), _weights(np.sort(_shown(v))))
-            for v, c in zip(values.T, columns, strict=True)
-        ]
-        self._known = [_shown(f(v, own)) for f, v in zip(self._rarities, values.T, strict=True)]
-        self._rarest = self._of_entries(values, own)
+        self._values = [np.sort(v[~np.isnan(v)]) for v in values.T]
+        self._weights = [_weights(known) for known in self._values]
+        entries = self._rarities(values, own)
+        self._known = [v[~np.isnan(v)] for v in entries]
+        self._rarest = self._of_entries(entries)
 
     def __call__(self, x: torch.Tensor, evidence: ArrayLike) -> np.ndarray:
         """s(x) of encoded rows with their evidence, ``(num_data,)``, nats; low = anomalous."""
         own = torch.isin(row_hash(x.cpu()), row_hash(self.rows)).numpy()
-        rarest = self._of_entries(x.cpu().double().numpy(), own)
+        rarest = self._of_entries(self._rarities(x.cpu().double().numpy(), own))
         of_rows = surprise(-np.asarray(evidence, dtype=float), -self.evidence)
         return -of_rows - OF_ENTRY * surprise(rarest, self._rarest)
 
-    def _of_entries(self, values: np.ndarray, own: np.ndarray) -> np.ndarray:
+    def _rarities(self, values: np.ndarray, own: np.ndarray) -> list[np.ndarray]:
+        """-log density of the entries of each column, NaN where missing; `own` are known rows."""
+        parts = zip(self._values, self._weights, values.T, strict=True)
+        densities = ((_boxes(known, v, own) @ weights, v) for known, weights, v in parts)
+        return [np.where(np.isnan(v), np.nan, -np.log(density + 1e-12)) for density, v in densities]
+
+    def _of_entries(self, entries: list[np.ndarray]) -> np.ndarray:
         """The rarest entry's surprise, ``(num_data,)``; a missing one is not rare."""
-        pairs = zip(self._rarities, self._known, values.T, strict=True)
-        return np.max([np.nan_to_num(surprise(f(v, own), known)) for f, known, v in pairs], axis=0)
+        pairs = zip(entries, self._known, strict=True)
+        return np.max([np.nan_to_num(surprise(v, known)) for v, known in pairs], axis=0)
 
 
 def surprise(scores: np.ndarray, known: np.ndarray) -> np.ndarray:
     """-log of the share of known scores that are higher, nats, ``(num_data,)``; ties count half.
 
-    Beyond the highest, where all p-values are alike, it rises with the logarithm of the distance.
+    It is linear in the rank between known scores, and beyond the highest, where all p-values are
+    alike, it rises with the logarithm of the distance.
 
     Example:
         >>> surprise(np.array([0.5, 9.0, 90.0]), known=np.arange(10.0)).round(1).tolist()
-        [0.1, 3.1, 7.5]
+        [0.1, 2.4, 7.6]
     """
     if not len(known):
         return np.zeros(len(scores))
-    known, count = np.sort(known), len(known)
-    rank = 0.5 * (np.searchsorted(known, scores) + np.searchsorted(known, scores, side="right"))
-    top = known[-1]
-    tail = max(top - known[max(0, int(0.9 * count) - 1)], 1e-3 * abs(top) + 1e-9)
+    (values, counts), count = np.unique(known, return_counts=True), len(known)
+    rank = np.interp(scores, values, counts.cumsum() - 0.5 * counts, left=0.0, right=count)
+    top = values[-1]
+    tail = max(top - np.quantile(known, 0.9), 1e-3 * abs(top) + 1e-9)
     beyond = np.log1p(np.maximum(scores - top, 0.0) / tail)
     return beyond - np.log((count - rank + 0.5) / (count + 1))
 
 
-def _shown(values: np.ndarray) -> np.ndarray:
-    return values[~np.isnan(values)]
-
-
 def _boxes(known: np.ndarray, values: np.ndarray, own: np.ndarray) -> np.ndarray:
     """Densities by boxes of each width, ``(num_data, num_widths)``; `own` is left out."""
-    edges = values[:, None]
-    counts = np.searchsorted(known, edges + WIDTHS, side="right") - own[:, None]
-    counts = counts - np.searchsorted(known, edges - WIDTHS)
+    counts = np.searchsorted(known, values[:, None] + WIDTHS, side="right") - own[:, None]
+    counts = counts - np.searchsorted(known, values[:, None] - WIDTHS)
     return counts / (2.0 * WIDTHS * np.maximum(len(known) - own, 1)[:, None])
 
 
@@ -111,18 +105,3 @@ def _weights(known: np.ndarray) -> np.ndarray:
         total = (parts / parts.sum(1, keepdims=True)).sum(0) + 1.0
         weights = total / total.sum()
     return weights
-
-
-def _of_number(
-    known: np.ndarray, weights: np.ndarray, values: np.ndarray, own: np.ndarray
-) -> np.ndarray:
-    density = _boxes(known, values, own) @ weights + 1e-12
-    return np.where(np.isnan(values), np.nan, -np.log(density))
-
-
-def _of_level(counts: np.ndarray, values: np.ndarray, own: np.ndarray) -> np.ndarray:
-    total = max(1, counts.sum())
-    new = ((counts == 1).sum() + 0.5) / total  # the share of unseen levels, by Good and Turing
-    count = counts[np.nan_to_num(values).astype(int)] - own
-    share = np.where(count > 0, count * (1.0 - new) / total, new)
-    return np.where(np.isnan(values), np.nan, -np.log(share))

@@ -91,9 +91,9 @@ def _filled(detector: Any, content: Any, tensors: dict[str, torch.Tensor]) -> An
     detector._built = detector._settings_built()
     check_fits(state_of(detector.model_, detector.guide_), state)
     rows, evidence = extra["rarity.rows"], extra["rarity.evidence"]
-    like = torch.empty(len(rows), dtype=torch.float64)
-    check_fits({"rarity.evidence": like}, {"rarity.evidence": evidence})
-    detector.rarity_ = Rarity(rows, detector.encoder_.columns_, evidence.numpy())
+    like = torch.empty(len(evidence), dtype=torch.float64)
+    check_fits({"evidence": like}, {"evidence": evidence})
+    detector.rarity_ = Rarity(rows, evidence.numpy())
     if detector.model is None:
         _check_constants(detector, state)
     restore(detector.model_, detector.guide_, state)
