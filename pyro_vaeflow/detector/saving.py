@@ -30,6 +30,7 @@ NOT_SAVED = ("model", "guide", "checkpoint_dir", "device")
 FITTED = ("settings", "names", "has_feature_names", "columns", "seed", "offset", "history", "own")
 PLAIN = (bool, int, float, str, type(None))
 ROWS = "model.prior.rows"
+RARITY = ("rarity.rows", "rarity.evidence")
 
 
 def save_detector(detector: Any, folder: str | Path) -> None:
@@ -53,8 +54,9 @@ def save_detector(detector: Any, folder: str | Path) -> None:
     }
     tensors = {f"state.{k}": v for k, v in state_of(detector.model_, detector.guide_).items()}
     tensors["calibration_scores"] = torch.as_tensor(detector.calibration_scores_)
-    tensors["rarity.rows"] = detector.rarity_.rows
-    tensors["rarity.evidence"] = torch.as_tensor(detector.rarity_.evidence)
+    if hasattr(detector, "rarity_"):  # not if it was loaded from a folder of 0.1
+        rarity = detector.rarity_
+        tensors |= dict(zip(RARITY, (rarity.rows, torch.as_tensor(rarity.evidence)), strict=True))
     tensors["history"] = torch.as_tensor(history.to_numpy(dtype=np.float64, copy=True))
     write(folder, _plain(content, "detector"), tensors)
 
@@ -76,8 +78,8 @@ def _filled(detector: Any, content: Any, tensors: dict[str, torch.Tensor]) -> An
     check_keys(content, FITTED, "content")
     state = {k.removeprefix("state."): v for k, v in tensors.items() if k.startswith("state.")}
     extra = {k: v for k, v in tensors.items() if not k.startswith("state.")}
-    known = ("calibration_scores", "history", "rarity.rows", "rarity.evidence")
-    check_keys(extra, known, "the tensor file")
+    rarity = [extra.pop(name) for name in RARITY if name in extra]
+    check_keys(extra, ("calibration_scores", "history"), "the tensor file")
     if content["own"] is not (detector.model is not None):
         raise CheckpointError(
             "pass model= and guide= to load a detector of programs of one's own, and only then; "
@@ -90,10 +92,8 @@ def _filled(detector: Any, content: Any, tensors: dict[str, torch.Tensor]) -> An
     detector._convert(torch.float64)  # as `fit` leaves a `Model` and a `Guide`
     detector._built = detector._settings_built()
     check_fits(state_of(detector.model_, detector.guide_), state)
-    rows, evidence = extra["rarity.rows"], extra["rarity.evidence"]
-    like = torch.empty(len(evidence), dtype=torch.float64)
-    check_fits({"evidence": like}, {"evidence": evidence})
-    detector.rarity_ = Rarity(rows, evidence.numpy())
+    if rarity:
+        _take_rarity(detector, *rarity)
     if detector.model is None:
         _check_constants(detector, state)
     restore(detector.model_, detector.guide_, state)
@@ -141,6 +141,13 @@ def _take_tables(detector: Any, content: dict[str, Any], extra: dict[str, torch.
     detector.history_ = pd.DataFrame(history.numpy(), columns=titles)
     detector.history_["step"] = detector.history_["step"].astype(int)
     detector.calibration_scores_ = calibration.numpy()
+
+
+def _take_rarity(detector: Any, rows: torch.Tensor, evidence: torch.Tensor) -> None:
+    fits = rows.shape[1:] == (len(detector.encoder_.columns_),) and evidence.dim() == 1
+    if not fits or not rows.numel() or not evidence.numel() or evidence.isnan().any():
+        raise CheckpointError(f"tensors {RARITY} must hold rows of these columns, and evidence")
+    detector.rarity_ = Rarity(rows, evidence.numpy())
 
 
 def _programs(
