@@ -94,6 +94,7 @@ def _boxes(known: np.ndarray, values: np.ndarray, own: np.ndarray) -> np.ndarray
     """Densities by boxes of each width, ``(num_data, num_widths)``; `own` is left out."""
     counts = np.searchsorted(known, values[:, None] + WIDTHS, side="right") - own[:, None]
     counts = counts - np.searchsorted(known, values[:, None] - WIDTHS)
+    counts = np.maximum(counts, 0)  # a missing entry is in no box, its own neither
     return counts / (2.0 * WIDTHS * np.maximum(len(known) - own, 1)[:, None])
 
 
