@@ -1,0 +1,108 @@
+"""Rarity of a row and of its rarest entry: p-values against training rows, combined."""
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike
+
+from pyro_vaeflow.inference.noise import row_hash
+
+MAX_ROWS = 2000  # that columns' densities are made of,
+MAX_SCORED = 500  # and of which the evidence is known
+# Half widths of boxes, in standard deviations: from values that repeat to none that is alike.
+WIDTHS = np.array([1e-3, 3e-3, 1e-2, 3e-2, 0.1, 0.3, 1.0, 3.0, 30.0, 1e3])
+ROUNDS = 30  # of expectation maximisation
+OF_ENTRY = 0.5  # what the rarest entry counts for beside the row
+
+
+class Rarity:
+    r"""How rare rows are, by their evidence and by their rarest entry.
+
+    .. math:: s(x) = \log p_{row}(x) + \tfrac12 \log p_{entry}(x)
+
+    :math:`p_{row}` is the share of training rows whose evidence is lower, :math:`p_{entry}` of
+    those whose rarest entry is rarer. Entries compare by p-values, too, under the density of their
+    column alone, :math:`\sum_k w_k \#\{m : |x_j - x_{mj}| \le h_k\} / (2 h_k M)`, with weights of
+    largest leave-one-out likelihood. Levels, codes and lattices get narrow boxes, and then a value
+    that was never seen is rare. A training row is not compared with itself.
+
+    References:
+        I. J. Good, On the weighted combination of significance tests, Journal of the Royal
+        Statistical Society B 17, 1955.
+        R. Duin, On the choice of smoothing parameters for Parzen estimators of probability density
+        functions, IEEE Transactions on Computers C-25, 1976: leave-one-out likelihood.
+
+    Args:
+        rows: of training, encoded, ``(n, num_columns)``.
+        evidence: of some of them, as if each were no training row, nats.
+
+    Example:
+        >>> rarity = Rarity(torch.arange(20.0).repeat(10)[:, None], evidence=np.zeros(200))
+        >>> seen, unseen = rarity(torch.tensor([[3.0], [3.5]]), evidence=np.zeros(2))
+        >>> bool(unseen < seen)
+        True
+    """
+
+    def __init__(self, rows: torch.Tensor, evidence: ArrayLike) -> None:
+        self.rows, self.evidence = rows.cpu(), np.asarray(evidence, dtype=float)
+        values, own = self.rows.double().numpy(), np.ones(len(rows), dtype=bool)
+        self._values = [np.sort(v[~np.isnan(v)]) for v in values.T]
+        self._weights = [_weights(known) for known in self._values]
+        entries = self._rarities(values, own)
+        self._known = [v[~np.isnan(v)] for v in entries]
+        self._rarest = self._of_entries(entries)
+
+    def __call__(self, x: torch.Tensor, evidence: ArrayLike) -> np.ndarray:
+        """s(x) of encoded rows with their evidence, ``(num_data,)``, nats; low = anomalous."""
+        own = torch.isin(row_hash(x.cpu()), row_hash(self.rows)).numpy()
+        rarest = self._of_entries(self._rarities(x.cpu().double().numpy(), own))
+        of_rows = surprise(-np.asarray(evidence, dtype=float), -self.evidence)
+        return -of_rows - OF_ENTRY * surprise(rarest, self._rarest)
+
+    def _rarities(self, values: np.ndarray, own: np.ndarray) -> list[np.ndarray]:
+        """-log density of the entries of each column, NaN where missing; `own` are known rows."""
+        parts = zip(self._values, self._weights, values.T, strict=True)
+        densities = ((_boxes(known, v, own) @ weights, v) for known, weights, v in parts)
+        return [np.where(np.isnan(v), np.nan, -np.log(density + 1e-12)) for density, v in densities]
+
+    def _of_entries(self, entries: list[np.ndarray]) -> np.ndarray:
+        """The rarest entry's surprise, ``(num_data,)``; a missing one is not rare."""
+        pairs = zip(entries, self._known, strict=True)
+        return np.max([np.nan_to_num(surprise(v, known)) for v, known in pairs], axis=0)
+
+
+def surprise(scores: np.ndarray, known: np.ndarray) -> np.ndarray:
+    """-log of the share of known scores that are higher, nats, ``(num_data,)``; ties count half.
+
+    It is linear in the rank between known scores, and beyond the highest, where all p-values are
+    alike, it rises with the logarithm of the distance.
+
+    Example:
+        >>> surprise(np.array([0.5, 9.0, 90.0]), known=np.arange(10.0)).round(1).tolist()
+        [0.1, 2.4, 7.6]
+    """
+    if not len(known):
+        return np.zeros(len(scores))
+    (values, counts), count = np.unique(known, return_counts=True), len(known)
+    rank = np.interp(scores, values, counts.cumsum() - 0.5 * counts, left=0.0, right=count)
+    top = values[-1]
+    tail = max(top - np.quantile(known, 0.9), 1e-3 * abs(top) + 1e-9)
+    beyond = np.log1p(np.maximum(scores - top, 0.0) / tail)
+    return beyond - np.log((count - rank + 0.5) / (count + 1))
+
+
+def _boxes(known: np.ndarray, values: np.ndarray, own: np.ndarray) -> np.ndarray:
+    """Densities by boxes of each width, ``(num_data, num_widths)``; `own` is left out."""
+    counts = np.searchsorted(known, values[:, None] + WIDTHS, side="right") - own[:, None]
+    counts = counts - np.searchsorted(known, values[:, None] - WIDTHS)
+    counts = np.maximum(counts, 0)  # a missing entry is in no box, its own neither
+    return counts / (2.0 * WIDTHS * np.maximum(len(known) - own, 1)[:, None])
+
+
+def _weights(known: np.ndarray) -> np.ndarray:
+    weights = np.full(len(WIDTHS), 1.0 / len(WIDTHS))
+    boxes = _boxes(known, known, np.ones(len(known), dtype=bool))
+    for _ in range(ROUNDS):
+        parts = boxes * weights + 1e-300
+        total = (parts / parts.sum(1, keepdims=True)).sum(0) + 1.0
+        weights = total / total.sum()
+    return weights
