@@ -35,21 +35,21 @@ def test_surprise_is_minus_log_of_a_p_value_and_rises_beyond_all_known_scores() 
 
 def test_a_value_never_seen_is_rarer_on_a_lattice_and_not_among_noise() -> None:
     frame, encoder, x = lattice(400)
-    rarity = Rarity(x, np.zeros(400))
+    rarity = Rarity(encoder.columns_, x, np.zeros(400))
     row = {"code": 7.0, "noise": 0.123, "kind": "a"}
     rows = [row, row | {"code": 7.5}, row | {"noise": 0.1234}, row | {"kind": "c"}]
     rows.append(row | {"code": None})
     scores = rarity(encoder.transform(pd.DataFrame(rows)), np.zeros(5))
     assert scores[1] < scores[0] - 1.0 and scores[3] < scores[0] - 1.0
     np.testing.assert_allclose(scores[2], scores[0], rtol=0, atol=0.3)
-    assert scores[4] >= scores[0], "a missing entry is not rare"
+    assert scores[4] > scores[0] - 0.5, "a missing entry is not rare"
 
 
 def test_rows_are_scored_by_themselves_and_a_training_row_does_not_vouch_for_itself() -> None:
-    frame, encoder, _ = lattice(400)
+    frame, encoder, _ = lattice(400)  # no two rows are alike, as one column is noise
     frame.loc[0, "code"] = 3.5
     x = encoder.transform(frame)
-    rarity = Rarity(x, np.zeros(400))
+    rarity = Rarity(encoder.columns_, x, np.zeros(400))
     scores = rarity(x, np.zeros(400))
     assert scores.argmin() == 0
     np.testing.assert_array_equal(rarity(x[:7], np.zeros(7)), scores[:7])

@@ -111,9 +111,16 @@ class Programs:
 
     def _learn_rarity(self: Any, rows: torch.Tensor) -> None:
         """What the criterion ``combined`` compares with: some of the training rows."""
-        rows = self._to_score(rows[:MAX_ROWS])
+        self.rarity_ = None
+        if self.criterion != "combined":
+            return
+        rows, prior = self._to_score(rows[:MAX_ROWS]), getattr(self.model_, "prior", None)
+        if exemplars := isinstance(prior, ExemplarPrior):
+            prior.leaves_out = 1.0
         evidence = self._scores(rows[:MAX_SCORED]).log_evidence.cpu().numpy()
-        self.rarity_ = Rarity(rows, evidence)
+        if exemplars:
+            prior.leaves_out = None
+        self.rarity_ = Rarity(self.encoder_.columns_, rows, evidence)
 
 
 def table_of(detector: Any, X: Any, reset: bool) -> pd.DataFrame:

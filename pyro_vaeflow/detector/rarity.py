@@ -1,65 +1,90 @@
-"""Rarity of a row and of its rarest entry: p-values against training rows, combined."""
+"""Rarity of a row, of its place and of its rarest entry: p-values against training rows."""
+
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike
+from sklearn.neighbors import NearestNeighbors
 
 from pyro_vaeflow.inference.noise import row_hash
+from pyro_vaeflow.programs.priors import own_share
+from pyro_vaeflow.tables.columns import Column
 
-MAX_ROWS = 2000  # that columns' densities are made of,
+MAX_ROWS = 2000  # that rows are compared with,
 MAX_SCORED = 500  # and of which the evidence is known
 # Half widths of boxes, in standard deviations: from values that repeat to none that is alike.
 WIDTHS = np.array([1e-3, 3e-3, 1e-2, 3e-2, 0.1, 0.3, 1.0, 3.0, 30.0, 1e3])
+FAR = 1e3  # standard deviations: squares of more drown the other columns
 ROUNDS = 30  # of expectation maximisation
-OF_ENTRY = 0.5  # what the rarest entry counts for beside the row
 
 
 class Rarity:
-    r"""How rare rows are, by their evidence and by their rarest entry.
+    r"""How rare rows are: by their evidence, their nearest training row and their rarest entry.
 
-    .. math:: s(x) = \log p_{row}(x) + \tfrac12 \log p_{entry}(x)
+    .. math:: s(x) = \log p_{evidence}(x) + \log p_{near}(x) + \log p_{entry}(x)
 
-    :math:`p_{row}` is the share of training rows whose evidence is lower, :math:`p_{entry}` of
-    those whose rarest entry is rarer. Entries compare by p-values, too, under the density of their
-    column alone, :math:`\sum_k w_k \#\{m : |x_j - x_{mj}| \le h_k\} / (2 h_k M)`, with weights of
-    largest leave-one-out likelihood. Levels, codes and lattices get narrow boxes, and then a value
-    that was never seen is rare. A training row is not compared with itself.
+    Each is the share of training rows that are rarer in this respect, and the sum Fisher's: what a
+    smooth density gives away, that a row or a value was seen before, is in the other two. Entries
+    compare by p-values, too, under the density of their column alone,
+    :math:`\sum_k w_k \#\{m : |x_j - x_{mj}| \le h_k\} / (2 h_k M)`, with weights of largest
+    leave-one-out likelihood. Levels, codes and lattices get narrow boxes, and then a value that was
+    never seen is rare. A training row is not compared with itself: see `own_share`.
 
     References:
-        I. J. Good, On the weighted combination of significance tests, Journal of the Royal
-        Statistical Society B 17, 1955.
+        R. A. Fisher, Statistical Methods for Research Workers, 4th edition, 1932, section 21.1.
         R. Duin, On the choice of smoothing parameters for Parzen estimators of probability density
         functions, IEEE Transactions on Computers C-25, 1976: leave-one-out likelihood.
 
     Args:
+        columns: of the encoded rows.
         rows: of training, encoded, ``(n, num_columns)``.
         evidence: of some of them, as if each were no training row, nats.
 
     Example:
-        >>> rarity = Rarity(torch.arange(20.0).repeat(10)[:, None], evidence=np.zeros(200))
+        >>> rows = torch.arange(20.0).repeat(10)[:, None]
+        >>> rarity = Rarity([Column("code", "continuous")], rows, evidence=np.zeros(200))
         >>> seen, unseen = rarity(torch.tensor([[3.0], [3.5]]), evidence=np.zeros(2))
         >>> bool(unseen < seen)
         True
     """
 
-    def __init__(self, rows: torch.Tensor, evidence: ArrayLike) -> None:
+    def __init__(self, columns: Sequence[Column], rows: torch.Tensor, evidence: ArrayLike) -> None:
         self.rows, self.evidence = rows.cpu(), np.asarray(evidence, dtype=float)
-        values, own = self.rows.double().numpy(), np.ones(len(rows), dtype=bool)
+        self._levels = [column.num_levels for column in columns]
+        self._own, values = own_share(self.rows), self.rows.double().numpy()
+        # A tree, as a row's distances must not depend on the rows beside it.
+        tree = NearestNeighbors(n_neighbors=min(2, len(rows)), algorithm="kd_tree")
+        self._tree = tree.fit(self._points(values))
+        self._near = tree.kneighbors()[0][:, 0] if len(rows) > 2 else np.empty(0)
         self._values = [np.sort(v[~np.isnan(v)]) for v in values.T]
         self._weights = [_weights(known) for known in self._values]
-        entries = self._rarities(values, own)
+        entries = self._rarities(values, np.ones(len(rows)))
         self._known = [v[~np.isnan(v)] for v in entries]
         self._rarest = self._of_entries(entries)
 
     def __call__(self, x: torch.Tensor, evidence: ArrayLike) -> np.ndarray:
         """s(x) of encoded rows with their evidence, ``(num_data,)``, nats; low = anomalous."""
-        own = torch.isin(row_hash(x.cpu()), row_hash(self.rows)).numpy()
-        rarest = self._of_entries(self._rarities(x.cpu().double().numpy(), own))
+        if not len(x):
+            return np.empty(0)
+        own = self._own * torch.isin(row_hash(x.cpu()), row_hash(self.rows)).numpy()
+        values = x.cpu().double().numpy()
+        distances = self._tree.kneighbors(self._points(values))[0]
+        nearest, other = (surprise(d, self._near) for d in distances.T[[0, -1]])
+        rarest = surprise(self._of_entries(self._rarities(values, own)), self._rarest)
         of_rows = surprise(-np.asarray(evidence, dtype=float), -self.evidence)
-        return -of_rows - OF_ENTRY * surprise(rarest, self._rarest)
+        return -of_rows - (1.0 - own) * nearest - own * other - rarest
+
+    def _points(self, values: np.ndarray) -> np.ndarray:
+        """The rows where different levels are at distance 1, missing entries at a number's mean."""
+        parts = []
+        for levels, v in zip(self._levels, values.T, strict=True):
+            one_hot = (v[:, None] == np.arange(levels)) / 2**0.5
+            parts.append(one_hot if levels else np.nan_to_num(v)[:, None].clip(-FAR, FAR))
+        return np.hstack(parts)
 
     def _rarities(self, values: np.ndarray, own: np.ndarray) -> list[np.ndarray]:
-        """-log density of the entries of each column, NaN where missing; `own` are known rows."""
+        """-log density of the entries of each column, NaN where missing; `own`: see `_boxes`."""
         parts = zip(self._values, self._weights, values.T, strict=True)
         densities = ((_boxes(known, v, own) @ weights, v) for known, weights, v in parts)
         return [np.where(np.isnan(v), np.nan, -np.log(density + 1e-12)) for density, v in densities]
@@ -91,7 +116,7 @@ def surprise(scores: np.ndarray, known: np.ndarray) -> np.ndarray:
 
 
 def _boxes(known: np.ndarray, values: np.ndarray, own: np.ndarray) -> np.ndarray:
-    """Densities by boxes of each width, ``(num_data, num_widths)``; `own` is left out."""
+    """Densities by boxes of each width, ``(num_data, num_widths)``; `own` of a known one less."""
     counts = np.searchsorted(known, values[:, None] + WIDTHS, side="right") - own[:, None]
     counts = counts - np.searchsorted(known, values[:, None] - WIDTHS)
     counts = np.maximum(counts, 0)  # a missing entry is in no box, its own neither

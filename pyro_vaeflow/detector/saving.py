@@ -64,8 +64,7 @@ def save_detector(detector: Any, folder: str | Path) -> None:
     tensors = {f"state.{k}": v for k, v in state_of(detector.model_, detector.guide_).items()}
     tensors["calibration_scores"] = torch.as_tensor(detector.calibration_scores_)
     tensors["reference"] = torch.as_tensor(detector.reference_)
-    if hasattr(detector, "rarity_"):  # not if it was loaded from a folder of 0.1
-        rarity = detector.rarity_
+    if (rarity := detector.rarity_) is not None:
         tensors |= dict(zip(RARITY, (rarity.rows, torch.as_tensor(rarity.evidence)), strict=True))
     tensors["history"] = torch.as_tensor(history.to_numpy(dtype=np.float64, copy=True))
     write(folder, _plain(content, "detector"), tensors)
@@ -106,8 +105,7 @@ def _filled(detector: Any, content: Any, tensors: dict[str, torch.Tensor]) -> An
     detector._convert(torch.float64)  # as `fit` leaves a `Model` and a `Guide`
     detector._built = detector._settings_built()
     check_fits(state_of(detector.model_, detector.guide_), state)
-    if rarity:
-        _take_rarity(detector, *rarity)
+    detector.rarity_ = _rarity(detector, *rarity) if rarity else None
     if detector.model is None:
         _check_constants(detector, state)
     restore(detector.model_, detector.guide_, state)
@@ -169,11 +167,11 @@ def _take_tables(detector: Any, content: dict[str, Any], extra: dict[str, torch.
     detector.reference_ = arrays["reference"]
 
 
-def _take_rarity(detector: Any, rows: torch.Tensor, evidence: torch.Tensor) -> None:
+def _rarity(detector: Any, rows: torch.Tensor, evidence: torch.Tensor) -> Rarity:
     fits = rows.shape[1:] == (len(detector.encoder_.columns_),) and evidence.dim() == 1
     if not fits or not rows.numel() or not evidence.numel() or evidence.isnan().any():
         raise CheckpointError(f"tensors {RARITY} must hold rows of these columns, and evidence")
-    detector.rarity_ = Rarity(rows, evidence.numpy())
+    return Rarity(detector.encoder_.columns_, rows, evidence.numpy())
 
 
 def _programs(
