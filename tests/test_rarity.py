@@ -7,6 +7,7 @@ import pandas as pd
 import torch
 
 from pyro_vaeflow.detector.rarity import Rarity, surprise
+from pyro_vaeflow.tables.columns import Column
 from pyro_vaeflow.tables.mixed_encoder import MixedEncoder
 
 
@@ -42,12 +43,20 @@ def test_a_value_never_seen_is_rarer_on_a_lattice_and_not_among_noise() -> None:
     scores = rarity(encoder.transform(pd.DataFrame(rows)), np.zeros(5))
     assert scores[1] < scores[0] - 1.0 and scores[3] < scores[0] - 1.0
     np.testing.assert_allclose(scores[2], scores[0], rtol=0, atol=0.3)
-    assert scores[4] > scores[0] - 0.5, "a missing entry is not rare"
+    assert scores[4] > max(scores[1], scores[3]), "a missing entry is none that was never seen"
+
+
+def test_a_row_seen_before_is_near_where_rows_repeat_and_levels_are_apart() -> None:
+    columns = [Column("code", "continuous"), Column("kind", "categorical", levels=["a", "b"])]
+    rows = torch.tensor([[0.0, 0.0], [1.0, 1.0], [2.0, 0.0], [3.0, 1.0]]).repeat(25, 1)
+    seen, apart, other = torch.tensor([[1.0, 1.0], [1.5, 1.0], [1.0, 0.0]])
+    scores = Rarity(columns, rows, np.zeros(100))(torch.stack([seen, apart, other]), np.zeros(3))
+    assert scores[0] > scores[1:].max() + 1.0, "by its nearest row, as each of its values is known"
 
 
 def test_rows_are_scored_by_themselves_and_a_training_row_does_not_vouch_for_itself() -> None:
     frame, encoder, _ = lattice(400)  # no two rows are alike, as one column is noise
-    frame.loc[0, "code"] = 3.5
+    frame.loc[0, ["code", "noise"]] = 3.5, 9.0
     x = encoder.transform(frame)
     rarity = Rarity(encoder.columns_, x, np.zeros(400))
     scores = rarity(x, np.zeros(400))

@@ -47,7 +47,7 @@ class VAEFlowDetector(DetectorSettings, Programs, Calibrated, OutlierMixin, Base
         learning_rate: of Adam at the start; it falls to a sixtieth along a cosine.
         num_samples: samples of z for a row's score, at least 2.
         criterion: ``importance``; ``reconstruction`` for E_q[log p(x | z)], the negative of the
-            paper's A(x); or ``combined``, of the evidence and the rarest entry: `Rarity`.
+            paper's A(x); or ``combined``, of evidence, nearest row and rarest entry: `Rarity`.
         contamination: the share of anomalies, in (0, 0.5]: so many rows like the training rows are
             flagged, and the most isolated are not trained on; ``"auto"``: 0.05, and all are.
         kinds: column name -> ``categorical``, ``discrete``, ``continuous``, ``positive`` or

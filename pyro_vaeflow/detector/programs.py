@@ -114,12 +114,8 @@ class Programs:
         self.rarity_ = None
         if self.criterion != "combined":
             return
-        rows, prior = self._to_score(rows[:MAX_ROWS]), getattr(self.model_, "prior", None)
-        if exemplars := isinstance(prior, ExemplarPrior):
-            prior.leaves_out = 1.0
+        rows = self._to_score(rows[:MAX_ROWS])
         evidence = self._scores(rows[:MAX_SCORED]).log_evidence.cpu().numpy()
-        if exemplars:
-            prior.leaves_out = None
         self.rarity_ = Rarity(self.encoder_.columns_, rows, evidence)
 
 

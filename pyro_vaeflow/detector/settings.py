@@ -17,7 +17,7 @@ from pyro_vaeflow.validation import ConfigError, checked_values, setting
 CRITERIA = {
     "importance": "log_evidence",
     "reconstruction": "expected_log_likelihood",
-    "combined": "log_evidence",  # beside the rarest entry: `Rarity`
+    "combined": "log_evidence",  # beside nearest row and rarest entry: `Rarity`
 }
 COOLING = 60.0  # the learning rate at the start over that at the end
 # What programs are made of: a warm start and a saved file know them by these.

@@ -135,7 +135,6 @@ class ExemplarPrior(nn.Module):
         check_size("per_step", per_step)
         self.locate = locate  # a bound method: not a submodule, whose parameters would be ours too
         self.max_exemplars, self.per_step = max_exemplars, per_step
-        self.leaves_out: float | None = None  # of a scored row's own exemplar; `own_share`
         self.log_width = nn.Parameter(torch.full((latent_dim,), math.log(0.5)))
         self.log_broad = nn.Parameter(torch.full((latent_dim,), math.log(3.0)))
         self.register_buffer("rows", rows[:0])
@@ -155,25 +154,13 @@ class ExemplarPrior(nn.Module):
         is_own = row_hash(x)[:, None] == row_hash(rows)
         copies = is_own.sum(-1, keepdim=True)
         # By content: in training a copy is no other row either, or the width could fall to 0.
+        share = 0.0 if self.training else (copies - 1) / copies.clamp(min=1)
         near = x.new_ones(len(rows))
         if copies.any():
-            own = copies if self.training else self.leaves_out or own_share(rows)
-            share = (copies - own) / copies.clamp(min=1)
             near = torch.where(is_own, share, near)
         far = x.new_full((*near.shape[:-1], 1), BROAD_WEIGHT * len(rows))
         scales = self.log_width.exp(), self.log_broad.exp()
         return ExemplarMixture(torch.cat([near, far], -1).log(), self.locate(rows), *scales)
-
-
-def own_share(rows: torch.Tensor) -> float:
-    """How surely a row that equals one of `rows` is that row: the share of them without a copy.
-
-    Example:
-        >>> own_share(torch.tensor([[1.0], [2.0], [2.0], [3.0]]))
-        0.5
-    """
-    _, counts = row_hash(rows).unique(return_counts=True)
-    return float((counts == 1).sum() / len(rows))
 
 
 def _log_sum(a: torch.Tensor, b: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
