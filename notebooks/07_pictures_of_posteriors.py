@@ -126,7 +126,10 @@ for flow, depth in (("diagonal", 0), ("iaf", 5)):
         drawn = q.sample((2000,))
         log_ratio = q.log_prob(drawn)[:, 0] - gaussian_kde(posterior.T).logpdf(drawn[:, 0].T)
     gap = inference_gap(model, guide, x[:1], num_samples=2000, num_steps=0).inference_gap
-    chains[f"{flow} {depth}"] = {"KL from the chain": log_ratio.mean().item(), "inference_gap": gap.item()}
+    chains[f"{flow} {depth}"] = {
+        "KL from the chain": log_ratio.mean().item(),
+        "inference_gap": gap.item(),
+    }
 pd.DataFrame(chains).T.round(2)
 
 # %% [markdown]

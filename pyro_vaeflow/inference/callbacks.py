@@ -39,6 +39,7 @@ RECORD = (
     "step loss elbo log_likelihood kl anneal learning_rate grad_norm seconds held_out_elbo".split()
 )
 Record = dict[str, float]
+AT_ONCE = 500  # held-out rows
 
 
 class InterruptedWarning(UserWarning):
@@ -173,8 +174,10 @@ class BestOnHeldOut(Callback):
     def after_step(self, run: Run) -> None:
         if run.step % self.every and run.step != run.num_steps:
             return
-        # The same noise at each evaluation: the rows' own.
-        scores = score(run.model, run.guide, self.rows, num_samples=8, plate=self.plate)
+        # The same noise at each evaluation: the rows' own. That all of a few thousand draws fit
+        # into memory is not asked anew at each.
+        options: dict[str, Any] = {"plate": self.plate, "chunk_size": AT_ONCE}
+        scores = score(run.model, run.guide, self.rows, num_samples=8, **options)
         run.records[-1]["held_out_elbo"] = elbo = scores.elbo.mean().item()
         self.evaluations_since += 1
         if elbo > self.best:
