@@ -161,7 +161,6 @@ def test_other_whole_numbers_are_no_dates(values) -> None:
         ("$5 7% €1,200 (3)", [5, 7, 1200, -3], None),
         ("-$5 7- 1,200.5- (3)", [-5, -7, -1200.5, -3], None),
         ("5 broken 7 broken", [5, np.nan, 7, np.nan], "broken"),
-        ("5kg 7.5kg ?kg 8", [5, 7.5, np.nan, 8], "?"),
         ("2k 1.5M 12,34,567 5*", [2000, 1.5e6, 1234567, 5], None),
         ("−5 1’234 +7 8", [-5, 1234, 7, 8], None),
     ],
@@ -175,6 +174,18 @@ def test_texts_are_numbers_whatever_stands_around_them(texts, numbers, missing) 
     np.testing.assert_array_equal(column.numbers(given)[:4], numbers)
     assert column.numbers(pd.Series([f"51{column.spelling}5"])) == 51.5
     assert (column.missing > 0) == (missing is not None)
+
+
+@quiet
+def test_numbers_may_have_one_unit_and_no_other() -> None:
+    weights = np.random.default_rng(0).normal(50.0, 9.0, 60).round(1)
+    for form in ("{} kg", "{}kg", "EUR {}", "USD{}", "{} km/h"):
+        texts = [*map(form.format, weights), "7.5", "?"]
+        (column,) = learn(texts)
+        np.testing.assert_array_equal(column.numbers(pd.Series(texts)), [*weights, 7.5, np.nan])
+        with pytest.raises(ValueError, match="no numbers, such as '7 lb'"):
+            column.numbers(pd.Series(["7 lb"]))
+    assert learn([f"{v} {'kg' if v > 50 else 'lb'}" for v in weights] * 2)[0].kind == "categorical"
 
 
 @quiet

@@ -175,6 +175,14 @@ def test_what_moves_detection_is_told_apart() -> None:
     assert moves.set_index("choice")["by importance"][design.LIKELIHOOD].startswith("+10.00")
 
 
+def test_the_guard_sets_one_version_beside_another(tmp_path: Path) -> None:
+    guard = import_module("results.guard.make")
+    guard.main(["--quick", str(tmp_path)])
+    assert "points gained" in (tmp_path / "table.md").read_text()
+    rows = pd.DataFrame({"version": ["a", "b"], "table": "x", "seed": 0, "auroc": [90.0, 89.0]})
+    assert guard.comparison(rows.assign(seconds=2.0))["points gained"].tolist() == [-1.0]
+
+
 def test_paragraphs_are_wrapped_and_tables_are_not() -> None:
     text = wrapped("word " * 50 + "\n\n| " + "cell | " * 50 + "\n\n# Title")
     lines = text.splitlines()
@@ -182,7 +190,8 @@ def test_paragraphs_are_wrapped_and_tables_are_not() -> None:
 
 
 @pytest.mark.parametrize(
-    "study", ["adbench", "evidence", "flow-study", "kdd", "kdd-paper", "potentials", "ring"]
+    "study",
+    ["adbench", "evidence", "flow-study", "guard", "kdd", "kdd-paper", "potentials", "ring"],
 )
 def test_committed_tables_are_those_of_the_committed_numbers(study: str, tmp_path: Path) -> None:
     folder = tmp_path / study
