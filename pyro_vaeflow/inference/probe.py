@@ -179,9 +179,11 @@ def _on_left(draws: Draws) -> Trace:
 
 
 def _of_rows(draws: Draws, traces: tuple[Trace, Trace], rows: torch.Tensor) -> Trace:
-    """The guide's values of a run for some rows."""
+    """The guide's values of a run for some rows; those that are enumerated will be so again."""
     taken = Trace()
     for site in latent_sites(traces[1]):
+        if "_enumerate_dim" in site["infer"]:
+            continue
         value = site["value"]
         if plate_frame(site, draws.plate) is not None:
             value = value.index_select(draw_axes(site, draws.way, "runs", draws.plate)[1], rows)
