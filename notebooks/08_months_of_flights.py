@@ -82,6 +82,8 @@ winter.columns_.round(3)
 #
 # Scores are nats: `explain` says what each column adds to the anomaly score of a row, under the
 # column's own name. What is out of training's range is told of: that time goes on is no anomaly.
+# A flight that left nine hours late is at the top; those to Honolulu are rare and long, which is
+# odd and no fault: what an anomaly means, someone has to say who knows flights.
 
 # %%
 april = rows(4, 4, NUM_ROWS // 3)
@@ -105,11 +107,16 @@ winter.explain(oddest).round(1)
 # %%
 for month in (4, 7, 10):
     print(f"{pd.Timestamp(2013, month, 1):%B}: {winter.drift(rows(month, month, NUM_ROWS // 3))}")
-winter.drift(rows(7, 7, NUM_ROWS // 3)).columns.round(3)
+drift = winter.drift(rows(7, 7, NUM_ROWS // 3))
+drift.columns.round(3)
+
+# %%
+drift.plot()
 
 # %% [markdown]
 # `new` is the share of entries that training never showed: every date of July is, and a few places
-# that nobody flies to in winter. The delays have moved: July has thunderstorms.
+# that nobody flies to in winter; `nats` is what the column adds to a flight's anomaly score more
+# than it did in winter. The delays have moved: July has thunderstorms.
 #
 # ## Fit again on the second quarter
 #

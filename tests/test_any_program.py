@@ -20,6 +20,7 @@ from pyro.infer import (
     TraceTailAdaptive_ELBO,
 )
 from pyro.infer.autoguide import AutoIAFNormal, AutoNormal
+from pyro.infer.reparam import SplitReparam
 from torch import nn
 
 from pyro_vaeflow import (
@@ -585,3 +586,71 @@ def test_programs_that_keep_something_of_their_own_are_trained(kept: str) -> Non
             pyro.sample("z", dist.Normal(loc, 1.0).to_event(1))
 
     assert train(model, guide, rows(), num_steps=2, progress=False).frame["loss"].notna().all()
+
+
+def test_a_reparametrised_latent_leaves_its_density() -> None:
+    """``SplitReparam`` leaves that of the whole at a Delta; no weight of an exact guide varies."""
+    model = poutine.reparam(EXACT.model, config={"z": SplitReparam([1, 1], -1)})
+    scale = EXACT.covariance.diagonal().sqrt()
+    slope = EXACT.covariance[0, 1] / EXACT.covariance[0, 0]
+    rest = (EXACT.covariance[1, 1] - slope * EXACT.covariance[0, 1]).sqrt()
+
+    def guide(x):
+        one, other = EXACT.posterior_loc(x).split(1, -1)
+        with pyro.plate("data", len(x)):
+            first = pyro.sample("z_split_0", dist.Normal(one, scale[0]).to_event(1))
+            loc = other + slope * (first - one)
+            pyro.sample("z_split_1", dist.Normal(loc, rest).to_event(1))
+
+    weights = log_weights(model, guide, rows(), num_samples=5)
+    expected = EXACT.log_evidence(rows()).expand(5, -1)
+    torch.testing.assert_close(weights, expected, rtol=0, atol=1e-4)
+    with pytest.raises(ValueError, match="cannot be simulated: ImproperUniform"):
+        simulation_based_calibration(model, guide, rows())
+
+
+def of_other_rows(x):
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", standard())
+        pyro.sample("x", dist.Normal(z.softmax(-2) @ MATRIX, 1.0).to_event(1), obs=x)
+
+
+def of_a_part(x):
+    with pyro.plate("data", len(x), dim=-2):
+        z = pyro.sample("z", dist.Normal(torch.zeros(len(x), 1), 1.0))
+        with pyro.plate("columns", 3, subsample_size=2, dim=-1) as some:
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x[:, some])
+
+
+def of_a_column(x):
+    with pyro.plate("data", len(x), dim=-2):
+        pyro.sample("z", dist.Normal(torch.zeros(len(x), 1), 1.0))
+
+
+def of_one_number(x):
+    with pyro.plate("data", len(x)):
+        pyro.sample("z", dist.Normal(x[:, :1], 1.0).to_event(1))
+
+
+def factored(x):
+    EXACT.model(x)
+    with pyro.plate("data", len(x)):
+        pyro.factor("preference", x.sum(-1))
+
+
+@pytest.mark.parametrize(
+    "model, guide, message",
+    [
+        (of_other_rows, EXACT.exact_guide, "numbers of a row depend on .* the other rows"),
+        (of_a_part, of_a_column, "'columns' around site 'x' draws 2 of 3.*no subsample_size"),
+        (EXACT.model, of_one_number, r"'z' has shape \(7, 2\) in the model and \(7, 1\)"),
+    ],
+)
+def test_what_broadcasts_to_a_wrong_number_is_refused(model, guide, message) -> None:
+    with pytest.raises(ValueError, match=message):
+        score(model, guide, rows(), num_samples=2)
+
+
+def test_a_model_with_a_factor_is_not_simulated() -> None:
+    with pytest.raises(ValueError, match=r"sites \['preference'\].*calibrate a model without"):
+        simulation_based_calibration(factored, EXACT.exact_guide, rows())

@@ -386,3 +386,43 @@ def test_evidence_is_refined_with_draws_as_rows_and_with_classes_summed_out() ->
     assert ((scores.log_evidence - exact).abs() < 5.0 * scores.stderr).all()
     with pytest.raises(ValueError, match="latents that all rows share.*refine=False"):
         score(Regression().model, Regression().guide, (x[:, :2], x[:, 0]), refine="all")
+
+
+def test_the_gap_of_a_guide_over_classes_is_its_divergence() -> None:
+    """Summed out, the classes leave the weights alone, but not what the guide says of them."""
+    centres, x = torch.tensor([-1.0, 1.0]), torch.linspace(-2.0, 2.0, 4)
+
+    def mixture(x):
+        with pyro.plate("data", len(x)):
+            k = pyro.sample("k", dist.Categorical(torch.ones(2) / 2.0))
+            pyro.sample("x", dist.Normal(centres[k], 1.0), obs=x)
+
+    @config_enumerate
+    def guide(x):
+        slope = pyro.param("slope", torch.tensor(0.3))
+        with pyro.plate("data", len(x)):
+            pyro.sample("k", dist.Categorical(logits=slope * x.unsqueeze(-1) * centres))
+
+    posterior = dist.Categorical(logits=x.unsqueeze(-1) * centres)
+    expected = dist.kl_divergence(
+        dist.Categorical(logits=0.3 * x.unsqueeze(-1) * centres), posterior
+    )
+    gaps = inference_gap(mixture, guide, x, num_samples=2, num_steps=0)
+    torch.testing.assert_close(gaps.inference_gap, expected, rtol=0, atol=1e-5)
+
+
+def test_a_latent_that_rows_mask_is_refined_to_its_evidence() -> None:
+    def masked(x):
+        with pyro.plate("data", len(x)):
+            with poutine.mask(mask=x > 0.0):
+                z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(torch.where(x > 0.0, z, 0.0 * z), 1.0), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)), poutine.mask(mask=x > 0.0):
+            pyro.sample("z", dist.Normal(0.5 * x, 0.7))
+
+    x = torch.tensor([-1.0, 1.0])
+    expected = dist.Normal(0.0, torch.tensor([1.0, 2.0]).sqrt()).log_prob(x)
+    scores = score(masked, guide, x, num_samples=10, refine="all")
+    torch.testing.assert_close(scores.log_evidence, expected, rtol=0, atol=0.05)

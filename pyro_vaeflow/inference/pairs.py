@@ -87,7 +87,7 @@ class Draws:
 
     def _split(self, term: torch.Tensor, layout: str) -> torch.Tensor:
         num_samples = 1 if layout == "runs" else self.num_samples
-        if layout == "rows":
+        if layout != "left":
             flat = term.reshape(-1) if term.numel() > 1 else term.reshape(())
             return flat.expand(num_samples * self.num_data).view(num_samples, self.num_data)
         while term.dim() > 2:  # between rows and draws there may be plates that are summed out

@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import Any
 
@@ -81,7 +81,10 @@ def fastest_way(
                 why = why or str(error).partition("\n")[0]
                 continue
             if _same(expected, terms):
-                if not training and probe.moves_rows(slow):
+                moved = False
+                with suppress(*FAILURES):  # then nothing can be said
+                    moved = not training and probe.moves_rows(slow)
+                if moved:
                     raise ValueError(OF_PLACE)
                 return replace(way, why=why)
             why = why or "the programs run with draws on the left, but give other numbers"
@@ -179,9 +182,11 @@ def _on_left(draws: Draws) -> Trace:
 
 
 def _of_rows(draws: Draws, traces: tuple[Trace, Trace], rows: torch.Tensor) -> Trace:
-    """The guide's values of a run for some rows."""
+    """The guide's values of a run for some rows; those that are enumerated will be so again."""
     taken = Trace()
     for site in latent_sites(traces[1]):
+        if "_enumerate_dim" in site["infer"]:
+            continue
         value = site["value"]
         if plate_frame(site, draws.plate) is not None:
             value = value.index_select(draw_axes(site, draws.way, "runs", draws.plate)[1], rows)
