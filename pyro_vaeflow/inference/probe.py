@@ -121,7 +121,7 @@ class _Probe:
         some = torch.arange(len(self.rows), device=self.rows.device).flip(0)[:4]
         way = replace(slow, guide="runs", model="runs")
         draws = self.draws(way, count=1)
-        options = {"given": [_of_rows(draws, *draws.traces, some)], "count": 1}
+        options: dict[str, Any] = {"given": [_of_rows(draws, draws.traces[0], some)], "count": 1}
         moved, again = (self.draws(way, rows=self.rows[some], **options).terms for _ in range(2))
         # Of programs that keep state or draw from a generator of their own nothing can be said.
         return not alike(draws.terms.elbo[:, some], moved.elbo) and alike(moved.elbo, again.elbo)
