@@ -30,6 +30,7 @@ BOM = b"\xef\xbb\xbf"
 SHOWN = 1000  # characters of a line that is rejected
 SEPARATORS = ",;\t|"
 MAX_LINES = 100  # of one row
+MAX_LINE = 2**24  # bytes of one: a small gzip file may hold one that no memory does
 
 
 @dataclass(frozen=True)
@@ -97,7 +98,7 @@ class Csv:
             warn(f"{path} has {header.separator!r} and no comma in its header: it separates fields")
         with _reading(path, "gzip"), _opened(path) as file:
             start, row = len(file.readline()), 1
-            rows = _rows_of(file, header)
+            rows = _rows_of(_lines(file, path), header)
             while lines := list(chain.from_iterable(islice(rows, chunk_rows))):
                 stop = start + sum(map(len, lines))
                 yield Chunk(str(path), name, row, len(lines), start, stop)
@@ -192,7 +193,7 @@ def _opened(path: Path | str) -> BinaryIO:
 def _header(path: Path | str) -> Header:
     with _opened(path) as file:
         try:
-            line = file.readline().removeprefix(BOM).decode()
+            line = next(_lines(file, path), b"").removeprefix(BOM).decode()
             separator = max(SEPARATORS[1:], key=line.count)
             separator = "," if "," in line or separator not in line else separator
             names = next(csv.reader([line], delimiter=separator, strict=True), [])
@@ -201,6 +202,13 @@ def _header(path: Path | str) -> Header:
     if not names:
         raise ConfigError(f"{path} has no header line: the first one is blank")
     return Header(names, separator)
+
+
+def _lines(file: BinaryIO, path: Path | str) -> Iterator[bytes]:
+    while line := file.readline(MAX_LINE + 1):
+        if len(line) > MAX_LINE:
+            raise ConfigError(f"{path} has a line of more than {MAX_LINE} bytes: is it a table?")
+        yield line
 
 
 def _rows_of(lines: Iterable[bytes], header: Header) -> Iterator[list[bytes]]:
