@@ -22,14 +22,19 @@
 import os
 from importlib.util import find_spec
 
+import pandas as pd
+import pyro
 import torch
 from IPython.display import display
 from matplotlib.figure import Figure
+from pyro.infer import MCMC, NUTS
+from scipy.stats import gaussian_kde
 
 from pyro_vaeflow import (
     Guide,
     Model,
     cosine,
+    inference_gap,
     linear,
     make_ring,
     plot_posteriors,
@@ -41,7 +46,8 @@ from pyro_vaeflow import (
 # The budget: `VAEFLOW_QUICK` makes every cell run in seconds, to test that it runs.
 
 # %%
-NUM_STEPS, NUM_SIMULATIONS = (5, 20) if os.environ.get("VAEFLOW_QUICK") else (1200, 1000)
+QUICK = os.environ.get("VAEFLOW_QUICK")
+NUM_STEPS, NUM_SIMULATIONS, NUM_DRAWS = (5, 20, 20) if QUICK else (1200, 1000, 1000)
 
 # %% [markdown]
 # ## Ten pairs
@@ -98,7 +104,6 @@ else:
 show("planar", True, 4, 3)
 
 # %% [markdown]
-<<<<<<< HEAD
 # ## A chain as the reference
 #
 # Pyro's NUTS runs on the model as it is, for the z of one row, and knows nothing of proposals and
@@ -128,8 +133,6 @@ for flow, depth in (("diagonal", 0), ("iaf", 5)):
 pd.DataFrame(chains).T.round(2)
 
 # %% [markdown]
-=======
->>>>>>> next-r22
 # ## Layer by layer
 #
 # A flow is a list of Pyro's transforms, so its work can be watched: the base's draws for one row,

@@ -36,20 +36,22 @@ def markdown(text: str) -> str:
 
 
 def csv_text(frame: Any, **options: Any) -> str:
-    """A `pandas.DataFrame` as csv, in which no spreadsheet takes a text for a formula.
+    """A `pandas.DataFrame` as csv, of which no spreadsheet or terminal obeys a text.
 
     Example:
         >>> import pandas as pd
         >>> csv_text(pd.DataFrame({"name": ["=1+1"], "n": [-1]}))
         "name,n\\n'=1+1,-1\\n"
     """
-    texts = frame.rename(columns=_no_formula)
+    texts = frame.rename(columns=_inert)
     for place, kind in enumerate(texts.dtypes):
         if kind.kind not in "biuf":
-            texts.isetitem(place, texts.iloc[:, place].map(_no_formula))
+            texts.isetitem(place, texts.iloc[:, place].map(_inert))
     return texts.to_csv(index=False, **options)
 
 
-def _no_formula(value: Any) -> Any:
-    is_formula = isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r"))
-    return f"'{value}" if is_formula else value
+def _inert(value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    is_formula = value.startswith(("=", "+", "-", "@", "\t", "\r", "\n"))
+    return visible(f"'{value}" if is_formula else value)

@@ -1,10 +1,13 @@
 """Files written whole by several processes, and folders that somebody else has made."""
 
+import gzip
 import json
 import os
 import signal
 import threading
 import tracemalloc
+from collections import deque
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +26,7 @@ from pyro_vaeflow.experiments.results import IDENTITY, finished_runs, read_array
 from pyro_vaeflow.experiments.run_folder import load_programs
 from pyro_vaeflow.experiments.tables import as_text
 from pyro_vaeflow.files import scores_folder
+from pyro_vaeflow.files.readers import Csv
 from pyro_vaeflow.files.score import score_files
 from pyro_vaeflow.inference import saved_folder
 from pyro_vaeflow.locks import hold_lock
@@ -166,6 +170,14 @@ def test_sizes_are_known_before_memory_is_taken(tmp_path: Path) -> None:
     assert read_mapping("seed: 1:30", "it") == {"seed": 90}
 
 
+def test_a_line_that_no_memory_holds_is_refused(tmp_path: Path) -> None:
+    for name, start in {"header": b"", "row": b"a,b\n"}.items():
+        path = tmp_path / f"{name}.csv.gz"
+        path.write_bytes(gzip.compress(start + bytes(2**28), 1))
+        work = partial(deque, Csv.chunks(path, "it", 9))
+        refused_cheaply(work, ConfigError, "has a line of more than")
+
+
 @pytest.mark.parametrize(
     "settings",
     [
@@ -195,6 +207,7 @@ def test_names_are_shown_as_text(tmp_path: Path, capsys) -> None:
     assert r"\$" in as_text(frame, "latex") and r"\&" in as_text(frame, "latex")
     assert markdown("[a](b)") == r"[a]\(b)" and visible("é\t\n\u202e") == "é\t\n\\u202e"
     assert csv_text(pd.DataFrame({"=a": ["=1", "-x", "y"]})) == "'=a\n'=1\n'-x\ny\n"
+    assert csv_text(pd.DataFrame({"a": ["\x1b[2J"]})) == "a\n\\x1b[2J\n"
     plot_contributions(pd.Series({r"a$\foo$": 1.0, "b": 2.0})).savefig(tmp_path / "a.png")
     with pytest.raises(SystemExit):
         main(["table", str(tmp_path / NASTY)])
