@@ -2,6 +2,7 @@
 
 import configparser
 import re
+import runpy
 import shutil
 import subprocess
 from importlib.metadata import entry_points, version
@@ -32,6 +33,19 @@ def test_installed_metadata():
     assert version("pyro_vaeflow") == pyro_vaeflow.__version__
     (script,) = entry_points(group="console_scripts", name="vaeflow")
     assert callable(script.load())
+
+
+@pytest.mark.parametrize("address", ["", "https://host.example/blob/v1"])
+def test_links_of_the_page_on_an_index_lead_somewhere(address: str, monkeypatch) -> None:
+    made: dict = {}
+    monkeypatch.setattr("setuptools.setup", made.update)
+    monkeypatch.setenv("VAEFLOW_URL", address)
+    runpy.run_path(str(ROOT / "setup.py"))
+    links = re.findall(r"\]\(([^)]+)\)", made["long_description"])
+    assert [link for link in links if not link.startswith("https://")] == []
+    assert (
+        (f"{address}/docs/guide/install.md" in links) == bool(address) == bool(made["project_urls"])
+    )
 
 
 def test_presets_are_installed_with_the_package():

@@ -24,7 +24,7 @@ from results.adbench.score_parts import write_parts, write_parts_page
 from results.shared import baselines
 from results.shared.detectors import usual
 from results.shared.effects import Effect, effect
-from results.shared.pages import markdown, parse, parser, run_quick, write_page
+from results.shared.pages import markdown, parse, parser, run_quick, run_script, write_page
 
 ALPHA = 0.05  # of the tests over ranks
 PREFIX = "adbench:"
@@ -227,4 +227,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main, "adbench")

@@ -19,7 +19,7 @@ from pyro_vaeflow.datasets.registry import load_adbench
 from pyro_vaeflow.datasets.splits import one_class_split
 from pyro_vaeflow.inference.scoring import KHAT_LIMIT
 from pyro_vaeflow.metrics import auroc
-from results.shared.pages import markdown, parse, parser, write_page
+from results.shared.pages import markdown, parse, parser, run_script, write_page
 
 KDD = "kddcup99"
 SETS = ("glass", "thyroid", "wine", "cardio", "wdbc", "pendigits", KDD)
@@ -182,4 +182,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main, "evidence", "python -m results.evidence.make --fit")

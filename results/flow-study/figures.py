@@ -78,7 +78,7 @@ def plot_sizes(table: pd.DataFrame, measure: str, label: str) -> Figure:
                 markerfacecolor=fill, linewidth=1.0, markersize=5, label=method_name(flow, depth),
             )  # fmt: skip
         _sizes_axis(panel, sorted(of_set["latent_dim"].unique()))
-        panel.set(title=dataset.removeprefix("adbench:"), ylabel="" if place % columns else label)
+        panel.set(title=dataset.removeprefix("adbench:"), ylabel=label)
     handles, names = figure.axes[0].get_legend_handles_labels()
     figure.legend(handles, names, loc="outside lower center", ncols=4, frameon=False)
     return figure

@@ -10,7 +10,7 @@ from pathlib import Path
 import pandas as pd
 
 from results.shared.effects import FEWEST, by_run, effects, paired
-from results.shared.pages import parse, parser, run_quick, write_page, write_tables
+from results.shared.pages import parse, parser, run_quick, run_script, write_page, write_tables
 
 from .design import central, complete
 from .figures import study_figures
@@ -67,4 +67,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main, "flow-study")

@@ -10,7 +10,7 @@ from pyro_vaeflow.experiments.results import finished_runs, method_name, read_su
 from pyro_vaeflow.experiments.tables import HEADINGS, mean_std
 from results.shared.classes import write_by_class
 from results.shared.gaps import QUICK, write_gaps, write_gaps_page
-from results.shared.pages import markdown, parse, parser, run_quick, write_page
+from results.shared.pages import markdown, parse, parser, run_quick, run_script, write_page
 
 from .draws import write_draws, write_draws_page
 
@@ -78,4 +78,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main, "kdd-paper")

@@ -14,7 +14,7 @@ from pyro_vaeflow.experiments.tables import HEADINGS, mean_std
 from results.shared import baselines
 from results.shared.classes import write_by_class
 from results.shared.detectors import usual
-from results.shared.pages import markdown, parse, parser, run_quick, write_page
+from results.shared.pages import markdown, parse, parser, run_quick, run_script, write_page
 
 NAMES = "exact_rows unseen_values knn1 isolation_forest pca pyod_vae".split()
 # PyOD's VAE has the paper's networks and number of epochs. The columns are scaled already; where
@@ -72,4 +72,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main, "kdd")

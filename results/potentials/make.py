@@ -23,7 +23,7 @@ from pyro_vaeflow.inference.saved_folder import write_whole
 from results.potentials.densities import plot_densities
 from results.potentials.energies import POTENTIALS, log_normalizer
 from results.potentials.runs import CLIP_NORM, EDGES, FALL, WARMUP, PotentialRun, fit_potential
-from results.shared.pages import markdown, parse, parser, write_page
+from results.shared.pages import markdown, parse, parser, run_script, write_page
 
 POSTERIORS = (("planar", 2), ("planar", 8), ("planar", 32), ("spline", 4), ("iaf", 8), ("iaf", 32))
 # A planar step is the cheapest and learns the least. The wall lets z1 go past 4, so must a spline.
@@ -143,4 +143,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main, "potentials")

@@ -15,7 +15,7 @@ from pyro_vaeflow.inference.inference_gap import Gaps
 from pyro_vaeflow.inference.parameters import Program
 from results.ring.prior_gap import prior_gap
 from results.shared.gaps import QUICK, write_gaps, write_gaps_page
-from results.shared.pages import parse, parser, run_quick
+from results.shared.pages import parse, parser, run_quick, run_script
 
 SETTINGS = GapSettings(rows=250, num_steps=100)
 
@@ -53,4 +53,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main, "ring")

@@ -2,7 +2,7 @@
 
 import sys
 from argparse import ArgumentParser, Namespace
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from textwrap import fill
 from typing import Any
@@ -40,6 +40,22 @@ def parse(command: ArgumentParser, argv: Sequence[str] | None) -> Namespace:
         command.error(f"--quick: {values.folder} holds the study's results; give another folder")
     values.folder.mkdir(parents=True, exist_ok=True)
     return values
+
+
+def run_script(main: Callable[[], None], study: str, command: str | None = None) -> None:
+    """Runs a script; where files of the study are missing, one line says what makes them.
+
+    Args:
+        main: the script's.
+        study: its folder's name.
+        command: what makes its runs, `make STUDY` by default.
+    """
+    try:
+        main()
+    except (ConfigError, FileNotFoundError) as error:
+        sys.exit(
+            f"{error}\nThe runs and tables of {study} are made by: {command or f'make {study}'}"
+        )
 
 
 def run_quick(preset: str, folder: Path, changes: Sequence[Mapping[str, Any]] = ({},)) -> None:
