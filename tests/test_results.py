@@ -191,7 +191,10 @@ def test_paragraphs_are_wrapped_and_tables_are_not() -> None:
 
 @pytest.mark.parametrize(
     "study",
-    ["adbench", "evidence", "flow-study", "guard", "kdd", "kdd-paper", "potentials", "ring"],
+    [
+        *("adbench", "evidence", "flow-study", "guard", "kdd", "kdd-paper"),
+        *("posteriors", "potentials", "ring"),
+    ],
 )
 def test_committed_tables_are_those_of_the_committed_numbers(study: str, tmp_path: Path) -> None:
     folder = tmp_path / study

@@ -98,10 +98,6 @@ def by_family(table: pd.DataFrame, cell: Any) -> pd.DataFrame:
 
 def write_tables(folder: Path, table: pd.DataFrame, run: PosteriorRun) -> None:
     """Writes tables.md from summary.csv."""
-
-    def spread(name: str, digits: int) -> Any:
-        return lambda group: mean_std(group[name], digits)
-
     settings = ", ".join(
         f"{f.name} {getattr(run, f.name):g}"
         for f in fields(run)
@@ -110,12 +106,12 @@ def write_tables(folder: Path, table: pd.DataFrame, run: PosteriorRun) -> None:
     write_page(
         folder / "tables.md",
         f"# {folder.resolve().name}: tables",
-        "Made by `python -m results.posteriors.make --fit`: mean ± standard deviation over "
-        f"{len(OBSERVATIONS)} observations and seeds {sorted(set(table['seed']))}; {settings}.",
-        "## C2ST (0.5: as the reference)",
-        markdown(by_family(table, spread("c2st", 3))),
-        "## log p(x) - ELBO, nats",
-        markdown(by_family(table, spread("gap", 2))),
+        f"Made by `python -m results.posteriors.make --fit`: {len(OBSERVATIONS)} observations, "
+        f"seeds {sorted(set(table['seed']))}; {settings}.",
+        "## C2ST, mean ± standard deviation over observations and seeds (0.5: as the reference)",
+        markdown(by_family(table, lambda group: mean_std(group["c2st"], 3))),
+        "## log p(x) - ELBO, nats, median",
+        markdown(by_family(table, lambda group: f"{group['gap'].median():.2f}")),
         f"## Observations with a k-hat above {KHAT_LIMIT}",
         markdown(by_family(table, lambda group: f"{(group['khat'] > KHAT_LIMIT).mean():.0%}")),
         "## Least p-value over coordinates and seeds, of uniform ranks (SBC)",
