@@ -104,6 +104,8 @@ def test_in_training_a_row_is_no_exemplar_of_itself_nor_of_its_copies() -> None:
     kept = (prior(x).log_weights > -math.inf).sum(1) - 1
     assert kept.tolist() == [7, 6, 6, 6, 6, 6, 7], "nor of itself, once, in scores"
     assert prior(x + 1.0).log_weights.shape == (8,), "for other rows every exemplar counts"
+    again = prior_of(x.repeat(2, 1)).eval()(x).log_weights
+    assert (again > -math.inf).all(), "a row that equals one of rows that repeat may be another"
     x, value = rows(1), torch.randn(1, 2)
     prior = prior_of(x).train()  # a lone exemplar left out leaves the wide part
     wide = dist.Normal(0.0, prior.log_broad.exp()).to_event(1).log_prob(value)

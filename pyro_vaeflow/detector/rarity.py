@@ -8,6 +8,7 @@ from numpy.typing import ArrayLike
 from sklearn.neighbors import NearestNeighbors
 
 from pyro_vaeflow.inference.noise import row_hash
+from pyro_vaeflow.programs.priors import tells_rows
 from pyro_vaeflow.tables.columns import Column
 
 MAX_ROWS = 2000  # that rows are compared with,
@@ -15,7 +16,6 @@ MAX_SCORED = 500  # and of which the evidence is known
 # Half widths of boxes, in standard deviations: from values that repeat to none that is alike.
 WIDTHS = np.array([1e-3, 3e-3, 1e-2, 3e-2, 0.1, 0.3, 1.0, 3.0, 30.0, 1e3])
 HALF = 0.5  # what evidence and rarest entry count for beside the nearest row
-OWN_POWER = 4  # of the share of rows without a copy: that a row that equals one is that one
 FAR = 1e3  # standard deviations: squares of more drown the other columns
 ROUNDS = 30  # of expectation maximisation
 
@@ -32,9 +32,7 @@ class Rarity:
     leave-one-out likelihood. Levels, codes and lattices get narrow boxes, and then a value that was
     never seen is rare.
 
-    A row that equals a training row is not compared with that one, as it is mostly a training row
-    that is scored: an anomaly among them does not vouch for itself. In tables whose rows repeat it
-    can as well be a further one: it counts for so much as the share of rows without a copy says.
+    A row that equals a training row is not compared with it, unless rows repeat: `tells_rows`.
 
     References:
         I. J. Good, On the weighted combination of significance tests, Journal of the Royal
@@ -59,15 +57,14 @@ class Rarity:
         self.rows, self.evidence = rows.cpu(), np.asarray(evidence, dtype=float)
         self._columns = columns
         values, self._hashes = self.rows.double().numpy(), row_hash(self.rows)
-        _, copies = self._hashes.unique(return_counts=True)
-        self._own = float((copies == 1).sum() / len(rows)) ** OWN_POWER
+        self._tells = tells_rows(self.rows)
         # A tree, as a row's distances must not depend on the rows beside it.
         tree = NearestNeighbors(n_neighbors=min(2, len(rows)), algorithm="kd_tree")
         self._tree = tree.fit(points(columns, values))
         self._near = tree.kneighbors()[0][:, 0] if len(rows) > 2 else np.empty(0)
         self._values = [np.sort(v[~np.isnan(v)]) for v in values.T]
         self._weights = [_weights(known) for known in self._values]
-        entries = self._rarities(values, np.ones(len(rows)))
+        entries = self._rarities(values, np.ones(len(rows), dtype=bool))
         self._known = [v[~np.isnan(v)] for v in entries]
         self._rarest = self._of_entries(entries)
 
@@ -75,17 +72,13 @@ class Rarity:
         """s(x) of encoded rows with their evidence, ``(num_data,)``, nats; low = anomalous."""
         if not len(x):
             return np.empty(0)
-        known = torch.isin(row_hash(x.cpu()), self._hashes).numpy()
-        own, values = self._own * known, x.cpu().double().numpy()
+        own = torch.isin(row_hash(x.cpu()), self._hashes).numpy() & self._tells
+        values = x.cpu().double().numpy()
         distances = self._tree.kneighbors(points(self._columns, values))[0]
-        nearest, other = (surprise(d, self._near) for d in distances.T[[0, -1]])
-        entries, others = (
-            surprise(self._of_entries(self._rarities(values, left_out)), self._rarest)
-            for left_out in (np.zeros(len(x)), known * 1.0)
-        )
+        nearest = surprise(np.where(own, distances[:, -1], distances[:, 0]), self._near)
+        rarest = surprise(self._of_entries(self._rarities(values, own)), self._rarest)
         of_rows = surprise(-np.asarray(evidence, dtype=float), -self.evidence)
-        fresh, again = nearest + HALF * entries, other + HALF * others
-        return -HALF * of_rows - (1.0 - own) * fresh - own * again
+        return -HALF * of_rows - nearest - HALF * rarest
 
     def _rarities(self, values: np.ndarray, own: np.ndarray) -> list[np.ndarray]:
         """-log density of the entries of each column, NaN where missing."""
