@@ -404,7 +404,7 @@ def test_the_gap_of_a_guide_over_classes_is_its_divergence() -> None:
             pyro.sample("k", dist.Categorical(logits=slope * x.unsqueeze(-1) * centres))
 
     posterior = dist.Categorical(logits=x.unsqueeze(-1) * centres)
-    expected = dist.kl_divergence(
+    expected = torch.distributions.kl_divergence(
         dist.Categorical(logits=0.3 * x.unsqueeze(-1) * centres), posterior
     )
     gaps = inference_gap(mixture, guide, x, num_samples=2, num_steps=0)
