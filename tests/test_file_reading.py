@@ -234,13 +234,15 @@ def test_lines_before_a_header_and_other_encodings_are_refused(tmp_path: Path, c
 def test_compressed_files_are_the_same_rows(tmp_path: Path) -> None:
     frame = pd.DataFrame({"a": np.arange(50.0), "kind": list("ab") * 25})
     frame.to_csv(tmp_path / "t.csv", index=False)
-    frame.to_csv(tmp_path / "z.csv.gz", index=False)
-    assert fates(tmp_path / "z.csv.gz", 7) == fates(tmp_path / "t.csv", 50)
-    assert list(find_files(str(tmp_path))) == ["t.csv", "z.csv.gz"]
-    content = (tmp_path / "z.csv.gz").read_bytes()
-    (tmp_path / "z.csv.gz").write_bytes(content[:-20])
-    with pytest.raises(ConfigError, match="z.csv.gz is no gzip file that can be read"):
-        fates(tmp_path / "z.csv.gz", 7)
+    for end, kind in (("bz2", "bz2"), ("gz", "gzip"), ("xz", "xz")):
+        path = tmp_path / f"z.csv.{end}"
+        frame.to_csv(path, index=False)
+        assert fates(path, 7) == fates(tmp_path / "t.csv", 50)
+        assert list(find_files(str(tmp_path))) == ["t.csv", path.name]
+        path.write_bytes(path.read_bytes()[:-20])
+        with pytest.raises(ConfigError, match=f"z.csv.{end} is no {kind} file that can be read"):
+            fates(path, 7)
+        path.unlink()
 
 
 def test_what_a_folder_holds_beside_is_named(tmp_path: Path) -> None:

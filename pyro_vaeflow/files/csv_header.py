@@ -7,9 +7,12 @@ import io
 import lzma
 import re
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
+
+import pyarrow as pa
 
 from pyro_vaeflow.validation import ConfigError
 
@@ -33,9 +36,23 @@ class Header(NamedTuple):
     size: int
 
 
-def opened(path: Path | str) -> BinaryIO:
+@contextmanager
+def reading(path: Path | str, kind: str) -> Iterator[None]:
+    """Errors of a damaged file as one that names it; those of the disk as they are."""
+    try:
+        yield
+    except (pa.ArrowException, EOFError, OSError, lzma.LZMAError, zlib.error) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
+        raise ConfigError(f"{path} is no {kind} file that can be read: {error}") from error
+
+
+@contextmanager
+def opened(path: Path | str) -> Iterator[BinaryIO]:
     """A file, unpacked by the end of its name."""
-    return OPENERS.get(Path(path).suffix.lower(), open)(path, "rb")
+    end = Path(path).suffix.lower()
+    with reading(path, end[1:].replace("gz", "gzip")), OPENERS.get(end, open)(path, "rb") as file:
+        yield file
 
 
 def read_header(path: Path | str) -> Header:
@@ -50,9 +67,6 @@ def read_header(path: Path | str) -> Header:
         below = lines[1:] if len(start) < SNIFFED else lines[1:-1]
         texts += [line.decode(encoding, errors="replace") for line in below[:SAMPLE]]
         names, separator = _names(texts)
-    except (EOFError, lzma.LZMAError, zlib.error) as error:
-        kind = Path(path).suffix[1:].lower().replace("gz", "gzip")
-        raise ConfigError(f"{path} is no {kind} file that can be read: {error}") from error
     except (csv.Error, OSError, UnicodeError) as error:
         raise ConfigError(f"{path} has no header line: {error}") from error
     if not names:

@@ -8,12 +8,9 @@ row costs only itself.
 
 import csv
 import io
-import lzma
 import re
-import zlib
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
@@ -24,7 +21,7 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
 
-from pyro_vaeflow.files.csv_header import UTF_8, Header, opened, read_header
+from pyro_vaeflow.files.csv_header import UTF_8, Header, opened, read_header, reading
 from pyro_vaeflow.validation import ConfigError, warn
 
 SHOWN = 1000  # characters of a line that is rejected
@@ -91,7 +88,7 @@ class Csv:
             warn(f"{path} has {header.separator!r} between its fields")
         if header.encoding != UTF_8:
             warn(f"{path} is not encoded in UTF-8: it is read as {header.encoding}")
-        with _reading(path, "gzip"), opened(path) as file:
+        with opened(path) as file:
             start, row = len(file.read(header.size)), 1
             rows = _rows_of(_lines(file, path), header)
             while lines := list(chain.from_iterable(islice(rows, chunk_rows))):
@@ -107,7 +104,7 @@ class Csv:
         alone: what becomes of a line does not depend on its neighbours.
         """
         header = read_header(chunk.path)
-        with _reading(chunk.path, "gzip"), opened(chunk.path) as file:  # unpacked up to the chunk
+        with opened(chunk.path) as file:  # unpacked up to the chunk
             file.seek(chunk.start)
             content = file.read(chunk.stop - chunk.start)
         rows_of_lines = list(_rows_of(io.BytesIO(content), header))
@@ -148,13 +145,13 @@ class Parquet:
     @staticmethod
     def schema(path: Path) -> pa.Schema:
         """The file's names and types; a ConfigError if it is no Parquet file."""
-        with _reading(path):
+        with reading(path, "Parquet"):
             return pq.read_schema(path)
 
     @staticmethod
     def chunks(path: Path, name: str, chunk_rows: int) -> Iterator[Chunk]:
         """Cuts a file into chunks of so many rows."""
-        with _reading(path):
+        with reading(path, "Parquet"):
             num_rows = pq.read_metadata(path).num_rows
         for row in range(1, num_rows + 1, chunk_rows):
             yield Chunk(str(path), name, row, min(chunk_rows, num_rows + 1 - row))
@@ -163,7 +160,7 @@ class Parquet:
     def read(chunk: Chunk, columns: Sequence[str]) -> Rows:
         """The chunk's rows; only the row groups that have some are decoded, batch by batch."""
         first, stop = chunk.row - 1, chunk.row - 1 + chunk.num_rows  # from 0
-        with _reading(chunk.path), pq.ParquetFile(chunk.path) as file:
+        with reading(chunk.path, "Parquet"), pq.ParquetFile(chunk.path) as file:
             sizes = [file.metadata.row_group(n).num_rows for n in range(file.num_row_groups)]
             ends = np.cumsum(sizes)
             groups = np.flatnonzero((ends > first) & (ends - sizes < stop))
@@ -211,17 +208,6 @@ def _is_row(lines: list[bytes], header: Header) -> bool:
     except (UnicodeDecodeError, csv.Error):
         return False
     return list(map(len, rows)) == [len(header.names)]
-
-
-@contextmanager
-def _reading(path: Path | str, kind: str = "Parquet") -> Iterator[None]:
-    """Errors of a damaged file as one that names it; those of the disk as they are."""
-    try:
-        yield
-    except (pa.ArrowException, EOFError, OSError, zlib.error, lzma.LZMAError) as error:
-        if isinstance(error, OSError) and error.errno is not None:
-            raise
-        raise ConfigError(f"{path} is no {kind} file that can be read: {error}") from error
 
 
 def _shown(line: bytes) -> str:
