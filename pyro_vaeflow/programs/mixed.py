@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 LEAST_DF = 1.0  # degrees of freedom: below it Student's t has no mean
 START_DF = 4.0
 LARGE = 2**24  # entries of a matrix
-NOISES = 5.0
+NOISES = 5.0  # of a number that the others all but give: the least that its scale is allowed
 MAX_LOGIT = 25.0  # a value that no training row shows costs at most about twice as many nats
 
 

@@ -77,21 +77,18 @@ class MixedEncoder(TransformerMixin, BaseEstimator):
         return self
 
     def _learn_noise(self, frame: pd.DataFrame) -> None:
-        """What of each number the others leave: the inverse covariance's diagonal has it."""
+        """What other columns' numbers leave of each one's: by the inverse covariance's diagonal."""
         places = [j for j, c in enumerate(self.columns_) if not (c.num_levels or c.part)]
         if len(places) < 2 or len(frame) < LEAST_ROWS * len(places):
             return
         some = frame.iloc[:: 1 + len(frame) // ENOUGH_ROWS]
         rows = self.encode(some)[0].double().numpy()[:, places]
         rows = np.clip(np.nan_to_num(rows), -WIDEST, WIDEST)  # that no few rows decide
-        rows -= rows.mean(0)
-        covariance = rows.T @ rows / len(rows)
+        covariance = np.cov(rows, rowvar=False, bias=True)
         covariance += np.diag(LEAST_NOISE**2 * covariance.diagonal() + 1e-12)
         left = 1.0 / np.sqrt(np.linalg.inv(covariance).diagonal() * covariance.diagonal())
-        of_columns = {id(self.columns_[j]): float(v) for j, v in zip(places, left, strict=True)}
-        self.readings_ = [
-            replace(column, noise=of_columns.get(id(column), 1.0)) for column in self.readings_
-        ]
+        of_names = {self.columns_[j].name: float(v) for j, v in zip(places, left, strict=True)}
+        self.readings_ = [replace(c, noise=of_names.get(c.name, 1.0)) for c in self.readings_]
 
     @property
     def columns_(self) -> list[Column]:
