@@ -45,13 +45,12 @@ class Drift:
 
     def __str__(self) -> str:
         moved = self.columns.index[self.columns["moved"]].tolist()
+        scores = f"(p = {self.p_value:.2g} of the scores)"
         if self.is_like:
-            return f"{self.num_data} rows: no sign of drift (p = {self.p_value:.2g} of the scores)"
+            return f"{self.num_data} rows: no sign of drift {scores}"
         what = f"columns that moved: {', '.join(map(str, moved))}" if moved else "no column moved"
         advice = "p-values and the threshold do not hold; fit anew on rows such as these"
-        return (
-            f"{self.num_data} rows: drift (p = {self.p_value:.2g} of the scores); {what}; {advice}"
-        )
+        return f"{self.num_data} rows: drift {scores}; {what}; {advice}"
 
 
 def drift_of(

@@ -113,11 +113,7 @@ def is_closed(counts: np.ndarray) -> bool:
 def _is_sparse(values: np.ndarray) -> bool:
     """Whether distinct numbers, ascending, leave most of their range empty."""
     with np.errstate(over="ignore", invalid="ignore"):  # infinite gaps are wide ones
-        step = np.diff(values).min() if len(values) > 1 else np.inf
-        if np.abs(values).max() < 2**53 and (values == np.floor(values)).all():
-            step = np.gcd.reduce(np.diff(values).astype(int)) or np.inf
-        num_steps = np.ptp(values) / step + 1
-    return bool(len(values) < 0.5 * num_steps)
+        return bool(len(values) < 0.5 * (np.ptp(values) / _grid(values) + 1))
 
 
 def _are_apart(values: np.ndarray) -> bool:
@@ -126,11 +122,17 @@ def _are_apart(values: np.ndarray) -> bool:
     is_whole = len(values) <= MAX_LEVELS and (values == np.floor(values)).all()
     with np.errstate(over="ignore", invalid="ignore"):
         gaps = np.diff(values)
-        is_near = gaps <= 1.5 * gaps.min()  # as the nearest two
-        if is_few and is_whole and np.abs(values).max() < 2**53:
-            is_near = gaps <= 1.5 * np.gcd.reduce(gaps.astype(int))  # neighbours on their grid
-        side_by_side = (is_near.sum() - 1) / len(gaps)
+        near = 1.5 * (_grid(values) if is_few else gaps.min())
+        side_by_side = ((gaps <= near).sum() - 1) / len(gaps)
     return bool((is_few or is_whole) and side_by_side < (0.5 if is_few else 0.25))
+
+
+def _grid(values: np.ndarray) -> float:
+    """The step of the grid of distinct whole numbers, ascending; of others the least gap."""
+    gaps = np.diff(values)
+    if np.abs(values).max() < 2**53 and (values == np.floor(values)).all():
+        return float(np.gcd.reduce(gaps.astype(int))) or np.inf
+    return float(gaps.min(initial=np.inf))
 
 
 def _unit(numbers: np.ndarray) -> float | None:
@@ -182,7 +184,7 @@ def fill_values(
     seem[seem] = [(seems or _seems_fill)(value) for value in values[seem]]
     rest = counts[~seem]
     if len(rest) >= FEWEST:
-        often = max(STRAY * len(numbers), 2.0 * np.sort(rest)[-3])
+        often = max(STRAY * len(numbers), 2.0 * np.sort(rest)[-3])  # two may stand for gaps
         seem |= (counts > often) & (counts <= POINT_MASS * len(numbers))
     others = np.repeat(values[~seem], counts[~seem])
     if not seem.any() or len(np.unique(others)) < 3:
