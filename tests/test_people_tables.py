@@ -125,7 +125,28 @@ def test_marks_among_dates_are_missing_and_other_texts_refused() -> None:
     assert elapsed.missing == pytest.approx(0.02)
     assert np.isnan(elapsed.encode(texts))[::50].all()
     with pytest.raises(ValueError, match="'c' holds values that are no dates .* such as 'soon'"):
-        elapsed.encode(pd.Series(["2023-01-05", "soon"]))
+        elapsed.encode(pd.Series(["2023-01-05", "soon", "late"], name="c"))
+
+
+@pytest.mark.parametrize(
+    ("values", "bad"),
+    [
+        (DAYS.dt.strftime("%Y-%m-%d"), "2024-13-45"),
+        (DAYS.dt.strftime("%d.%m.%Y"), "soon"),
+        (DAYS.dt.date, "soon"),
+        (DAYS.dt.strftime("%Y%m%d").astype(int), 20241345),
+        (pd.Series(np.random.default_rng(0).normal(size=700)).astype(str), "many"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:column .* holds texts that spell numbers")
+def test_a_row_that_is_none_among_many_is_missing_with_a_word(values: pd.Series, bad) -> None:
+    given = values.copy()
+    given[7] = bad
+    for known in (given, values):
+        with pytest.warns(UserWarning, match=f"'c' holds values that are no .* {str(bad)!r}: "):
+            (column, *_) = learn(known)
+            codes = column.encode(given.rename("c"))
+        assert np.flatnonzero(np.isnan(codes)).tolist() == [7]
 
 
 @pytest.mark.parametrize(
@@ -328,6 +349,8 @@ def test_numbers_named_as_ids_are_names() -> None:
     (column,) = learn(1000 + numbers, name="customer_id")
     assert (column.kind, column.num_levels) == ("categorical", 41)
     assert column.encode(pd.Series([1005.0, "1005", 2000])).tolist() == [6.0, 6.0, 0.0]
+    for name in ("zip_code", "order no", "product-key", "shopId"):
+        assert learn(numbers, name=name)[0].kind == "categorical"
     assert learn(numbers, name="humid")[0].kind == "continuous"
 
 
@@ -340,6 +363,10 @@ def test_a_column_that_others_give_has_less_noise_and_a_lower_floor() -> None:
     scales = MixedHead(4, columns, min_scale=0.3).min_scales
     assert max(scales[:2]) < 0.03 and scales[2] == 0.3
     assert [c.noise for c in MixedEncoder().fit(frame.head(20)).columns_] == [1.0] * 3
+    for column in columns:  # as an earlier version has saved it
+        values = column.to_dict()
+        del values["noise"]
+        assert MixedHead(4, [Column.from_dict(values)], min_scale=0.3).min_scales == [0.3]
 
 
 @pytest.mark.parametrize("fill", [-999.0, -9999, 9999, 99999.0, -99, 1e30, 2147483647])

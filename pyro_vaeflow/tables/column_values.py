@@ -11,6 +11,7 @@ import pandas as pd
 
 from pyro_vaeflow.tables.calendars import DATES
 from pyro_vaeflow.tables.number_texts import Spelling, read_numbers
+from pyro_vaeflow.validation import warn
 
 # What pandas says that a column of numbers holds.
 NUMBERS = ("integer", "floating", "mixed-integer-float", "decimal", "timedelta")
@@ -19,6 +20,7 @@ BOOLEANS |= dict.fromkeys(["0", "false", "f", "no", "n"], "0")
 INVISIBLE = dict.fromkeys(map(ord, "\u200b\u200c\u200d\u2060\ufeff"))
 WHOLE = re.compile(r"([+-]?\d+)\.0+")  # 1.0 is 1; 1.10 may be a version
 DIGITS = {2: 3, 4: 7}  # bytes of a float -> digits that are the user's
+MOST = 0.5  # of a column's entries: if more are none, the column is another, and they no errors
 
 
 def check_values(values: pd.Series, dates: bool = False) -> None:
@@ -60,7 +62,7 @@ def as_numbers(values: pd.Series, spelling: Spelling | None = None) -> np.ndarra
     Durations are seconds, and True is 1.
 
     Raises:
-        ValueError: a value is not a number.
+        ValueError: most values are no numbers (a few are missing, with a warning) or one too large.
     """
     if pd.api.types.infer_dtype(values, skipna=True).startswith("timedelta"):
         values = pd.to_timedelta(values).dt.total_seconds()
@@ -74,13 +76,18 @@ def as_numbers(values: pd.Series, spelling: Spelling | None = None) -> np.ndarra
         ) from error
     text = as_text(values).replace({"True": "1", "False": "0"})
     numbers, is_unread = read_numbers(text, spelling or Spelling())
-    if is_unread.any():
-        raise ValueError(
-            f"column {str(values.name)!r} holds values that are no numbers, such as "
-            f"{text[is_unread].iloc[0][:60]!r}; "
-            "pd.to_numeric(values, errors='coerce') makes them missing"
-        )
+    check_read(values, is_unread, "numbers")
     return numbers
+
+
+def check_read(values: pd.Series, is_unread: np.ndarray, what: str) -> None:
+    """Refuses a column of entries that are none of `what`; few are missing, with a warning."""
+    if is_unread.any():
+        example = str(values[is_unread].iloc[0])[:60]
+        told = f"column {str(values.name)!r} holds values that are no {what}, such as {example!r}"
+        if is_unread.mean() > MOST:
+            raise ValueError(f"{told}; None in their place makes them missing")
+        warn(f"{told}: taken as missing")
 
 
 def as_text(values: pd.Series) -> pd.Series:

@@ -17,6 +17,7 @@ from pyro_vaeflow.tables.column_values import (
     BOOLEANS,
     as_numbers,
     as_text,
+    check_read,
     check_values,
     has_number_dtype,
 )
@@ -115,11 +116,11 @@ class Column(Checked):
         both 20 years and the whole range away.
 
         Raises:
-            ValueError: the column is one of numbers or dates and a value is none.
+            ValueError: the column is one of numbers or dates and most values are none.
             TypeError: the values are dates where there were none, complex numbers or containers.
 
         Warns:
-            UserWarning: the column is one of texts, and the values are numbers.
+            UserWarning: the column is one of texts, and the values are numbers; or a few are none.
         """
         if self.kind == "categorical":
             check_values(values)
@@ -131,11 +132,7 @@ class Column(Checked):
         check_values(values, dates=bool(self.part))
         if self.part:
             dates, is_unread = dates_of(values, self.texts)
-            if is_unread.any():
-                raise ValueError(
-                    f"column {self.name!r} holds values that are no dates of the format "
-                    f"{self.spelling}, such as {values[is_unread].iloc[0]!r:.60}"
-                )
+            check_read(values, is_unread, f"dates of the format {self.spelling}")
             parts = parts_of(dates)
             numbers, known = parts[self.part], parts["elapsed"]
         else:
