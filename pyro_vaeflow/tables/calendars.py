@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from pyro_vaeflow.tables.number_texts import MARKS, WORDS, Spelling
+from pyro_vaeflow.tables.number_texts import ENOUGH, MARKS, WORDS, Spelling
 
 DATES = ("datetime64", "datetime", "date", "time", "period")  # what pandas says a column holds
 TYPED = "dtype"  # the format of what is dates by its type
 ISO = "ISO8601"
 TIMES = ("%H:%M", "%H:%M:%S", "%H:%M:%S.%f", "%I:%M %p", "%I:%M:%S %p", "%I:%M%p")
-CLOCKS = ("", " %H:%M", " %H:%M:%S", " %I:%M %p", " %I:%M:%S %p", " %I:%M%p")
+CLOCKS = ("", *(f" {time}" for time in TIMES if "%f" not in time))
 DAYS = "%d.%m.%y %d/%m/%y %m/%d/%y %d-%m-%y %d-%b-%y %d/%m/%Y %m/%d/%Y %d-%b-%Y %Y-%m-%d".split()
 MONTHS = ("%b-%y", "%b-%Y", "%b %Y", "%B %Y", "%m/%Y", "%m.%Y", "%m-%Y", "%Y/%m")
 NOT_GUESSED = (
@@ -28,7 +28,6 @@ SERIAL = "days since 1899-12-30"  # as spreadsheets count; here those from 1982 
 SERIALS = (30_000, 60_000)
 YEARS = re.compile(r"(?i)(.*[^a-z])?(year|yr|jahr)([^a-z].*)?")  # names of a column of years
 TIMELY = re.compile(r"(?i)(date|time|stamp|epoch|_at$|_ts$|^ts$|_on$)")
-ENOUGH = 0.95  # of a column's texts are dates: the others are errors
 TRIED = 50  # texts whose format is guessed
 FEWEST = 5  # distinct whole numbers, or that all are dates may be chance
 ZONE = r"([T :]\d\d?:[\d:.]*(?: ?[APap][Mm])?)\s*(Z|[A-Z]{3,4}|[+-]\d\d:?\d\d)$"
@@ -53,10 +52,8 @@ def spelling_of_dates(text: pd.Series) -> Spelling | None:
     """
     distinct = pd.Series(_as_text(text).dropna().unique())
     tried = distinct[:: max(1, len(distinct) // TRIED)]  # not the first days of a month alone
-    if (
-        not len(tried)
-        or tried.str.contains(r"(?i)\d.*[-/.:, qw]|[-/., q].*\d", regex=True).mean() <= ENOUGH
-    ):
+    seem = tried.str.contains(r"(?i)\d.*[-/.:, qw]|[-/., q].*\d", regex=True)
+    if not len(tried) or seem.mean() <= ENOUGH:
         return None
     guess = pd.tseries.api.guess_datetime_format
     with warnings.catch_warnings():

@@ -63,13 +63,15 @@ def learn_columns(values: pd.Series, kind: str | None = None) -> list[Column]:
         return _date(name, values, spelling)
     if kind == "date":
         raise ValueError(f"column {name!r} holds no dates of a known format; pd.to_datetime helps")
-    if is_open and kind is None and (why := _why_left_out(values)):
-        warn(f"column {name!r} is left out: {why}; kinds={{{name!r}: ...}} keeps it")
-        return [Column(name, LEFT_OUT, why=why)]
-    if is_open and kind is None and is_numeric(values) and NAME.fullmatch(name):
-        numbers = as_numbers(values)  # are names, however many there are between two
-        if (numbers[np.isfinite(numbers)] % 1.0 == 0.0).all() and np.isfinite(numbers).any():
-            return [replace(_categorical(name, as_text(values)), why="names, by the column's own")]
+    if is_open and kind is None:
+        if why := _why_left_out(values):
+            warn(f"column {name!r} is left out: {why}; kinds={{{name!r}: ...}} keeps it")
+            return [Column(name, LEFT_OUT, why=why)]
+        if is_numeric(values) and NAME.fullmatch(name):
+            numbers = as_numbers(values)
+            numbers = numbers[np.isfinite(numbers)]
+            if len(numbers) and (numbers % 1.0 == 0.0).all():  # ids, whatever lies between two
+                return [replace(_categorical(name, as_text(values)), why="ids, by its name")]
     return [learn_column(values, kind)]
 
 
@@ -131,11 +133,12 @@ def learn_column(values: pd.Series, kind: str | None = None) -> Column:
     finite = finite[~np.isin(finite, fills)]
     learned = learn_numbers(name, finite, kind)
     _warn_of_fills(name, [f"{v:g}" for v in fills], numbers, fills)
+    spelling = spelling or Spelling()
     return Column(
         name,
         **learned,
-        spelling=spelling.decimal + spelling.unit if spelling else "",
-        marks=(spelling.marks if spelling else None) or None,
+        spelling=spelling.decimal + spelling.unit,
+        marks=spelling.marks or None,
         fills=fills or None,
         missing=float((np.isnan(numbers) | np.isin(numbers, fills)).mean()),
     )

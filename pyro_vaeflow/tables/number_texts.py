@@ -7,11 +7,8 @@ import numpy as np
 import pandas as pd
 
 # What stands for no number, in any case; files hold more of it than of any real category.
-WORDS = frozenset(
-    " ? - -- . .. * # / nan na n/a n.a. #n/a #na null none nil missing unknown -nan 1.#ind".split(
-        " "
-    )
-)
+NONE = "? - -- . .. * # / nan na n/a n.a. #n/a #na null none nil missing unknown -nan 1.#ind"
+WORDS = frozenset(["", *NONE.split()])
 NUMBER = re.compile(r"[+-]?((\d+\.?\d*|\.\d+)([eE][+-]?\d+)?|(?i:inf|infinity))")
 COMMA_NUMBER = re.compile(r"[+-]?(\d+,?\d*|,\d+)([eE][+-]?\d+)?")
 AROUND = re.compile(r"^[<>≤≥~]?=?\s*[$€£¥]?\s*|\s*[%$€£¥*+†‡]$")  # of bounds, amounts, shares
@@ -24,7 +21,7 @@ GROUPED = {
     ",": re.compile(r"[+-]?[1-9]\d{0,2}([. '\u00a0\u202f]\d{3})+(,\d*)?"),
 }
 CODE = re.compile(r"0\d+")  # 007 is a name, not a number
-ENOUGH = 0.95  # of a column's texts are numbers: the others are errors
+ENOUGH = 0.95  # of a column's texts are numbers, or dates: the others are errors
 FEWEST = 2  # texts, to see groups of digits ...
 LARGER = 3.0  # times the median with a point, if points are decimals: the texts without have groups
 MARKS = 5  # texts that stand beside numbers again and again
@@ -118,8 +115,8 @@ def _has_points_of_groups(texts: list[str]) -> bool:
 
 def _unit_of(counts: pd.Series) -> str:
     """What stands beside the numbers of most texts, kg say; none where there is more than one."""
-    units = {text: match[0].strip() for text in counts.index if (match := UNIT.search(text))}
-    units = {text: unit for text, unit in units.items() if unit not in MULTIPLES}
+    found = {text: match[0].strip() for text in counts.index if (match := UNIT.search(text))}
+    units = {text: unit for text, unit in found.items() if unit not in MULTIPLES}
     is_unit = len(set(units.values())) == 1 and counts[[*units]].sum() > 0.5 * counts.sum()
     return next(iter(units.values())) if is_unit else ""
 
