@@ -214,7 +214,9 @@ def damage_tensor(value: torch.Tensor, draw: random.Random) -> torch.Tensor:
     if kind == 0 and value.numel():
         flat = value.reshape(-1)
         number = draw.choice([float("nan"), float("inf"), -1.0, 1e300, 2.0**40, 0.5])
-        flat[draw.randrange(len(flat))] = number if value.is_floating_point() else int(2.0**40)
+        number = number if value.is_floating_point() else 2.0**40
+        # By way of a tensor, as float32 has no 1e300: it becomes infinite.
+        flat[draw.randrange(len(flat))] = torch.tensor(number, dtype=torch.float64)
         return flat.reshape(value.shape)
     if kind == 1:
         return value.reshape(-1)

@@ -321,6 +321,8 @@ parameters, scores, history.
 {counts["ends compared"]} ends compared, {counts["mismatches"]} mismatches, {seconds:.0f} seconds.
 Kills by job: {jobs}. After a killed parent
 its workers were gone within {slowest:.0f} seconds. torch {torch.__version__}.
+Saves, `vaeflow fit` and a study's parent note no steps, so their kills before a writing
+count as before the first step.
 
 """
 
