@@ -4,7 +4,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import pyro.distributions as dist
 import torch
@@ -59,7 +58,7 @@ class Calibration:
         for name, count in self.counts.items():
             expected = len(self.ranks[name]) / self.num_bins
             statistic = ((count - expected) ** 2 / expected).sum(0)
-            found[name] = torch.from_numpy(np.asarray(chi2.sf(statistic, self.num_bins - 1)))
+            found[name] = torch.from_numpy(chi2.sf(statistic, self.num_bins - 1))
         return found
 
     @property
@@ -74,12 +73,8 @@ class Calibration:
             Y. Yao, A. Vehtari, D. Simpson, A. Gelman, Yes, but Did It Work?: Evaluating Variational
             Inference, 2018, arXiv:1802.02538, section 3.2 (VSBC).
         """
-        return {
-            name: torch.from_numpy(
-                np.atleast_1d(wilcoxon(ranks.numpy() - self.num_draws / 2.0).pvalue)
-            )
-            for name, ranks in self.ranks.items()
-        }
+        distances = {name: ranks.numpy() - self.num_draws / 2 for name, ranks in self.ranks.items()}
+        return {name: torch.from_numpy(wilcoxon(d).pvalue) for name, d in distances.items()}
 
     def __repr__(self) -> str:
         least = min(float(p.min()) for p in self.p_values.values())
@@ -95,12 +90,11 @@ class Calibration:
         """One row a coordinate: ``site, coordinate, p_value, bias_p_value``."""
         tests = {"p_value": self.p_values, "bias_p_value": self.bias_p_values}
         rows = [
-            {"site": name, "coordinate": j}
-            | {test: float(ps[name][j]) for test, ps in tests.items()}
-            for name, found in self.p_values.items()
-            for j in range(len(found))
+            (name, j, *(float(p[name][j]) for p in tests.values()))
+            for name, ranks in self.ranks.items()
+            for j in range(ranks.shape[1])
         ]
-        return pd.DataFrame(rows)
+        return pd.DataFrame(rows, columns=["site", "coordinate", *tests])
 
 
 def simulation_based_calibration(

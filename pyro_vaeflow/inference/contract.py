@@ -22,7 +22,7 @@ from pyro.poutine.trace_struct import Trace
 
 from pyro_vaeflow.inference.densities import check_density, check_no_inverse, check_whole
 from pyro_vaeflow.inference.pairs import Way
-from pyro_vaeflow.inference.parameters import Program, module_mode, modules, param_scope, seeded
+from pyro_vaeflow.inference.parameters import Program, evaluating, modules, seeded
 from pyro_vaeflow.inference.probe import alike, fastest_way
 from pyro_vaeflow.inference.traces import (
     Args,
@@ -63,14 +63,12 @@ def check_contract(
         guide = _copy(guide)
     index = _some_rows(args)
     few = take_rows(args, index)
-    store = pyro.get_param_store()
-    with param_scope(model, guide, keep=False), store.scope(store.get_state()):
-        with module_mode(model, guide, training=False), seeded(seed), torch.no_grad():
-            known = set(store.keys())
-            with pyro.validation_enabled(True):
-                guide_trace = _first_run("guide", guide, few)
-                _check_plate("guide", guide_trace, plate)
-                model_trace = _first_run("model", poutine.replay(model, guide_trace), few)
+    with evaluating(model, guide, seed):
+        known = set(pyro.get_param_store().keys())
+        with pyro.validation_enabled(True):
+            guide_trace = _first_run("guide", guide, few)
+            _check_plate("guide", guide_trace, plate)
+            model_trace = _first_run("model", poutine.replay(model, guide_trace), few)
             _check_names(model_trace, guide_trace, plate)
             _check_plate("model", model_trace, plate)
             _check_enumeration(model_trace, plate)
@@ -78,13 +76,10 @@ def check_contract(
             if not training:
                 check_density(model_trace, guide_trace, plate)
                 check_whole(model_trace, plate)
-            with pyro.validation_enabled(False):
-                _check_arguments(model, guide, args, index)
-                slow = _slow_way(model_trace, guide_trace, plate)
-                options: dict[str, Any] = {"slow": slow, "known": known, "plate": plate}
-                options["training"] = training
-                way = fastest_way(model, guide, args, index, **options)
-    return way
+        _check_arguments(model, guide, args, index)
+        slow = _slow_way(model_trace, guide_trace, plate)
+        options: dict[str, Any] = {"known": known, "plate": plate, "training": training}
+        return fastest_way(model, guide, args, index, slow=slow, **options)
 
 
 def _some_rows(args: Args) -> torch.Tensor:
@@ -184,7 +179,9 @@ def _check_names(model_trace: Trace, guide_trace: Trace, plate: str) -> None:
             )
         fn, shape = latents[name]["fn"], guided[name]["value"].shape
         event = shape[len(shape) - fn.event_dim :]
-        if event != fn.event_shape or _together(fn.shape(), shape) != shape:
+        sizes = zip(reversed(fn.shape()), reversed(shape), strict=False)
+        fits = len(fn.shape()) <= len(shape) and all(ours in (1, size) for ours, size in sizes)
+        if event != fn.event_shape or not fits:
             raise ValueError(
                 f"site {name!r} has shape {tuple(fn.shape())} in the model and {tuple(shape)} in "
                 f"the guide, for {ROWS} rows; give it one shape, and the plates one dim="
@@ -192,13 +189,6 @@ def _check_names(model_trace: Trace, guide_trace: Trace, plate: str) -> None:
     auxiliary = {name for name, site in guided.items() if site["infer"].get("is_auxiliary")}
     if extra := sorted(guided.keys() - latents.keys() - auxiliary):
         raise ValueError(f"the guide samples {extra}, not latents of the model {sorted(latents)}")
-
-
-def _together(*shapes: torch.Size) -> torch.Size | None:
-    try:
-        return torch.broadcast_shapes(*shapes)
-    except RuntimeError:
-        return None
 
 
 def _is_masked_out(name: str, trace: Trace) -> bool:

@@ -64,7 +64,7 @@ def contributions(
         parts.append(-(weights * features).sum(0))
         khats.append(importance.khat(log_weight))
     if not parts:
-        return as_args(x)[0].new_empty(as_args(x)[0].shape)
+        return torch.empty_like(as_args(x)[0])
     warn_of_tails(torch.cat(khats))
     return torch.cat(parts)
 

@@ -40,20 +40,12 @@ def enumerated_terms(model_trace: Trace, guide_trace: Trace, plate: str = "data"
         guide_trace.pack_tensors()
         model_trace.pack_tensors(guide_trace.plate_to_symbol)
     rows = _Rows(model_trace, guide_trace, plate)
-    alone = [s for s in latent_sites(model_trace) if "_enumerate_dim" in s["infer"]]
-    alone = [site for site in alone if site["name"] not in guide_trace.nodes]
-    # masked or not, the chances of a site's values add up to 1
-    latents = guided_latents(model_trace, guide_trace)
-    of_alone = zip(alone, rows.factors(alone, masked=False), strict=True)
-    prior = rows.factors(latents) + [_chance(*pair) for pair in of_alone]
+    alone = [s for s in latent_sites(model_trace) if s["name"] not in guide_trace.nodes]
+    prior = rows.factors(guided_latents(model_trace, guide_trace)) + rows.chances_of(alone)
     joint = prior + rows.factors(s for s in sample_sites(model_trace) if is_data(s))
     in_guide = guide_sites(guide_trace, plate)
     guide = rows.factors(in_guide)
-    enumerated = [site for site in in_guide if "_enumerate_dim" in site["infer"]]
-    rows.chances = [
-        _chance(*pair)
-        for pair in zip(enumerated, rows.factors(enumerated, masked=False), strict=True)
-    ]
+    rows.chances = rows.chances_of(in_guide)
     minus_guide = [(t, packed.neg(f)) for t, f in guide] + rows.chances
     log_prior = rows.expected(prior)
     return RowTerms(
@@ -62,15 +54,6 @@ def enumerated_terms(model_trace: Trace, guide_trace: Trace, plate: str = "data"
         rows.expected(guide),
         rows.unpacked(rows.contracted(joint + minus_guide, rows.summed)),
     )
-
-
-def _chance(site: Any, factor: Factor) -> Factor:
-    """The log probability of each value of an enumerated site; drawn ones count alike."""
-    if (num_samples := site["infer"].get("num_samples")) is None:
-        return factor
-    constant: Packed = torch.full_like(factor[1], -math.log(num_samples))
-    constant._pyro_dims = factor[1]._pyro_dims
-    return factor[0], constant
 
 
 class _Rows:
@@ -98,6 +81,20 @@ class _Rows:
             self.summed |= set(log_prob._pyro_dims) - set(self.plates.values())
             frames = (f for f in site["cond_indep_stack"] if f.vectorized)
             found.append((frozenset(self.plates[f.name] for f in frames), log_prob))
+        return found
+
+    def chances_of(self, sites: Iterable[Any]) -> list[Factor]:
+        """The log probability of each value of the enumerated ones; drawn ones count alike.
+
+        Masked or not, the chances of a site's values add up to 1.
+        """
+        enumerated = [site for site in sites if "_enumerate_dim" in site["infer"]]
+        found = self.factors(enumerated, masked=False)
+        for place, (site, (plates, log_prob)) in enumerate(zip(enumerated, found, strict=True)):
+            if (num_samples := site["infer"].get("num_samples")) is not None:
+                constant: Packed = torch.full_like(log_prob, -math.log(num_samples))
+                constant._pyro_dims = log_prob._pyro_dims
+                found[place] = plates, constant
         return found
 
     def contracted(
@@ -139,9 +136,8 @@ class _Rows:
             tree: OrderedDict[frozenset[str], list[Packed]] = OrderedDict()
             for around, chance in self.chances:
                 tree.setdefault(around, []).append(chance)
-            every = {d for _, f in self.chances for d in f._pyro_dims} & of_guide
             chance = contract_to_tensor(
-                tree, every, target_ordinal=plates, target_dims=dims, ring=ring
+                tree, of_guide, target_ordinal=plates, target_dims=dims, ring=ring
             )
             term, chance = packed.broadcast_all(term, chance)
             dims_of_both = term._pyro_dims

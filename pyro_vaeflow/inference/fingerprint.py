@@ -16,11 +16,11 @@ import torch
 from pyro_vaeflow.inference.saved_folder import is_plain, tensor_digest
 from pyro_vaeflow.validation import warn
 
-OF_CODE = "code consts names argcount kwonlyargcount flags varnames exceptiontable".split()
+CODE_PARTS = "code consts names argcount kwonlyargcount flags varnames exceptiontable".split()
 LOADS = ("LOAD_GLOBAL", "LOAD_NAME")  # the second in a class in a function
-OF_TABLES = ("columns", "index", "name", "mask")  # what else arrays may have, as pandas' do
-OF_MODULES = {*vars(torch.nn.Module()), "training"}  # torch's own
-OF_PYRO = ("_pyro_params", "_pyro_samples")  # constraints and priors of a PyroModule
+LABELS = ("columns", "index", "name", "mask")  # what else arrays may have, as pandas' do
+TORCH_NAMES = {*vars(torch.nn.Module()), "training"}  # what each module has
+PYRO_SETTINGS = ("_pyro_params", "_pyro_samples")  # constraints and priors of a PyroModule
 # They move on in a training, and a resumed one could not bring them back.
 RANDOM = (np.random.Generator, np.random.RandomState, random.Random, torch.Generator)
 
@@ -107,7 +107,7 @@ class Description:
         elif isinstance(value, FunctionType):
             yield from self._of_function(value)
         elif isinstance(value, CodeType):
-            yield from (self._of(getattr(value, f"co_{name}")) for name in OF_CODE)
+            yield from (self._of(getattr(value, f"co_{name}")) for name in CODE_PARTS)
         elif isinstance(value, property):
             yield from map(self._of, (value.fget, value.fset))
         elif isinstance(value, staticmethod | classmethod) or hasattr(value, "__wrapped__"):
@@ -121,7 +121,7 @@ class Description:
             array = np.asarray(value)
             yield from (str(array.dtype), array.shape)
             yield self._of(array.tolist()) if array.dtype.hasobject else _sha256(array.tobytes())
-            yield [self._of(getattr(value, name, None)) for name in OF_TABLES]
+            yield [self._of(getattr(value, name, None)) for name in LABELS]
         else:
             yield from self._of_object(value)
 
@@ -182,18 +182,14 @@ class Description:
 
     def _of_module(self, part: torch.nn.Module) -> Iterator[Any]:
         """A module's settings, and the tensors that no training changes."""
-        named, is_own = vars(part), not _is_installed(type(part))
-        frozen = {n: p for n, p in part._parameters.items() if p is not None}
-        named = {
-            name: value
-            for name, value in named.items()
-            if name in OF_PYRO
-            or name not in OF_MODULES
-            and not name.startswith("_pyro")
-            and (name[0] != "_" or is_own)
-            and not (isinstance(value, torch.Tensor) and (name[0] == "_" or not is_own))
-        }
-        yield from map(self._of, (named, frozen, part._buffers if is_own else None))
+        is_own, settings = not _is_installed(type(part)), {}
+        for name, value in vars(part).items():
+            is_private, is_tensor = name[0] == "_", isinstance(value, torch.Tensor)
+            is_cache = is_private and is_tensor if is_own else is_private or is_tensor
+            is_anyones = name in TORCH_NAMES or name.startswith("_pyro")
+            if name in PYRO_SETTINGS or not (is_anyones or is_cache):
+                settings[name] = value
+        yield from map(self._of, (settings, part._parameters, part._buffers if is_own else None))
 
 
 def _sha256(data: bytes) -> str:

@@ -151,18 +151,14 @@ def inference_gap(
                 seed=seed + 2,
             )
             # which q is better is judged by other draws than those reported, or noise would win
-            trial, weights = (
+            trial, (start, end) = (
                 [guides.weights(q, rows, num_samples, s) for q in (amortized, local)]
                 for s in (seed + 1, seed)
             )
-            better = trial[1].elbo.mean(0) > trial[0].elbo.mean(0)
-            of_amortized, of_local = weights
-            log_weight, elbo = (
-                torch.where(better, getattr(of_local, name), getattr(of_amortized, name))
-                for name in ("log_weight", "elbo")
-            )
-            elbos = of_amortized.elbo, elbo
-            parts.append(split_gap(of_amortized.log_weight, log_weight, elbos))
+            is_better = trial[1].elbo.mean(0) > trial[0].elbo.mean(0)
+            best = (torch.where(is_better, *pair) for pair in zip(end, start, strict=True))
+            log_weight, elbo, _ = best
+            parts.append(split_gap(start.log_weight, log_weight, (start.elbo, elbo)))
             errors.append(_stderr(elbo))
     gaps = {f.name: torch.cat([getattr(p, f.name) for p in parts]) for f in fields(Gaps)}
     unsure = (gaps["khat"] > KHAT_LIMIT).nonzero().squeeze(-1)
@@ -171,13 +167,13 @@ def inference_gap(
         options: Any = {"seed": seed, "plate": plate, "progress": progress}
         with suppress(NoVectors):  # then the guide's own draws must do
             refined = refined_evidence(model, guide, rows, **options)
-            better_ones = {
+            numbers = {
                 "log_evidence": refined.log_evidence,
                 "khat": refined.khat,
                 "approximation_gap": refined.log_evidence - gaps["local_elbo"][unsure],
                 "approximation_stderr": refined.stderr.hypot(torch.cat(errors)[unsure]),
             }
-            for name, value in better_ones.items():
+            for name, value in numbers.items():
                 gaps[name][unsure] = value.to(gaps[name])
     return Gaps(**{name: value[place] for name, value in gaps.items()})
 

@@ -73,17 +73,16 @@ class Draws:
     @property
     def terms(self) -> RowTerms:
         """Log probabilities, ``(num_samples, num_data)``, nats."""
-        parts = [self._terms(*pair) for pair in self.traces]
-        if len(parts) == 1:
-            return parts[0]
-        names = [name for name, value in vars(parts[0]).items() if value is not None]
-        return RowTerms(**{name: torch.cat([getattr(p, name) for p in parts]) for name in names})
+        first, *others = (self._terms(*pair) for pair in self.traces)
+        if others:
+            first = {name: torch.cat([first[name], *(o[name] for o in others)]) for name in first}
+        return RowTerms(**first)
 
-    def _terms(self, model_trace: Trace, guide_trace: Trace) -> RowTerms:
+    def _terms(self, model_trace: Trace, guide_trace: Trace) -> dict[str, torch.Tensor]:
+        layouts = {"log_guide": self.way.guide}
         found = vars(terms_of_traces(model_trace, guide_trace, self.plate))
-        layouts = dict.fromkeys(found, self.way.model) | {"log_guide": self.way.guide}
         terms = {name: term for name, term in found.items() if term is not None}
-        return RowTerms(**{n: self._split(term, layouts[n]) for n, term in terms.items()})
+        return {n: self._split(t, layouts.get(n, self.way.model)) for n, t in terms.items()}
 
     def _split(self, term: torch.Tensor, layout: str) -> torch.Tensor:
         num_samples = 1 if layout == "runs" else self.num_samples

@@ -223,7 +223,7 @@ def module_mode(*programs: Program, training: bool) -> Iterator[None]:
 
 @contextmanager
 def evaluating(model: Program, guide: Program, seed: int) -> Iterator[None]:
-    """Runs of a pair that `check_contract` has validated: nothing of them is trained or kept."""
+    """Runs of a pair of which nothing is trained or kept; `check_contract` alone validates them."""
     with (
         param_scope(model, guide, keep=False),
         module_mode(model, guide, training=False),

@@ -67,30 +67,27 @@ def fastest_way(
             moved = slow.model == "runs" and probe.moves_rows(slow)
         except FAILURES as error:
             raise ValueError(_of_one_number(model, guide, len(rows), known, error)) from error
-        if moved:
-            raise ValueError(OF_PLACE)
         given = [_on_left(draws)] if slow.model == "runs" else None
         ways = [replace(slow, guide="left", model="left")]
         if slow.model == "rows" and not slow.enumerated:
             ways.append(replace(slow, guide="left"))
-        why = ""
-        for way in ways:
+        way, why = slow, ""
+        for fast in ways:
             try:
-                terms = probe.draws(way, given=given).terms
+                terms = probe.draws(fast, given=given).terms
             except FAILURES as error:
                 why = why or str(error).partition("\n")[0]
                 continue
             if _same(expected, terms):
-                moved = False
-                with suppress(*FAILURES):  # then nothing can be said
-                    moved = not training and probe.moves_rows(slow)
-                if moved:
-                    raise ValueError(OF_PLACE)
-                return replace(way, why=why)
+                way = fast
+                break
             why = why or "the programs run with draws on the left, but give other numbers"
-        if probe.moves_rows(slow):
+        if slow.model == "rows" and (way is slow or not training):
+            with suppress(*FAILURES):  # then nothing can be said
+                moved = probe.moves_rows(slow)
+        if moved:
             raise ValueError(OF_PLACE)
-        return replace(slow, why=why)
+        return replace(way, why=why)
 
 
 class _Probe:
@@ -121,10 +118,10 @@ class _Probe:
         some = torch.arange(len(self.rows), device=self.rows.device).flip(0)[:4]
         way = replace(slow, guide="runs", model="runs")
         draws = self.draws(way, count=1)
-        options: dict[str, Any] = {"given": [_of_rows(draws, draws.traces[0], some)], "count": 1}
-        moved, again = (self.draws(way, rows=self.rows[some], **options).terms for _ in range(2))
+        again: Any = {"rows": self.rows[some], "given": [_of_rows(draws, some)], "count": 1}
+        moved, repeated = (self.draws(way, **again).terms.elbo for _ in range(2))
         # Of programs that keep state or draw from a generator of their own nothing can be said.
-        return not alike(draws.terms.elbo[:, some], moved.elbo) and alike(moved.elbo, again.elbo)
+        return not alike(draws.terms.elbo[:, some], moved) and alike(moved, repeated)
 
 
 @contextmanager
@@ -181,10 +178,11 @@ def _on_left(draws: Draws) -> Trace:
     return stacked
 
 
-def _of_rows(draws: Draws, traces: tuple[Trace, Trace], rows: torch.Tensor) -> Trace:
-    """The guide's values of a run for some rows; those that are enumerated will be so again."""
+def _of_rows(draws: Draws, rows: torch.Tensor) -> Trace:
+    """The guide's values of a lone run for some rows; what is enumerated will be so again."""
     taken = Trace()
-    for site in latent_sites(traces[1]):
+    ((_, guide_trace),) = draws.traces
+    for site in latent_sites(guide_trace):
         if "_enumerate_dim" in site["infer"]:
             continue
         value = site["value"]

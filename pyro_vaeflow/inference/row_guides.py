@@ -152,16 +152,13 @@ class _InPlaceOf(TorchFunctionMode):
 
 def _score_function(draws: Draws) -> torch.Tensor | float:
     """log q of the latents without a path for gradients, of one row, ``(num_samples,)``."""
-    parts: list[torch.Tensor | float] = []
-    for _, guide_trace in draws.traces:
-        total: torch.Tensor | float = 0.0
-        for site in guide_sites(guide_trace, draws.plate):
-            term = site["score_parts"].score_function
-            if isinstance(term, torch.Tensor) and "_enumerate_dim" not in site["infer"]:
-                total = total + term.reshape(draws.num_samples // len(draws.traces), -1).sum(1)
-        parts.append(total)
-    found = [part for part in parts if isinstance(part, torch.Tensor)]
-    return torch.cat(found) if found else 0.0
+    ((_, guide_trace),) = draws.traces
+    total: torch.Tensor | float = 0.0
+    for site in guide_sites(guide_trace, draws.plate):
+        term = site["score_parts"].score_function
+        if isinstance(term, torch.Tensor) and "_enumerate_dim" not in site["infer"]:
+            total = total + term.reshape(draws.num_samples, -1).sum(1)
+    return total
 
 
 def _depends(sites: Iterable[Any], leaves: Values) -> list[bool]:
