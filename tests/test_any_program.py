@@ -632,10 +632,17 @@ def of_one_number(x):
         pyro.sample("z", dist.Normal(x[:, :1], 1.0).to_event(1))
 
 
-def factored(x):
-    EXACT.model(x)
+def of_two_numbers(x):
     with pyro.plate("data", len(x)):
-        pyro.factor("preference", x.sum(-1))
+        z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+        pyro.sample("x", dist.Normal(z.sum(-1, keepdim=True) + 0.0 * x, 1.0).to_event(1), obs=x)
+
+
+def factored(x):
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+        pyro.factor("preference", z.sum(-1))
+        pyro.sample("x", dist.Normal(z.sum(-1, keepdim=True) + 0.0 * x, 1.0).to_event(1), obs=x)
 
 
 @pytest.mark.parametrize(
@@ -643,7 +650,7 @@ def factored(x):
     [
         (of_other_rows, EXACT.exact_guide, "numbers of a row depend on .* the other rows"),
         (of_a_part, of_a_column, "'columns' around site 'x' draws 2 of 3.*no subsample_size"),
-        (EXACT.model, of_one_number, r"'z' has shape \(7, 2\) in the model and \(7, 1\)"),
+        (of_two_numbers, of_one_number, r"'z' has shape \(7, 2\) in the model and \(7, 1\)"),
     ],
 )
 def test_what_broadcasts_to_a_wrong_number_is_refused(model, guide, message) -> None:

@@ -242,7 +242,7 @@ def _simulated(
                 f"assemble= made rows of shape {tuple(first.shape)} where the first argument has "
                 f"{tuple(data[0].shape)}"
             )
-        data = (first.to(data[0].dtype), *data[1:])
+        data[0].copy_(first)  # in place: what each row has of the arguments stays known
     elif simulation.elsewhere:
         raise ValueError(
             f"sites {sorted(simulation.elsewhere)} observe values that are computed from the "
