@@ -271,7 +271,7 @@ REFUSALS = {
         "a row depend on its place.*compute from a row",
     ),
     "autonormal": (EXACT.model, AutoNormal(EXACT.model), r"'locs.z_unconstrained' has shape \(7"),
-    "autoiaf": (EXACT.model, AutoIAFNormal(EXACT.model), "not on another number of them"),
+    "autoiaf": (EXACT.model, AutoIAFNormal(EXACT.model), "is a Delta|not on another number of"),
 }
 
 

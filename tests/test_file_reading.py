@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pyro_vaeflow.files.csv_header import read_header
 from pyro_vaeflow.files.fit import read_rows
 from pyro_vaeflow.files.parsing import to_frame
 from pyro_vaeflow.files.readers import Reject
@@ -220,6 +221,14 @@ def test_the_lines_say_what_separates_fields_and_how_they_are_encoded(
     assert read_schemas(find_files(str(path)))["t.csv"].names == names
     (chunk,) = chunks_of(find_files(str(path)), 10)
     assert read_chunk(chunk, names).table[names[1]].to_pylist() == values
+
+
+def test_a_header_of_any_length_is_read_whole(tmp_path: Path) -> None:
+    names = [f"{'long' * 8} {number}" for number in range(9000)]
+    path = tmp_path / "wide.csv"
+    path.write_text(",".join(names) + "\n" + ",".join(["1.5"] * 9000) + "\n")
+    header = read_header(path)
+    assert header.names == names and header.size == path.read_bytes().index(b"\n") + 1
 
 
 @pytest.mark.parametrize("content", [b"# made by me\na,b\n1,2\n3,4\n5,6\n", b"\xff\xfea\0\n\0"])

@@ -101,11 +101,7 @@ def test_in_training_a_row_is_no_exemplar_of_itself_nor_of_its_copies() -> None:
     assert left_out.tolist() == [2, 1, 1, 1, 1, 1, 2]
     torch.testing.assert_close(weights.sum(1), torch.ones(7))
     prior.eval()
-    kept = (prior(x).log_weights > -math.inf).sum(1) - 1
-    assert kept.tolist() == [7, 6, 6, 6, 6, 6, 7], "nor of itself, once, in scores"
-    assert prior(x + 1.0).log_weights.shape == (8,), "for other rows every exemplar counts"
-    again = prior_of(x.repeat(2, 1)).eval()(x).log_weights
-    assert (again > -math.inf).all(), "a row that equals one of rows that repeat may be another"
+    assert (prior(x).log_weights > -math.inf).all(), "in scores every exemplar counts"
     x, value = rows(1), torch.randn(1, 2)
     prior = prior_of(x).train()  # a lone exemplar left out leaves the wide part
     wide = dist.Normal(0.0, prior.log_broad.exp()).to_event(1).log_prob(value)
@@ -195,7 +191,7 @@ def test_a_training_step_takes_a_part_of_the_rows_drawn_anew() -> None:
 
 @pytest.mark.parametrize("count", [5, 30])
 def test_the_wide_part_has_its_share_of_any_number_of_exemplars(count) -> None:
-    share = prior_of(rows(count)).eval()(rows(4) + 1.0).log_weights.exp()[..., -1]
+    share = prior_of(rows(count)).eval()(rows(4)).log_weights.exp()[..., -1]
     torch.testing.assert_close(share, torch.full_like(share, BROAD_WEIGHT / (1 + BROAD_WEIGHT)))
 
 

@@ -42,8 +42,8 @@ class VAEFlowDetector(DetectorSettings, Programs, Calibrated, OutlierMixin, Base
         batch_size: rows in a mini-batch.
         learning_rate: of Adam at the start; it falls to a sixtieth along a cosine.
         num_samples: samples of z for a row's score, at least 2.
-        criterion: ``importance``; ``reconstruction`` for E_q[log p(x | z)], the negative of the
-            paper's A(x); or ``combined``, of evidence, nearest row and rarest entry: `Rarity`.
+        criterion: ``importance``, or ``reconstruction`` for E_q[log p(x | z)], the negative of the
+            paper's A(x).
         contamination: the share of anomalies, in (0, 0.5]: so many rows like the training rows are
             flagged, and the most isolated are not trained on; ``"auto"``: 0.05, and all are.
         kinds: column name -> ``categorical``, ``discrete``, ``continuous``, ``positive`` or
@@ -139,10 +139,9 @@ class VAEFlowDetector(DetectorSettings, Programs, Calibrated, OutlierMixin, Base
             rows, drawn = self._with_earlier(rows, drawn)
         checkpoint = self._checkpoint(settings, rows, drawn, goes_on)
         rows = self._placed(rows)
-        more = (drawn, self.progress, checkpoint)
-        self.history_ = fit(settings, self.model_, self.guide_, rows, *more).frame
+        history = fit(settings, self.model_, self.guide_, rows, drawn, self.progress, checkpoint)
+        self.history_ = history.frame
         self._convert(torch.float64)
-        self._learn_rarity(rows)
         self._calibrate(frame, fresh, weights)
         return self
 
@@ -275,5 +274,6 @@ class VAEFlowDetector(DetectorSettings, Programs, Calibrated, OutlierMixin, Base
 
     def __sklearn_tags__(self) -> Tags:
         tags = super().__sklearn_tags__()
-        tags.input_tags.allow_nan = tags.input_tags.string = True
+        tags.input_tags.allow_nan = True
+        tags.input_tags.string = True
         return tags

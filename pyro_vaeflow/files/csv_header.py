@@ -20,6 +20,7 @@ UTF_8, LEGACY = "utf-8", "cp1252"  # the latter of older Windows, and nearly Lat
 OPENERS: dict[str, Any] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
 SEPARATORS = ",;\t|"
 SNIFFED, SAMPLE = 2**16, 50  # bytes and lines of a file that are looked at
+MAX_LINE = 2**24  # bytes of one: a small gzip file may hold one that no memory does
 FEWEST, MOST = 3, 0.8  # lines that agree, or it may be chance
 BEFORE = re.compile(rb"(\xef\xbb\xbf)?(sep=.\r?\n)?")
 
@@ -55,17 +56,25 @@ def opened(path: Path | str) -> Iterator[BinaryIO]:
         yield file
 
 
+def lines_of(file: BinaryIO, path: Path | str) -> Iterator[bytes]:
+    """The lines from here on; a ConfigError at one that no row has."""
+    while line := file.readline(MAX_LINE + 1):
+        if len(line) > MAX_LINE:
+            raise ConfigError(f"{path} has a line of more than {MAX_LINE} bytes: is it a table?")
+        yield line
+
+
 def read_header(path: Path | str) -> Header:
     """The header; a ConfigError if there is none, or it is not that of the lines below."""
     try:
         with opened(path) as file:
             start = file.read(SNIFFED)
+            start += next(lines_of(file, path), b"")  # what is left of the last line
         encoding = _encoding(start)
         before = BEFORE.match(start)[0]  # type: ignore[index]  # it matches nothing, too
         lines = io.BytesIO(start[len(before) :]).readlines()
         texts = [line.decode(encoding) for line in lines[:1]]
-        below = lines[1:] if len(start) < SNIFFED else lines[1:-1]
-        texts += [line.decode(encoding, errors="replace") for line in below[:SAMPLE]]
+        texts += [line.decode(encoding, errors="replace") for line in lines[1 : 1 + SAMPLE]]
         names, separator = _names(texts)
     except (csv.Error, OSError, UnicodeError) as error:
         raise ConfigError(f"{path} has no header line: {error}") from error
@@ -78,7 +87,7 @@ def _encoding(start: bytes) -> str:
     """UTF-8, unless what is beyond ASCII is none without exception."""
     if b"\0" in start:
         raise UnicodeError("it is no text in UTF-8; write it so")
-    text = start.decode(errors="surrogateescape")[: -4 if len(start) == SNIFFED else None]
+    text = start.decode(errors="surrogateescape")
     is_strange = ["\udc80" <= sign <= "\udcff" for sign in text if not sign.isascii()]
     return LEGACY if len(is_strange) > 1 and all(is_strange) else UTF_8  # one may be damage
 

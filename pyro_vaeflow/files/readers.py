@@ -14,19 +14,18 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
 
-from pyro_vaeflow.files.csv_header import UTF_8, Header, opened, read_header, reading
-from pyro_vaeflow.validation import ConfigError, warn
+from pyro_vaeflow.files.csv_header import UTF_8, Header, lines_of, opened, read_header, reading
+from pyro_vaeflow.validation import warn
 
 SHOWN = 1000  # characters of a line that is rejected
 MAX_LINES = 100  # of one row
-MAX_LINE = 2**24  # bytes of one: a small gzip file may hold one that no memory does
 
 
 @dataclass(frozen=True)
@@ -90,7 +89,7 @@ class Csv:
             warn(f"{path} is not encoded in UTF-8: it is read as {header.encoding}")
         with opened(path) as file:
             start, row = len(file.read(header.size)), 1
-            rows = _rows_of(_lines(file, path), header)
+            rows = _rows_of(lines_of(file, path), header)
             while lines := list(chain.from_iterable(islice(rows, chunk_rows))):
                 stop = start + sum(map(len, lines))
                 yield Chunk(str(path), name, row, len(lines), start, stop)
@@ -177,13 +176,6 @@ class Parquet:
             if field.type == pa.string_view():
                 table = table.set_column(place, field.name, table[field.name].cast(pa.string()))
         return Rows(table, chunk.row + np.arange(table.num_rows), [])
-
-
-def _lines(file: BinaryIO, path: Path | str) -> Iterator[bytes]:
-    while line := file.readline(MAX_LINE + 1):
-        if len(line) > MAX_LINE:
-            raise ConfigError(f"{path} has a line of more than {MAX_LINE} bytes: is it a table?")
-        yield line
 
 
 def _rows_of(lines: Iterable[bytes], header: Header) -> Iterator[list[bytes]]:

@@ -74,14 +74,12 @@ def check_contract(
             _check_enumeration(model_trace, plate)
             check_no_inverse(model_trace, guide_trace)
             if not training:
+                check_density(model_trace, guide_trace, plate)
                 check_whole(model_trace, plate)
         _check_arguments(model, guide, args, index)
         slow = _slow_way(model_trace, guide_trace, plate)
         options: dict[str, Any] = {"known": known, "plate": plate, "training": training}
-        way = fastest_way(model, guide, args, index, slow=slow, **options)
-        if not training:  # last: of a guide of some rows alone there is more to say than its kind
-            check_density(model_trace, guide_trace, plate)
-        return way
+        return fastest_way(model, guide, args, index, slow=slow, **options)
 
 
 def _some_rows(args: Args) -> torch.Tensor:

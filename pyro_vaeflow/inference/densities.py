@@ -67,7 +67,7 @@ def check_density(model_trace: Trace, guide_trace: Trace, plate: str) -> None:
                 shown = shown.base_dist
             raise ValueError(
                 f"site {name!r} of the guide is a {type(shown).__name__}, which has no density of "
-                "the kind that the model's prior has: such a guide can be trained, but gives no "
+                "the kind that the model's prior has: such a guide, trained or not, gives no "
                 "evidence; score with one that draws from "
                 + ("a discrete distribution" if discrete[0] else "a density, such as a Normal")
             )

@@ -17,7 +17,6 @@ from pyro_vaeflow.validation import check_size
 LEAST = -80.0  # nats below the largest term, where terms count for nothing
 CACHED = 200_000  # numbers
 FAR_OUT = 1e5  # nats: float32 resolves a hundredth of one there
-MOST = 2 / 3  # of the rows; by the development tables of results/oddbench
 BROAD_WEIGHT = 0.01  # of a wide normal in the mixture: rows far from all exemplars stay possible
 
 
@@ -92,12 +91,9 @@ class ExemplarPrior(nn.Module):
     .. math:: 1.01\,p(z) = \frac1M \sum_m N(z; \mu(x_m), h^2) + 0.01\,N(z; 0, b^2)
 
     In training, each step takes a part of the rows, and a row is no exemplar of itself: the bound
-    is a leave-one-out one, and the width h does not fall to 0. Nor is it when it is scored, once:
-    of k exemplars that equal it, k - 1 count, so that an anomaly among the training rows does not
-    vouch for itself; unless rows repeat, and it can as well be a further one: `tells_rows`.
-
-    With a linear encoder and decoder the evidence is that of a kernel density estimate; training
-    departs from it as far as the bound rises.
+    is a leave-one-out one, and the width h does not fall to 0. With a linear encoder and decoder
+    the evidence is that of a kernel density estimate; training departs from it as far as the bound
+    rises.
 
     References:
         S. Norouzi, D. Fleet, M. Norouzi, Exemplar VAE: Linking Generative Models, Nearest Neighbor
@@ -150,32 +146,17 @@ class ExemplarPrior(nn.Module):
         self.rows = rows[torch.randperm(len(rows))[: self.max_exemplars]]
 
     def forward(self, x: torch.Tensor) -> ExemplarMixture:
-        """The prior of the rows `x`; they differ in it only where one is an exemplar."""
+        """The prior of the rows `x`; they differ in it only while training."""
         rows = self.rows
         if self.training:
             rows = rows[torch.randperm(len(rows))[: self.per_step]]
-        is_own = row_hash(x)[:, None] == row_hash(rows)
-        copies = is_own.sum(-1, keepdim=True)
-        # By content: in training a copy is no other row either, or the width could fall to 0.
-        near = x.new_ones(len(rows))
-        if copies.any():
-            own = copies if self.training else int(tells_rows(rows))
-            share = (copies - own) / copies.clamp(min=1)
-            near = torch.where(is_own, share, near)
+            is_other = row_hash(x)[:, None] != row_hash(rows)  # by content: a copy is no other row
+            near = is_other.to(x.dtype)
+        else:
+            near = x.new_ones(len(rows))
         far = x.new_full((*near.shape[:-1], 1), BROAD_WEIGHT * len(rows))
         scales = self.log_width.exp(), self.log_broad.exp()
         return ExemplarMixture(torch.cat([near, far], -1).log(), self.locate(rows), *scales)
-
-
-def tells_rows(rows: torch.Tensor) -> bool:
-    """Whether a row that equals one of `rows` must be that one: most of them have no copy.
-
-    Example:
-        >>> tells_rows(torch.tensor([[1.0], [2.0], [3.0]])), tells_rows(torch.ones(3, 1))
-        (True, False)
-    """
-    _, copies = row_hash(rows).unique(return_counts=True)
-    return bool((copies == 1).sum() > MOST * len(rows))
 
 
 def _log_sum(a: torch.Tensor, b: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
@@ -184,15 +165,14 @@ def _log_sum(a: torch.Tensor, b: torch.Tensor, bias: torch.Tensor) -> torch.Tens
     torch's exp is slow where its result underflows, hence the clamp; and blocks of rows that stay
     in the processor's cache hardly wait for memory.
     """
-    if torch.is_grad_enabled():
+    if torch.is_grad_enabled() or bias.dim() > 1:
         products = a @ b.T + bias
         top = products.detach().amax(-1, keepdim=True).clamp(min=-1e30)  # not -inf - -inf
         return (products - top).clamp(min=LEAST).exp().sum(-1).log() + top.squeeze(-1)
-    sums, flat = [], a.reshape(-1, a.shape[-1])
-    for rows in torch.arange(len(flat), device=a.device).split(max(1, CACHED // len(b))):
-        products = F.linear(flat[rows[0] : rows[-1] + 1], b)
-        products += bias if bias.dim() == 1 else bias[rows % len(bias)]
-        top = products.amax(-1, keepdim=True).clamp(min=-1e30)  # not -inf - -inf
+    sums = []
+    for block in a.reshape(-1, a.shape[-1]).split(max(1, CACHED // len(b))):
+        products = F.linear(block, b, bias)
+        top = products.amax(-1, keepdim=True)
         total = products.sub_(top).clamp(min=LEAST).exp_().sum(-1)
         sums.append(total.log_().add_(top.squeeze(-1)))
     return torch.cat(sums).view(a.shape[:-1])
