@@ -59,7 +59,7 @@ class Description:
     """What programs and arguments are made of, in words that are the same in each process.
 
     Of functions and classes: their code, defaults, what they close over and the globals that they
-    name; of those of installed packages the name alone. Of other objects: what pickle would keep,
+    name; of those of installed packages the name alone. Of other objects: what a copy would keep,
     and of those of installed packages its public part: the rest is caches. What training changes is
     left out: tensors that take a gradient, and the buffers of modules of installed packages.
 
@@ -169,7 +169,7 @@ class Description:
         try:
             reduce = copyreg.dispatch_table.get(type(value), lambda it: it.__reduce_ex__(4))
             made = () if isinstance(value, RANDOM) else reduce(value)
-        except Exception:  # whatever its class raises where it cannot be pickled
+        except Exception:  # whatever its class raises where it cannot be copied
             made = ()
         if not made:
             self.unknown.add(type(value).__qualname__)
