@@ -170,6 +170,14 @@ def setting(**values: Any) -> Callable:
         (content(offset=None), "offset: expected float"),
         (content(names=["a"]), "names and columns"),
         (content(columns=5 * [{"name": "a", "kind": "__import__('os')"}]), "expected one of"),
+        (
+            content(columns=[{"name": "a", "kind": "continuous", "part": "\x00"}]),
+            "part: expected one",
+        ),
+        (
+            content(columns=[{"name": "a", "kind": "continuous", "part": "hour"}]),
+            "need low and high",
+        ),
         (content(columns=5 * [["code"]]), "does not hold a detector"),
         (content(history=[]), "tensor 'history': expected"),
         (content(own=True), "pass model= and guide="),

@@ -135,7 +135,7 @@ LONG = np.zeros(5000), np.eye(1, 5000, 2500)[0]  # which repr shows with dots
         *((Buffered(), Buffered(**{name: 30.0})) for name in ("buffer", "frozen", "private")),
     ],
 )
-def test_what_pickle_would_keep_counts(one: object, other: object) -> None:
+def test_what_a_copy_would_keep_counts(one: object, other: object) -> None:
     descriptions = Description(), Description()
     assert descriptions[0].digest(one) != descriptions[1].digest(other)
     assert not descriptions[0].unknown

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from pyro_vaeflow.tables.calendars import YEAR, dates_of, parts_of
+from pyro_vaeflow.tables.calendars import SPANS, YEAR, dates_of, parts_of
 from pyro_vaeflow.tables.column_values import (
     BOOLEANS,
     as_numbers,
@@ -69,7 +69,7 @@ class Column(Checked):
     loc: float = setting(0.0)
     scale: float = setting(1.0, above=0.0)
     unit: float = setting(0.0, low=0.0)
-    part: str = ""
+    part: str = setting("", choices=("", *SPANS))
     spelling: str = ""
     marks: tuple[str, ...] | None = None
     fills: tuple[float, ...] | None = setting(None)
@@ -95,6 +95,8 @@ class Column(Checked):
             raise ConfigError(
                 f"column {self.name!r}: levels must be distinct, and their bounds ascending"
             )
+        if self.part and self.kind in KINDS[2:] and None in (self.low, self.high):
+            raise ConfigError(f"column {self.name!r}: dates need low and high, the range learned")
 
     @property
     def num_levels(self) -> int:

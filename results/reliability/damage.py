@@ -213,10 +213,9 @@ def damage_tensor(value: torch.Tensor, draw: random.Random) -> torch.Tensor:
     kind = draw.randrange(5)
     if kind == 0 and value.numel():
         flat = value.reshape(-1)
-        number = draw.choice([float("nan"), float("inf"), -1.0, 1e300, 2.0**40, 0.5])
-        number = number if value.is_floating_point() else 2.0**40
-        # By way of a tensor, as float32 has no 1e300: it becomes infinite.
-        flat[draw.randrange(len(flat))] = torch.tensor(number, dtype=torch.float64)
+        huge = torch.finfo(value.dtype).max if value.is_floating_point() else 2**40
+        number = draw.choice([float("nan"), float("inf"), -1.0, huge, 2.0**40, 0.5])
+        flat[draw.randrange(len(flat))] = number if value.is_floating_point() else huge
         return flat.reshape(value.shape)
     if kind == 1:
         return value.reshape(-1)
