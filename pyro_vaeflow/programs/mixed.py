@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 LEAST_DF = 1.0  # degrees of freedom: below it Student's t has no mean
 START_DF = 4.0
 LARGE = 2**24  # entries of a matrix
-NOISES = 5.0  # of a number that the others all but give: the least that its scale is allowed
+NOISES = 8.0  # of a number that the others all but give: the least that its scale is allowed
 MAX_LOGIT = 25.0  # a value that no training row shows costs at most about twice as many nats
 
 
@@ -141,7 +141,7 @@ class MixedHead(nn.Module):
         hidden_dim: size of the decoder's last hidden layer.
         columns: what the columns hold.
         min_scale: the least scale of the continuous columns, in their standard deviations; of one
-            that the others all but give, five times its `noise` if that is less.
+            that the others all but give, eight times its `noise` if that is less.
         start_scale: what their scales have above it in an untrained head.
         student_t: whether they are Student-t and not normal: tails that are learned a column.
 
