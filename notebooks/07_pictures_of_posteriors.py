@@ -120,11 +120,11 @@ for flow, depth in (("diagonal", 0), ("iaf", 5)):
     pyro.set_rng_seed(0)
     chain = MCMC(NUTS(model), NUM_DRAWS, warmup_steps=NUM_DRAWS // 4, disable_progbar=True)
     chain.run(x[:1])
-    posterior = chain.get_samples()["z"].reshape(-1, 2)
+    posterior = gaussian_kde(chain.get_samples()["z"].reshape(-1, 2).T.numpy())
     with torch.no_grad():
         q = guide.posterior(x[:1])
         drawn = q.sample((2000,))
-        log_ratio = q.log_prob(drawn)[:, 0] - gaussian_kde(posterior.T).logpdf(drawn[:, 0].T)
+        log_ratio = q.log_prob(drawn)[:, 0].numpy() - posterior.logpdf(drawn[:, 0].T.numpy())
     gap = inference_gap(model, guide, x[:1], num_samples=2000, num_steps=0).inference_gap
     chains[f"{flow} {depth}"] = {
         "KL from the chain": log_ratio.mean().item(),
