@@ -51,13 +51,13 @@ class Calibrated:
             )
         x, shares = self.encoder_.encode(frame)
         scores = self._score_encoded(self._to_score(x))
-        columns, known = self.encoder_.columns_, self.reference_
-        drift = drift_of(columns, known, x.numpy(), shares, self.calibration_scores_, scores)
+        columns, known, nats = self.encoder_.columns_, self.reference_, None
         if self.model is None:  # programs of one's own may observe another site
             batches = (torch.as_tensor(known), x[:: 1 + len(x) // MAX_REFERENCE])
             before, now = (self._contributions(self._to_score(b)).mean() for b in batches)
-            drift.columns.insert(3, "nats", (now - before).to_numpy())
-        return drift
+            nats = (now - before).to_numpy()
+        known_scores = self.calibration_scores_
+        return drift_of(columns, known, x.numpy(), shares, known_scores, scores, nats)
 
     def offsets(self: Any, X: Any) -> np.ndarray:
         """The threshold of each row, ``(num_data,)``, nats: ``offset_``, or that of its group."""

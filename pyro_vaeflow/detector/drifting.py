@@ -60,11 +60,13 @@ def drift_of(
     shares: Sequence[Shares],
     known_scores: np.ndarray,
     scores: np.ndarray,
+    nats: np.ndarray | None,
 ) -> Drift:
     """Compares encoded rows ``(num_data, num_entries)`` and their scores with those of before.
 
     Numbers are compared by Kolmogorov and Smirnov's test, levels and missing entries by
-    Pearson's. The time elapsed moves by itself: of dates the other parts count.
+    Pearson's. The time elapsed moves by itself: of dates the other parts count. `nats` are what
+    each of the user's columns adds more than before, if that is known.
     """
     parts: dict[str, list[tuple[float, float]]] = {}
     for j, column in enumerate(columns):
@@ -86,6 +88,7 @@ def drift_of(
             "missing": [of_names[name].missing for name in parts],
             "new": [of_names[name].new for name in parts],
             "shift": [max(size for size, _ in tests) for tests in parts.values()],
+            **({} if nats is None else {"nats": nats}),
             "p_value": p_values,
             "moved": false_discovery_control(p_values) < ALPHA,
         },

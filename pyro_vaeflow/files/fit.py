@@ -166,14 +166,15 @@ def _joined(tables: Sequence[Any]) -> Any:
     """The tables one after another; texts in some and numbers in others are texts."""
     schema, types = tables[0].schema, pa.types
     for place, field in enumerate(schema):
-        kinds = {table.schema.field(place).type for table in tables}
-        common = None
-        if len(kinds) > 1 and any(is_text(k) or types.is_dictionary(k) for k in kinds):
+        kinds, common = {table.schema.field(place).type for table in tables}, None
+        if len(kinds) == 1:
+            continue
+        if any(is_text(kind) or types.is_dictionary(kind) for kind in kinds):
             common = pa.string()
-        elif len(kinds) > 1 and any(types.is_timestamp(k) for k in kinds):
+        elif any(map(types.is_timestamp, kinds)):
             common = pa.timestamp("us")
-        elif len(kinds) > 1 and any(types.is_boolean(k) for k in kinds):
-            common = pa.int8() if all(types.is_boolean(k) for k in kinds) else pa.float64()
+        elif any(map(types.is_boolean, kinds)):
+            common = pa.float64()
         if common is not None:
             schema = schema.set(place, field.with_type(common))
             fields = [table.schema.set(place, schema.field(place)) for table in tables]

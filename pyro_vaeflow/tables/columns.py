@@ -131,15 +131,20 @@ class Column(Checked):
 
     def numbers(self, values: pd.Series) -> np.ndarray:
         """The values of a column that is not categorical, float64 ``(num_data,)``; see `encode`."""
-        check_values(values, dates=bool(self.part))
         if self.part:
-            dates, is_unread = dates_of(values, self.texts)
-            check_read(values, is_unread, f"dates of the format {self.spelling}")
-            parts = parts_of(dates)
-            numbers, known = parts[self.part], parts["elapsed"]
-        else:
-            numbers = known = as_numbers(values, self.texts)
-        return np.where(np.isin(known, self.fills or ()), np.nan, numbers)
+            return self.parts(values)[self.part]
+        check_values(values)
+        numbers = as_numbers(values, self.texts)
+        return np.where(np.isin(numbers, self.fills or ()), np.nan, numbers)
+
+    def parts(self, values: pd.Series) -> dict[str, np.ndarray]:
+        """Part -> numbers of a column of dates, this one's and those that others have of it."""
+        check_values(values, dates=True)
+        dates, is_unread = dates_of(values, self.texts)
+        check_read(values, is_unread, f"dates of the format {self.spelling}")
+        parts = parts_of(dates)
+        is_fill = np.isin(parts["elapsed"], self.fills or ())
+        return {part: np.where(is_fill, np.nan, numbers) for part, numbers in parts.items()}
 
     def code(self, numbers: np.ndarray) -> np.ndarray:
         """Codes or standardised numbers of what `numbers` gave."""

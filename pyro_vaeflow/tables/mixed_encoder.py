@@ -119,14 +119,17 @@ class MixedEncoder(TransformerMixin, BaseEstimator):
         check_is_fitted(self, "readings_")
         check_columns(frame, self.names_)
         rows = np.empty((len(frame), len(self.columns_)), dtype=np.float32)
-        shares = []
+        shares: list[Shares] = []
+        dates: dict[str, dict[str, np.ndarray]] = {}  # a column's, which are read once
         names = {str(name): name for name in self.names_}
         for j, column in enumerate(self.columns_):
             values = frame[names[column.name]]
             if column.kind == "categorical":
                 numbers = codes = column.encode(values)
             else:
-                numbers = column.numbers(values)
+                if column.part and column.name not in dates:
+                    dates[column.name] = column.parts(values)
+                numbers = dates[column.name][column.part] if column.part else column.numbers(values)
                 codes = column.code(numbers)
             is_new = column.is_new(numbers, codes)
             if is_training and not column.num_levels:
