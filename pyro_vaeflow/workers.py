@@ -14,6 +14,7 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, TypeVar
+from weakref import WeakSet
 
 import joblib
 from joblib.externals.loky import ProcessPoolExecutor
@@ -117,6 +118,7 @@ class Processes(Executor):
         self.env = {name: os.environ.get(name, share) for name in THREADS}
         self.pools: list[ProcessPoolExecutor] = []
         self.idle: SimpleQueue[ProcessPoolExecutor] = SimpleQueue()
+        self.futures: WeakSet[Future] = WeakSet()
         for _ in range(jobs):
             self.idle.put(self._new())
 
@@ -134,11 +136,14 @@ class Processes(Executor):
             self.idle.put(self._new() if is_dead else pool)
 
         future = pool.submit(fn, *args, **kwargs)
+        self.futures.add(future)
         future.add_done_callback(free)
         return future
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """Ends the processes, whatever they are at; idle ones by themselves, and so cleanly."""
+        for future in self.futures:
+            future.cancel()  # where it has not begun: loky's thread fails over it if it is killed
         idle = [self.idle.get() for _ in range(self.idle.qsize())]
         for pool in self.pools:
             pool.shutdown(kill_workers=pool not in idle)

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import threading
 import time
 from collections import Counter, deque
 from concurrent.futures import BrokenExecutor, Future
@@ -80,3 +81,16 @@ def test_a_worker_ends_with_its_parent_however_that_ends() -> None:
             time.sleep(0.1)
         os.kill(worker, signal.SIGKILL)
         pytest.fail("the worker is alive")
+
+
+def test_a_call_stopped_before_it_began_leaves_no_error(monkeypatch) -> None:
+    errors, before = [], set(threading.enumerate())
+    monkeypatch.setattr(threading, "excepthook", errors.append)
+    for _ in range(3):
+        pool = Processes(1)
+        pool.submit(pow, 2, 2).result()
+        pool.submit(time.sleep, 600)
+        pool.shutdown(wait=False)
+    for thread in set(threading.enumerate()) - before:
+        thread.join(60)
+    assert not errors
