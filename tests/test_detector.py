@@ -106,6 +106,22 @@ def test_details_are_the_diagnostics_of_score(fitted: VAEFlowDetector) -> None:
     )
 
 
+def test_the_combined_criterion_is_of_evidence_neighbours_and_rarest_entry(tmp_path) -> None:
+    detector = VAEFlowDetector(**QUICK, criterion="combined").fit(table())
+    detector.save(tmp_path / "saved")
+    again = VAEFlowDetector.load(tmp_path / "saved")
+    details = again.score_details(rows := table(20, seed=3))
+    x = again.encoder_.transform(rows).double()
+    expected = detector.rarity_(x, details["log_evidence"])
+    expected = detector.gaps_.adjusted(expected, x.isnan().numpy())
+    np.testing.assert_array_equal(details["score"], expected)
+    np.testing.assert_array_equal(again.score_samples(rows), expected)
+    assert again.score_samples(odd_rows()).max() < np.median(expected)
+    detector.set_params(criterion="importance").fit(table())
+    with pytest.raises(ValueError, match="criterion='combined' compares with .* fit anew"):
+        detector.set_params(criterion="combined").score_samples(rows)
+
+
 def test_explanations_point_to_the_column_that_was_changed(fitted: VAEFlowDetector) -> None:
     rows = table(20, seed=4).dropna()
     broken = rows.assign(note="never seen")
@@ -362,7 +378,7 @@ def test_figures(fitted: VAEFlowDetector) -> None:
     [
         (
             {"criterion": "oddness"},
-            "criterion: expected one of importance, reconstruction, got 'oddness'",
+            "criterion: expected one of importance, reconstruction, combined, got 'oddness'",
         ),
         ({"contamination": 0.7}, "contamination: expected more than 0 and at most 0.5, got 0.7"),
         (

@@ -14,7 +14,11 @@ from pyro_vaeflow.programs.settings import Settings
 from pyro_vaeflow.validation import ConfigError, checked_values, setting
 
 # Criterion -> the log probability of a row, in nats, that is its score.
-CRITERIA = {"importance": "log_evidence", "reconstruction": "expected_log_likelihood"}
+CRITERIA = {
+    "importance": "log_evidence",
+    "reconstruction": "expected_log_likelihood",
+    "combined": "log_evidence",  # beside nearest row and rarest entry: `Rarity`
+}
 COOLING = 60.0  # the learning rate at the start over that at the end
 # What programs are made of: a warm start and a saved file know them by these.
 BUILT = ("flow", "num_flows", "latent_dim", "hidden_dims", "prior", "model", "guide")
