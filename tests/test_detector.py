@@ -378,7 +378,7 @@ def test_figures(fitted: VAEFlowDetector) -> None:
     [
         (
             {"criterion": "oddness"},
-            "criterion: expected one of importance, reconstruction, combined, got 'oddness'",
+            "criterion: expected one of combined, importance, reconstruction, got 'oddness'",
         ),
         ({"contamination": 0.7}, "contamination: expected more than 0 and at most 0.5, got 0.7"),
         (

@@ -14,7 +14,6 @@ MAX_ROWS = 2000  # that rows are compared with,
 MAX_SCORED = 500  # and of which the evidence is known
 # Half widths of boxes, in standard deviations: from values that repeat to none that is alike.
 WIDTHS = np.array([1e-3, 3e-3, 1e-2, 3e-2, 0.1, 0.3, 1.0, 3.0, 30.0, 1e3])
-HALF = 0.5  # what evidence and rarest entry count for beside the nearest row
 FAR = 1e3  # standard deviations: squares of more drown the other columns
 ROUNDS = 30  # of expectation maximisation
 MOST = 2 / 3  # of the rows; by the development tables of results/oddbench
@@ -23,9 +22,9 @@ MOST = 2 / 3  # of the rows; by the development tables of results/oddbench
 class Rarity:
     r"""How rare rows are: by their evidence, their nearest training row and their rarest entry.
 
-    .. math:: s(x) = \tfrac12 \log p_{evidence}(x) + \log p_{near}(x) + \tfrac12 \log p_{entry}(x)
+    .. math:: s(x) = \log p_{evidence}(x) + \log p_{near}(x) + \log p_{entry}(x)
 
-    Each is the share of training rows that are rarer in this respect: what a smooth density gives
+    These are combined as Fisher combined tests. Each p-value is the share of training rows that are rarer in this respect: what a smooth density gives
     away, that a row or a value was seen before, is in the latter two. Entries compare by p-values,
     too, under the density of their column alone,
     :math:`\sum_k w_k \#\{m : |x_j - x_{mj}| \le h_k\} / (2 h_k M)`, with weights of largest
@@ -35,8 +34,7 @@ class Rarity:
     A row that equals a training row is not compared with it, unless rows repeat: `tells_rows`.
 
     References:
-        I. J. Good, On the weighted combination of significance tests, Journal of the Royal
-        Statistical Society B 17, 1955.
+        R. A. Fisher, Statistical Methods for Research Workers, 4th edition, 1932, section 21.1.
         R. Duin, On the choice of smoothing parameters for Parzen estimators of probability density
         functions, IEEE Transactions on Computers C-25, 1976: leave-one-out likelihood.
 
@@ -54,7 +52,7 @@ class Rarity:
     """
 
     def __init__(self, columns: Sequence[Column], rows: torch.Tensor, evidence: ArrayLike) -> None:
-        self.rows, self.evidence = rows.cpu(), np.asarray(evidence, dtype=float)
+        self.rows, self.evidence = rows.cpu(), _resolved(evidence)
         self._columns = columns
         values, self._hashes = self.rows.double().numpy(), row_hash(self.rows)
         self._tells = tells_rows(self.rows)
@@ -77,8 +75,8 @@ class Rarity:
         distances = self._tree.kneighbors(points(self._columns, values))[0]
         nearest = surprise(np.where(own, distances[:, -1], distances[:, 0]), self._near)
         rarest = surprise(self._of_entries(self._rarities(values, own)), self._rarest)
-        of_rows = surprise(-np.asarray(evidence, dtype=float), -self.evidence)
-        return -HALF * of_rows - nearest - HALF * rarest
+        of_rows = surprise(-_resolved(evidence), -self.evidence)
+        return -of_rows - nearest - rarest
 
     def _rarities(self, values: np.ndarray, own: np.ndarray) -> list[np.ndarray]:
         """-log density of the entries of each column, NaN where missing."""
@@ -132,11 +130,16 @@ def surprise(scores: np.ndarray, known: np.ndarray) -> np.ndarray:
     if not len(known):
         return np.zeros(len(scores))
     (values, counts), count = np.unique(known, return_counts=True), len(known)
-    rank = np.interp(scores, values, counts.cumsum() - 0.5 * counts, left=0.0, right=count)
+    rank = np.interp(scores, values, counts.cumsum() - 0.5 * counts)
     top = values[-1]
     tail = max(top - np.quantile(known, 0.9), 1e-3 * abs(top) + 1e-9)
     beyond = np.log1p(np.maximum(scores - top, 0.0) / tail)
     return beyond - np.log((count - rank + 0.5) / (count + 1))
+
+
+def _resolved(evidence: ArrayLike) -> np.ndarray:
+    """To a thousandth of a nat: copies of a row differ by rounding, and would not tie."""
+    return np.asarray(evidence, dtype=float).round(3)
 
 
 def _boxes(known: np.ndarray, values: np.ndarray, own: np.ndarray) -> np.ndarray:
