@@ -163,7 +163,5 @@ class Calibrated:
         """What `score_samples` gives of the rows, ``(num_data,)``."""
         values = getattr(scores, CRITERIA[self.criterion]).cpu().numpy().astype(np.float64)
         if self.criterion == "combined":
-            if self.rarity_ is None:
-                raise ValueError("criterion='combined' compares with rows that fit keeps: fit anew")
-            values = self.rarity_(x, values)
+            values = self._rarity()(x, values)
         return self.gaps_.adjusted(values, x.isnan().cpu().numpy())

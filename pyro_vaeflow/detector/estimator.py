@@ -31,8 +31,9 @@ class VAEFlowDetector(DetectorSettings, Programs, Calibrated, OutlierMixin, Base
 
     A row's score is low where its evidence :math:`\log p(x)`, by importance sampling, is lower than
     that of training rows, it is farther from them than they are from each other, or one of its
-    entries is rare: `Rarity`. It depends on the row and the seed alone. Columns can be numbers, categories, booleans, texts and
-    dates, with gaps, as `pyro_vaeflow.detector.gaps` says; NumPy arrays will do as well.
+    entries is rare: `Rarity`. It depends on the row and the seed alone. Columns can be numbers,
+    categories, booleans, texts and dates, with gaps, as `pyro_vaeflow.detector.gaps` says; NumPy
+    arrays will do as well.
 
     Args:
         flow: the posterior, a name in `pyro_vaeflow.programs.flows.FLOWS`.
@@ -207,13 +208,16 @@ class VAEFlowDetector(DetectorSettings, Programs, Calibrated, OutlierMixin, Base
     def score_details(self, X: Any, refine: bool | str = False) -> pd.DataFrame:
         """Each row's evidence with its standard error, ESS and k-hat: `Scores` as a frame, nats.
 
-        Its column ``score`` is what `score_samples` gives.
+        Its column ``score`` is what `score_samples` gives, of the criterion ``combined`` with the
+        three logarithms that it adds up: which one is low says what is odd about a row.
         A k-hat above 0.7 says that the log evidence is probably too low, as it often is for the
         most anomalous rows. `refine` is as in `score`; `offset_` is for scores without it.
         """
         x = self._encoded(X)
         scores = self._scores(x, refine=refine)
         frame = scores.to_frame().assign(score=self._criterion(scores, x))
+        if self.criterion == "combined":
+            frame = frame.join(self._rarity().log_p_values(x, frame["log_evidence"]))
         return frame.set_index(X.index) if isinstance(X, pd.DataFrame) else frame
 
     def explain(self, X: Any, site: str = "x") -> pd.DataFrame:

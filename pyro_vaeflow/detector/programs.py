@@ -127,6 +127,11 @@ class Programs:
         evidence = self._scores(rows[:MAX_SCORED]).log_evidence.cpu().numpy()
         self.rarity_ = Rarity(self.encoder_.columns_, rows, evidence)
 
+    def _rarity(self: Any) -> Rarity:
+        if self.rarity_ is None:
+            raise ValueError("criterion='combined' compares with rows that fit keeps: fit anew")
+        return self.rarity_
+
 
 def table_of(detector: Any, X: Any, reset: bool) -> pd.DataFrame:
     """The rows as a frame of their own, with the columns of `fit` and rows from 0 on.

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 import numpy as np
+import pandas as pd
 import torch
 from numpy.typing import ArrayLike
 from sklearn.neighbors import NearestNeighbors
@@ -24,9 +25,9 @@ class Rarity:
 
     .. math:: s(x) = \log p_{evidence}(x) + \log p_{near}(x) + \log p_{entry}(x)
 
-    These are combined as Fisher combined tests. Each p-value is the share of training rows that are rarer in this respect: what a smooth density gives
-    away, that a row or a value was seen before, is in the latter two. Entries compare by p-values,
-    too, under the density of their column alone,
+    This is Fisher's combination of tests. Each p-value is the share of training rows that are rarer
+    in this respect: what a smooth density gives away, that a row or a value was seen before, is in
+    the latter two. Entries compare by p-values, too, under the density of their column alone,
     :math:`\sum_k w_k \#\{m : |x_j - x_{mj}| \le h_k\} / (2 h_k M)`, with weights of largest
     leave-one-out likelihood. Levels, codes and lattices get narrow boxes, and then a value that was
     never seen is rare.
@@ -68,15 +69,24 @@ class Rarity:
 
     def __call__(self, x: torch.Tensor, evidence: ArrayLike) -> np.ndarray:
         """s(x) of encoded rows with their evidence, ``(num_data,)``, nats; low = anomalous."""
-        if not len(x):
-            return np.empty(0)
+        return self.log_p_values(x, evidence).sum(axis=1).to_numpy()
+
+    def log_p_values(self, x: torch.Tensor, evidence: ArrayLike) -> pd.DataFrame:
+        """The three terms of s(x), a column each, nats."""
         own = torch.isin(row_hash(x.cpu()), self._hashes).numpy() & self._tells
         values = x.cpu().double().numpy()
-        distances = self._tree.kneighbors(points(self._columns, values))[0]
-        nearest = surprise(np.where(own, distances[:, -1], distances[:, 0]), self._near)
-        rarest = surprise(self._of_entries(self._rarities(values, own)), self._rarest)
-        of_rows = surprise(-_resolved(evidence), -self.evidence)
-        return -of_rows - nearest - rarest
+        near = np.empty((0, 2))
+        if len(x):
+            near = self._tree.kneighbors(points(self._columns, values))[0]
+        nearest = np.where(own, near[:, -1], near[:, 0])
+        entry = self._of_entries(self._rarities(values, own))
+        return -pd.DataFrame(
+            {
+                "log_p_evidence": surprise(-_resolved(evidence), -self.evidence),
+                "log_p_nearest": surprise(nearest, self._near),
+                "log_p_entry": surprise(entry, self._rarest),
+            }
+        )
 
     def _rarities(self, values: np.ndarray, own: np.ndarray) -> list[np.ndarray]:
         """-log density of the entries of each column, NaN where missing."""
@@ -125,7 +135,7 @@ def surprise(scores: np.ndarray, known: np.ndarray) -> np.ndarray:
 
     Example:
         >>> surprise(np.array([0.5, 9.0, 90.0]), known=np.arange(10.0)).round(1).tolist()
-        [0.1, 2.4, 7.6]
+        [0.1, 2.4, 6.9]
     """
     if not len(known):
         return np.zeros(len(scores))

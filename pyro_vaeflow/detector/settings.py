@@ -32,7 +32,7 @@ class DetectorSettings:
     num_flows: int | None = setting(None, low=0, high=100)
     latent_dim: int | None = setting(None, low=1)
     hidden_dims: tuple[int, ...] = setting((64, 64), low=1)
-    num_steps: int = setting(1500, low=1)
+    num_steps: int = setting(500, low=1)
     batch_size: int = setting(128, low=1)
     learning_rate: float = setting(0.006, above=0.0, below=1e6)
     num_samples: int = setting(50, low=2, high=1_000_000)
