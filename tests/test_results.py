@@ -523,7 +523,7 @@ def test_oddbench_has_each_part_and_runs_no_table_twice(
     monkeypatch.setattr(oddbench, "NUM_DEVELOPMENT", 1)
     oddbench.main(["--quick", str(out)])
     table = pd.read_csv(out / "tables.csv")
-    assert set(table["part"]) == {"development", "holdout"} and len(table) == 2 * 19
+    assert set(table["part"]) == {"development", "holdout"} and len(table) == 2 * 18
     assert (table.set_index("scored").loc["combined", "auroc"] > 0.99).all()
     path = next((out / "tables").glob("*.json"))
     kept = json.loads(path.read_text())

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import torch
 from numpy.typing import ArrayLike
-from sklearn.neighbors import NearestNeighbors
+from scipy.spatial import cKDTree
 
 from pyro_vaeflow.inference.noise import row_hash
 from pyro_vaeflow.tables.columns import Column
@@ -53,14 +53,13 @@ class Rarity:
     """
 
     def __init__(self, columns: Sequence[Column], rows: torch.Tensor, evidence: ArrayLike) -> None:
-        self.rows, self.evidence = rows.cpu(), _resolved(evidence)
+        self.rows, self.evidence = rows.cpu(), np.asarray(evidence, dtype=float)
         self._columns = columns
         values, self._hashes = self.rows.double().numpy(), row_hash(self.rows)
         self._tells = tells_rows(self.rows)
         # A tree, as a row's distances must not depend on the rows beside it.
-        tree = NearestNeighbors(n_neighbors=min(2, len(rows)), algorithm="kd_tree")
-        self._tree = tree.fit(points(columns, values))
-        self._near = tree.kneighbors()[0][:, 0] if len(rows) > 2 else np.empty(0)
+        self._tree = cKDTree(places := points(columns, values))
+        self._near = self._tree.query(places, 2)[0][:, 1] if len(rows) > 2 else np.empty(0)
         self._values = [np.sort(v[~np.isnan(v)]) for v in values.T]
         self._weights = [_weights(known) for known in self._values]
         entries = self._rarities(values, np.ones(len(rows), dtype=bool))
@@ -75,14 +74,12 @@ class Rarity:
         """The three terms of s(x), a column each, nats."""
         own = torch.isin(row_hash(x.cpu()), self._hashes).numpy() & self._tells
         values = x.cpu().double().numpy()
-        near = np.empty((0, 2))
-        if len(x):
-            near = self._tree.kneighbors(points(self._columns, values))[0]
+        near = self._tree.query(points(self._columns, values), min(2, len(self.rows)))[0]
         nearest = np.where(own, near[:, -1], near[:, 0])
         entry = self._of_entries(self._rarities(values, own))
         return -pd.DataFrame(
             {
-                "log_p_evidence": surprise(-_resolved(evidence), -self.evidence),
+                "log_p_evidence": surprise(-np.asarray(evidence), -self.evidence),
                 "log_p_nearest": surprise(nearest, self._near),
                 "log_p_entry": surprise(entry, self._rarest),
             }
@@ -131,7 +128,8 @@ def surprise(scores: np.ndarray, known: np.ndarray) -> np.ndarray:
     """-log of the share of known scores that are higher, nats, ``(num_data,)``; ties count half.
 
     It is linear in the rank between known scores, and beyond the highest, where all p-values are
-    alike, it rises with the logarithm of the distance.
+    alike, it rises with the logarithm of the distance. Scores of copies and of points of a lattice
+    differ by rounding: they tie to four decimals.
 
     Example:
         >>> surprise(np.array([0.5, 9.0, 90.0]), known=np.arange(10.0)).round(1).tolist()
@@ -139,17 +137,13 @@ def surprise(scores: np.ndarray, known: np.ndarray) -> np.ndarray:
     """
     if not len(known):
         return np.zeros(len(scores))
+    scores, known = scores.round(4), known.round(4)
     (values, counts), count = np.unique(known, return_counts=True), len(known)
     rank = np.interp(scores, values, counts.cumsum() - 0.5 * counts)
     top = values[-1]
     tail = max(top - np.quantile(known, 0.9), 1e-3 * abs(top) + 1e-9)
     beyond = np.log1p(np.maximum(scores - top, 0.0) / tail)
     return beyond - np.log((count - rank + 0.5) / (count + 1))
-
-
-def _resolved(evidence: ArrayLike) -> np.ndarray:
-    """To a thousandth of a nat: copies of a row differ by rounding, and would not tie."""
-    return np.asarray(evidence, dtype=float).round(3)
 
 
 def _boxes(known: np.ndarray, values: np.ndarray, own: np.ndarray) -> np.ndarray:
