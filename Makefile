@@ -53,12 +53,12 @@ kdd: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(BIN)/python -m results.kdd.make --baselines
 
 adbench: $(INSTALLED)
-	OMP_NUM_THREADS=1 $(BIN)/vaeflow run adbench oddbench --out results/adbench
+	OMP_NUM_THREADS=1 $(BIN)/vaeflow run adbench --out results/adbench
 	OMP_NUM_THREADS=1 $(BIN)/python -m results.adbench.make --baselines
 
 # Ten seconds a table and more.
 oddbench: $(INSTALLED)
-	OMP_NUM_THREADS=1 $(BIN)/python -m results.oddbench.make --tables 60
+	OMP_NUM_THREADS=1 $(BIN)/python -m results.oddbench.make --tables 100
 
 potentials: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(BIN)/python -m results.potentials.make --fit

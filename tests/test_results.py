@@ -509,7 +509,7 @@ def test_adbench_has_ranks_and_the_parts_of_its_scores(three_classes: None, tmp_
         parts(run)
 
 
-def test_oddbench_has_each_part_and_runs_no_table_twice(
+def test_oddbench_has_each_method_and_runs_no_table_twice(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     draw, out = np.random.default_rng(0), tmp_path / "out"
@@ -520,11 +520,10 @@ def test_oddbench_has_each_part_and_runs_no_table_twice(
         arrays = {"train": draw.normal(size=(60, 2)), "test": test, "test_labels": flags}
         np.savez(tmp_path / "oddbench" / f"{name}.npz", **arrays)
     monkeypatch.setenv("VAEFLOW_DATA", str(tmp_path))
-    monkeypatch.setattr(oddbench, "NUM_DEVELOPMENT", 1)
     oddbench.main(["--quick", str(out)])
     table = pd.read_csv(out / "tables.csv")
-    assert set(table["part"]) == {"development", "holdout"} and len(table) == 2 * 18
-    assert (table.set_index("scored").loc["combined", "auroc"] > 0.99).all()
+    assert table["dataset"].nunique() == 1 and len(table) == 18
+    assert table.set_index("scored").loc["combined", "auroc"] > 0.99
     path = next((out / "tables").glob("*.json"))
     kept = json.loads(path.read_text())
     kept[0]["auroc"] = 0.123
@@ -532,7 +531,7 @@ def test_oddbench_has_each_part_and_runs_no_table_twice(
     oddbench.main([str(out)])
     assert 0.123 in pd.read_csv(out / "tables.csv")["auroc"].to_list()
     page = (out / "tables.md").read_text()
-    assert "## holdout: 1 tables" in page and "| knn1, our encoding" in page
+    assert "## OddBench: 1 tables" in page and "| knn1, our encoding" in page
     gone = [path.unlink() for path in (out / "tables").glob("*.json")]
     oddbench.main([str(out)])  # of tables.csv alone
     assert (out / "tables.md").read_text() == page and len(gone) == 2

@@ -1,6 +1,5 @@
 """Detectors beside ours on OddBench that no other study needs."""
 
-from functools import partial
 from typing import Any, Self
 
 import numpy as np
@@ -16,15 +15,18 @@ DTE = (
     "DTE-NP, non-parametric diffusion-time estimation: its score rises with the mean distance to "
     "the five nearest training rows alone, so PyOD's KNN with method='mean' it is."
 )
-NICE = "NICE: four additive couplings of Pyro, a diagonal normal, 500 steps of maximum likelihood."
+REAL_NVP = (
+    "The exact density of a flow over the rows: four affine couplings of Pyro and a diagonal "
+    "normal, 500 steps of maximum likelihood. NICE is the same with scales of 1."
+)
 
 
-class Nice:
-    """The exact log density of a flow of additive couplings over the rows themselves.
+class RealNVP:
+    """The exact log density of a flow of affine couplings over the rows themselves.
 
     References:
-        L. Dinh, D. Krueger, Y. Bengio, NICE: Non-linear Independent Components Estimation, 2014,
-        arXiv:1410.8516.
+        L. Dinh, J. Sohl-Dickstein, S. Bengio, Density estimation using Real NVP, 2017,
+        arXiv:1605.08803.
     """
 
     def fit(self, x: np.ndarray) -> Self:
@@ -33,8 +35,7 @@ class Nice:
         dim = max(rows.shape[1], 2)  # one column has noise beside it to be coupled with
         layers: list[Any] = []
         for _ in range(4):
-            coupling = partial(T.affine_coupling, log_scale_min_clip=0.0, log_scale_max_clip=0.0)
-            layers += [coupling(dim, hidden_dims=[64, 64]), T.permute(dim)]
+            layers += [T.affine_coupling(dim, hidden_dims=[64, 64]), T.permute(dim)]
         log_scale = torch.zeros(dim, requires_grad=True)
         networks = nn.ModuleList(layer for layer in layers if isinstance(layer, nn.Module))
         adam = torch.optim.Adam([*networks.parameters(), log_scale], lr=1e-3)
@@ -62,5 +63,5 @@ def _beside(rows: torch.Tensor, dim: int) -> torch.Tensor:
 
 PEERS = {
     "dte_np": Baseline("standard", DTE, lambda seed: KNN(n_neighbors=5, method="mean")),
-    "nice": Baseline("standard", NICE, lambda seed: Nice()),
+    "real_nvp": Baseline("standard", REAL_NVP, lambda seed: RealNVP()),
 }
