@@ -166,8 +166,8 @@ def write_tables(table: pd.DataFrame, out: Path) -> None:
         f"# {out.resolve().name}: {table['dataset'].nunique()} tables",
         f"Seed {SEED}; at most {MAX_TRAIN} rows to train and {MAX_TEST} to score; the detector "
         "at its defaults (`--num_steps` apart), the forest with 200 trees. Means in percent; "
-        "differences in points with 95% intervals (bootstrap over tables); average ranks, 1 = best; "
-        "median processor seconds of fit and score, all scores of ours from one fit.",
+        "differences in points with 95% intervals (bootstrap over tables); average ranks, 1 = "
+        "best; median processor seconds of fit and score, all scores of ours from one fit.",
     ]
     benchmark = table["dataset"].str.startswith(PREFIX).map({False: "OddBench", True: "ADBench"})
     for part, group in table.groupby(benchmark, sort=False):
