@@ -5,7 +5,7 @@ BIN := .venv/bin
 PACKAGE := .venv/.package
 INSTALLED := .venv/.installed
 
-.PHONY: quickstart test lint docs notebooks kdd kdd-paper table1 ring adbench flow-study potentials bench release
+.PHONY: quickstart test lint docs notebooks kdd kdd-paper table1 ring adbench oddbench flow-study potentials bench release
 
 # Installs the package alone. One thread: for networks this small a second one only waits for the first.
 quickstart: $(PACKAGE)
@@ -55,6 +55,10 @@ kdd: $(INSTALLED)
 adbench: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(BIN)/vaeflow run adbench --out results/adbench
 	OMP_NUM_THREADS=1 $(BIN)/python -m results.adbench.make --baselines
+
+# Ten seconds a table and more.
+oddbench: $(INSTALLED)
+	OMP_NUM_THREADS=1 $(BIN)/python -m results.oddbench.make --tables 100
 
 potentials: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(BIN)/python -m results.potentials.make --fit

@@ -97,13 +97,31 @@ def test_details_are_the_diagnostics_of_score(fitted: VAEFlowDetector) -> None:
     direct = score(fitted.model_, fitted.guide_, x, num_samples=20, seed=fitted.seed_)
     for name, values in direct.to_frame().items():
         np.testing.assert_allclose(details[name], values, rtol=1e-9, atol=1e-9)
-    np.testing.assert_array_equal(details["log_evidence"], fitted.score_samples(rows))
     assert fitted.score(rows) == pytest.approx(details["elbo"].mean())
-    by_reconstruction = clone(fitted).set_params(criterion="reconstruction", **QUICK).fit(table())
-    np.testing.assert_array_equal(
-        by_reconstruction.score_samples(rows),
-        by_reconstruction.score_details(rows)["expected_log_likelihood"],
-    )
+    columns = {"importance": "log_evidence", "reconstruction": "expected_log_likelihood"}
+    for criterion, column in columns.items():
+        detector = clone(fitted).set_params(criterion=criterion, **QUICK).fit(table())
+        np.testing.assert_array_equal(
+            detector.score_samples(rows), detector.score_details(rows)[column]
+        )
+
+
+def test_the_combined_criterion_is_of_evidence_neighbours_and_rarest_entry(tmp_path) -> None:
+    detector = VAEFlowDetector(**QUICK).fit(table())
+    detector.save(tmp_path / "saved")
+    again = VAEFlowDetector.load(tmp_path / "saved")
+    details = again.score_details(rows := table(20, seed=3))
+    x = again.encoder_.transform(rows).double()
+    expected = detector.rarity_(x, details["log_evidence"])
+    parts = ["log_p_evidence", "log_p_nearest", "log_p_entry"]
+    np.testing.assert_allclose(expected, details[parts].sum(axis=1), rtol=0, atol=1e-12)
+    expected = detector.gaps_.adjusted(expected, x.isnan().numpy())
+    np.testing.assert_array_equal(details["score"], expected)
+    np.testing.assert_array_equal(again.score_samples(rows), expected)
+    assert again.score_samples(odd_rows()).max() < np.median(expected)
+    detector.set_params(criterion="importance").fit(table())
+    with pytest.raises(ValueError, match="criterion='combined' compares with .* fit anew"):
+        detector.set_params(criterion="combined").score_samples(rows)
 
 
 def test_explanations_point_to_the_column_that_was_changed(fitted: VAEFlowDetector) -> None:
@@ -362,7 +380,7 @@ def test_figures(fitted: VAEFlowDetector) -> None:
     [
         (
             {"criterion": "oddness"},
-            "criterion: expected one of importance, reconstruction, got 'oddness'",
+            "criterion: expected one of combined, importance, reconstruction, got 'oddness'",
         ),
         ({"contamination": 0.7}, "contamination: expected more than 0 and at most 0.5, got 0.7"),
         (

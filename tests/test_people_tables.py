@@ -8,6 +8,7 @@ from sklearn.base import clone
 from pyro_vaeflow import VAEFlowDetector
 from pyro_vaeflow.cli import main
 from pyro_vaeflow.detector.gaps import GapScale
+from pyro_vaeflow.detector.rarity import MAX_SCORED
 from pyro_vaeflow.programs.mixed import MixedHead
 from pyro_vaeflow.tables.column_kinds import learn_columns
 from pyro_vaeflow.tables.columns import LEFT_OUT, Column
@@ -624,9 +625,10 @@ def test_fit_scores_the_kept_rows_alone_and_warns_if_they_are_few(monkeypatch) -
     for contamination in ("auto", 0.1):
         settings = TINY | {"contamination": contamination}
         detector = VAEFlowDetector(**settings).fit(draw.normal(size=(300, 2)))
-        assert counts.pop() == 30 == len(detector.calibration_scores_) and not counts
+        assert counts.pop() == 30 == len(detector.calibration_scores_)
+        assert counts.pop() <= MAX_SCORED and not counts, "to compare with"
     monkeypatch.setattr("pyro_vaeflow.detector.calibrated.MAX_CALIBRATION", 25)
-    VAEFlowDetector(**TINY).fit(draw.normal(size=(300, 2)))
+    VAEFlowDetector(**TINY, criterion="importance").fit(draw.normal(size=(300, 2)))
     assert counts == [25]
     with pytest.warns(UserWarning, match="rests on 2 rows kept from training: it may"):
         VAEFlowDetector(**TINY).fit(draw.normal(size=(20, 2)))
@@ -674,8 +676,8 @@ def test_groups_have_thresholds_and_p_values_of_their_own(grouped, tmp_path) -> 
     for name, mask in group.groupby(group).groups.items():
         assert 0.04 < is_flagged[mask].mean() < 0.2, name
         assert 0.03 < (p[mask] <= 0.1).mean() < 0.2, name
-        # One threshold for all flags the wide group alone.
-        assert (together[mask].mean() > 0.15) == (name == "wide")
+        # One threshold for all flags too many of the wide and of the rare, and no narrow one.
+        assert (together[mask].mean() > 0.15) == (name != "narrow")
     assert grouped.offsets(rows.assign(shop="new"))[0] == grouped.offsets_[""]
     grouped.save(tmp_path)
     loaded = VAEFlowDetector.load(tmp_path)

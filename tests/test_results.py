@@ -37,6 +37,7 @@ from results.adbench import make as adbench
 from results.adbench.score_parts import parts
 from results.evidence import make as evidence
 from results.kdd import make as kdd
+from results.oddbench import make as oddbench
 from results.ring import make as ring
 from results.ring.prior_gap import prior_gap
 from results.shared import detectors, gaps
@@ -506,6 +507,34 @@ def test_adbench_has_ranks_and_the_parts_of_its_scores(three_classes: None, tmp_
     path.unlink()
     with pytest.raises(ConfigError, match="has no scores.npz: remove the folder and run again"):
         parts(run)
+
+
+def test_oddbench_has_each_method_and_runs_no_table_twice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    draw, out = np.random.default_rng(0), tmp_path / "out"
+    (tmp_path / "oddbench").mkdir()
+    flags = np.repeat([0, 1], [40, 10])
+    for name in ("A", "B"):
+        test = draw.normal(size=(50, 2)) + 20.0 * flags[:, None]
+        arrays = {"train": draw.normal(size=(60, 2)), "test": test, "test_labels": flags}
+        np.savez(tmp_path / "oddbench" / f"{name}.npz", **arrays)
+    monkeypatch.setenv("VAEFLOW_DATA", str(tmp_path))
+    oddbench.main(["--quick", str(out)])
+    table = pd.read_csv(out / "tables.csv")
+    assert table["dataset"].nunique() == 1 and len(table) == 18
+    assert table.set_index("scored").loc["combined", "auroc"] > 0.99
+    path = next((out / "tables").glob("*.json"))
+    kept = json.loads(path.read_text())
+    kept[0]["auroc"] = 0.123
+    path.write_text(json.dumps(kept))
+    oddbench.main([str(out)])
+    assert 0.123 in pd.read_csv(out / "tables.csv")["auroc"].to_list()
+    page = (out / "tables.md").read_text()
+    assert "## OddBench: 1 tables" in page and "| knn1, our encoding" in page
+    path.unlink()
+    oddbench.main([str(out)])  # of tables.csv alone
+    assert (out / "tables.md").read_text() == page
 
 
 def test_evidence_has_rows_before_and_after_refinement_and_fits_no_set_twice(

@@ -162,4 +162,6 @@ class Calibrated:
     def _criterion(self: Any, scores: Scores, x: torch.Tensor) -> np.ndarray:
         """What `score_samples` gives of the rows, ``(num_data,)``."""
         values = getattr(scores, CRITERIA[self.criterion]).cpu().numpy().astype(np.float64)
+        if self.criterion == "combined":
+            values = self._rarity()(x, values)
         return self.gaps_.adjusted(values, x.isnan().cpu().numpy())

@@ -29,9 +29,11 @@ from pyro_vaeflow.validation import check_size, warn
 class VAEFlowDetector(DetectorSettings, Programs, Calibrated, OutlierMixin, BaseEstimator):
     r"""Finds anomalous rows of a table by their evidence under a variational autoencoder.
 
-    A row's score is :math:`\log p(x)` in nats by importance sampling: low = anomalous. It
-    depends on the row and the seed alone. Columns can be numbers, categories, booleans, texts and
-    dates, with gaps, as `pyro_vaeflow.detector.gaps` says; NumPy arrays will do as well.
+    A row's score is low where its evidence :math:`\log p(x)`, by importance sampling, is lower than
+    that of training rows, it is farther from them than they are from each other, or one of its
+    entries is rare: `Rarity`. It depends on the row and the seed alone. Columns can be numbers,
+    categories, booleans, texts and dates, with gaps, as `pyro_vaeflow.detector.gaps` says; NumPy
+    arrays will do as well.
 
     Args:
         flow: the posterior, a name in `pyro_vaeflow.programs.flows.FLOWS`.
@@ -42,8 +44,8 @@ class VAEFlowDetector(DetectorSettings, Programs, Calibrated, OutlierMixin, Base
         batch_size: rows in a mini-batch.
         learning_rate: of Adam at the start; it falls to a sixtieth along a cosine.
         num_samples: samples of z for a row's score, at least 2.
-        criterion: ``importance``, or ``reconstruction`` for E_q[log p(x | z)], the negative of the
-            paper's A(x).
+        criterion: ``combined`` for the three together; ``importance`` for log p(x) itself;
+            ``reconstruction`` for E_q[log p(x | z)], the negative of the paper's A(x).
         contamination: the share of anomalies, in (0, 0.5]: so many rows like the training rows are
             flagged, and the most isolated are not trained on; ``"auto"``: 0.05, and all are.
         kinds: column name -> ``categorical``, ``discrete``, ``continuous``, ``positive`` or
@@ -142,11 +144,12 @@ class VAEFlowDetector(DetectorSettings, Programs, Calibrated, OutlierMixin, Base
         history = fit(settings, self.model_, self.guide_, rows, drawn, self.progress, checkpoint)
         self.history_ = history.frame
         self._convert(torch.float64)
+        self._learn_rarity(rows)
         self._calibrate(frame, fresh, weights)
         return self
 
     def score_samples(self, X: Any) -> np.ndarray:
-        """Each row's log evidence, or what `criterion` names, ``(num_data,)``, nats; anomalies low.
+        """What `criterion` names, of each row, ``(num_data,)``, nats; anomalies low.
 
         It is computed in double precision where the programs are a `Model` and a `Guide`, so that a
         row's score is the same whatever rows are beside it.
@@ -205,13 +208,16 @@ class VAEFlowDetector(DetectorSettings, Programs, Calibrated, OutlierMixin, Base
     def score_details(self, X: Any, refine: bool | str = False) -> pd.DataFrame:
         """Each row's evidence with its standard error, ESS and k-hat: `Scores` as a frame, nats.
 
-        Its column ``score`` is what `score_samples` gives.
+        Its column ``score`` is what `score_samples` gives, of the criterion ``combined`` with the
+        three logarithms that it adds up: which one is low says what is odd about a row.
         A k-hat above 0.7 says that the log evidence is probably too low, as it often is for the
         most anomalous rows. `refine` is as in `score`; `offset_` is for scores without it.
         """
         x = self._encoded(X)
         scores = self._scores(x, refine=refine)
         frame = scores.to_frame().assign(score=self._criterion(scores, x))
+        if self.criterion == "combined":
+            frame = frame.join(self._rarity().log_p_values(x, frame["log_evidence"]))
         return frame.set_index(X.index) if isinstance(X, pd.DataFrame) else frame
 
     def explain(self, X: Any, site: str = "x") -> pd.DataFrame:

@@ -10,6 +10,7 @@ import pandas as pd
 import torch
 from sklearn.utils.validation import check_is_fitted, validate_data
 
+from pyro_vaeflow.detector.rarity import MAX_ROWS, MAX_SCORED, Rarity
 from pyro_vaeflow.inference.contributions import contributions
 from pyro_vaeflow.inference.fingerprint import structure
 from pyro_vaeflow.inference.parameters import Program, check_device, modules, move
@@ -116,6 +117,20 @@ class Programs:
                 " entries, which are NaN?"
             )
         return scores
+
+    def _learn_rarity(self: Any, rows: torch.Tensor) -> None:
+        """What the criterion ``combined`` compares with: some of the training rows."""
+        self.rarity_ = None
+        if self.criterion != "combined":
+            return
+        rows = self._to_score(rows[:MAX_ROWS])
+        evidence = self._scores(rows[:MAX_SCORED]).log_evidence.cpu().numpy()
+        self.rarity_ = Rarity(self.encoder_.columns_, rows, evidence)
+
+    def _rarity(self: Any) -> Rarity:
+        if self.rarity_ is None:
+            raise ValueError("criterion='combined' compares with rows that fit keeps: fit anew")
+        return self.rarity_
 
 
 def table_of(detector: Any, X: Any, reset: bool) -> pd.DataFrame:

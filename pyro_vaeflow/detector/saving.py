@@ -9,6 +9,7 @@ import pandas as pd
 import torch
 
 from pyro_vaeflow.detector.gaps import GapScale
+from pyro_vaeflow.detector.rarity import Rarity
 from pyro_vaeflow.inference.parameters import Program
 from pyro_vaeflow.inference.saved_folder import (
     CheckpointError,
@@ -35,6 +36,7 @@ FITTED = {
 }
 PLAIN = (bool, int, float, str, type(None))
 ROWS = "model.prior.rows"
+RARITY = ("rarity.rows", "rarity.evidence")
 
 
 def save_detector(detector: Any, folder: str | Path) -> None:
@@ -62,6 +64,8 @@ def save_detector(detector: Any, folder: str | Path) -> None:
     tensors = {f"state.{k}": v for k, v in state_of(detector.model_, detector.guide_).items()}
     tensors["calibration_scores"] = torch.as_tensor(detector.calibration_scores_)
     tensors["reference"] = torch.as_tensor(detector.reference_)
+    if (rarity := detector.rarity_) is not None:
+        tensors |= dict(zip(RARITY, (rarity.rows, torch.as_tensor(rarity.evidence)), strict=True))
     tensors["history"] = torch.as_tensor(history.to_numpy(dtype=np.float64, copy=True))
     write(folder, _plain(content, "detector"), tensors)
 
@@ -86,6 +90,7 @@ def _filled(detector: Any, content: Any, tensors: dict[str, torch.Tensor]) -> An
     content = {name: convert(content[name], kind, name) for name, kind in FITTED.items()}
     state = {k.removeprefix("state."): v for k, v in tensors.items() if k.startswith("state.")}
     extra = {k: v for k, v in tensors.items() if not k.startswith("state.")}
+    rarity = [extra.pop(name) for name in RARITY if name in extra]
     extra.setdefault("reference", torch.empty(0, 0))  # of 0.1
     check_keys(extra, ("calibration_scores", "history", "reference"), "the tensor file")
     if content["own"] != (detector.model is not None):
@@ -100,6 +105,7 @@ def _filled(detector: Any, content: Any, tensors: dict[str, torch.Tensor]) -> An
     detector._convert(torch.float64)  # as `fit` leaves a `Model` and a `Guide`
     detector._built = detector._settings_built()
     check_fits(state_of(detector.model_, detector.guide_), state)
+    detector.rarity_ = _rarity(detector, *rarity) if rarity else None
     if detector.model is None:
         _check_constants(detector, state)
     restore(detector.model_, detector.guide_, state)
@@ -159,6 +165,13 @@ def _take_tables(detector: Any, content: dict[str, Any], extra: dict[str, torch.
     detector.history_ = pd.DataFrame(arrays["history"], columns=titles).astype({"step": int})
     detector.calibration_scores_ = arrays["calibration_scores"]
     detector.reference_ = arrays["reference"]
+
+
+def _rarity(detector: Any, rows: torch.Tensor, evidence: torch.Tensor) -> Rarity:
+    fits = rows.shape[1:] == (len(detector.encoder_.columns_),) and evidence.dim() == 1
+    if not fits or not rows.numel() or not evidence.numel() or evidence.isnan().any():
+        raise CheckpointError(f"tensors {RARITY} must hold rows of these columns, and evidence")
+    return Rarity(detector.encoder_.columns_, rows, evidence.numpy())
 
 
 def _programs(

@@ -13,8 +13,12 @@ from pyro_vaeflow.inference.parameters import Device, Program, check_device
 from pyro_vaeflow.programs.settings import Settings
 from pyro_vaeflow.validation import ConfigError, checked_values, setting
 
-# Criterion -> the log probability of a row, in nats, that is its score.
-CRITERIA = {"importance": "log_evidence", "reconstruction": "expected_log_likelihood"}
+# Criterion -> the log probability of a row, in nats, that its score is made of.
+CRITERIA = {
+    "combined": "log_evidence",  # beside nearest row and rarest entry: `Rarity`
+    "importance": "log_evidence",
+    "reconstruction": "expected_log_likelihood",
+}
 COOLING = 60.0  # the learning rate at the start over that at the end
 # What programs are made of: a warm start and a saved file know them by these.
 BUILT = ("flow", "num_flows", "latent_dim", "hidden_dims", "prior", "model", "guide")
@@ -28,11 +32,11 @@ class DetectorSettings:
     num_flows: int | None = setting(None, low=0, high=100)
     latent_dim: int | None = setting(None, low=1)
     hidden_dims: tuple[int, ...] = setting((64, 64), low=1)
-    num_steps: int = setting(1500, low=1)
+    num_steps: int = setting(500, low=1)
     batch_size: int = setting(128, low=1)
     learning_rate: float = setting(0.006, above=0.0, below=1e6)
     num_samples: int = setting(50, low=2, high=1_000_000)
-    criterion: str = setting("importance", choices=tuple(CRITERIA))
+    criterion: str = setting("combined", choices=tuple(CRITERIA))
     contamination: float | str = setting("auto", above=0.0, high=0.5, choices=("auto",))
     kinds: Mapping[Any, str] | None = None
     groups: str | None = None

@@ -44,7 +44,7 @@ def row_hash(x: torch.Tensor) -> torch.Tensor:
         >>> bool(a == b)
         False
     """
-    flat = x.detach().reshape(len(x), -1)
+    flat = x.detach().reshape(len(x), math.prod(x.shape[1:]))
     # -0.0 and 0.0 are one, and all NaNs; float64 bits hold every value of the narrower types
     bits = flat.double().add(0.0).masked_fill(flat.isnan(), math.nan).view(torch.int64)
     place = torch.arange(1, bits.shape[1] + 1, device=x.device) * _GOLDEN

@@ -36,7 +36,8 @@ from pyro_vaeflow.validation import ConfigError, check_names
 
 MAX_LATENT = 64
 MAX_VALIDATION = 500  # rows
-NUM_VALIDATIONS = 30  # in a training
+NUM_VALIDATIONS = 30  # in a long training; in a short one,
+BETWEEN = 50  # steps from one to the next
 TWO_COLUMNS = [Column("a", "continuous"), Column("b", "continuous")]
 Pair = tuple[Program, Program]
 # From settings, what programs are told of the rows, and training rows, to a pair.
@@ -209,7 +210,7 @@ def fit(
             clip_norm=settings.clip_norm,
             weights=weights,
             held_out=validation if num_validation else None,
-            eval_every=max(1, num_steps // NUM_VALIDATIONS),
+            eval_every=max(1, num_steps // NUM_VALIDATIONS, min(num_steps // 3, BETWEEN)),
             seed=settings.seed,
             progress=progress,
             checkpoint=checkpoint,
