@@ -6,6 +6,7 @@ Modules that need torch are imported where they are used, so that ``--help`` ans
 import os
 import re
 import shlex
+import shutil
 import sys
 import warnings
 from collections.abc import Sequence
@@ -24,17 +25,19 @@ from pyro_vaeflow.files.commands import DEVICE, FILE_COMMANDS, add_file_commands
 from pyro_vaeflow.validation import ConfigError, check_names
 
 COLLAPSED = 0.05  # nats: a KL below it says that no latent tells rows apart
-ON_TERMINAL = "F1, top 20%|F1, true ratio|AUROC|AP|log evidence|train s".split("|")
 
 QUICKSTART = """
-What this was: autoencoders learned the inliers of two tables, with three posteriors q(z | x) each,
-and scored test rows. Scores are nats, high = anomalous: reconstruction is the paper's A(x),
-importance an estimate of -log p(x). AUROC and AP are near 1 where anomalies come first.
-The ring has a density that is known: figures/ shows the training rows, then for each posterior its
-two scores beside the true -log p(x), on one colour scale. Posteriors there are bent, which flows
-follow: see the log evidence. For breast_cancer a normal one is as good, and log evidences differ by
-noise. Next: vaeflow run quickstart --only dataset=ring --seeds 0 1 2 --out results/seeds, a study
-of your own csv file, or VAEFlowDetector in Python: see README.md."""
+What this was: autoencoders learned the inliers of two tables, with three
+posteriors q(z | x) each, and scored test rows. Scores are nats, high =
+anomalous: reconstruction is the paper's A(x), importance an estimate of
+-log p(x). AUROC and AP are near 1 where anomalies come first.
+The ring has a density that is known: figures/ shows the training rows, then
+for each posterior its two scores beside the true -log p(x), on one colour
+scale. Posteriors there are bent, which flows follow: see the log evidence.
+For breast_cancer a normal one is as good, and log evidences differ by noise.
+Next: vaeflow run quickstart --only dataset=ring --seeds 0 1 2 --out
+results/seeds, a study of your own csv file, or VAEFlowDetector in Python: see
+README.md."""
 
 
 class _Parser(ArgumentParser):
@@ -174,7 +177,7 @@ def _run_study(configs: list[ExperimentConfig], out: Path, **options: Any) -> in
     from pyro_vaeflow.experiments.fanout import run_all
     from pyro_vaeflow.experiments.figures import draw_figures
     from pyro_vaeflow.experiments.results import finished_runs
-    from pyro_vaeflow.experiments.tables import HEADINGS, aggregate, as_text, write_tables
+    from pyro_vaeflow.experiments.tables import aggregate, on_terminal, write_tables
     from pyro_vaeflow.locks import hold_lock
 
     outcome = run_all(configs, out, **options)
@@ -182,9 +185,7 @@ def _run_study(configs: list[ExperimentConfig], out: Path, **options: Any) -> in
         table = write_tables(out)
         figures = draw_figures(out)
     if table is not None:
-        shown = aggregate(table)
-        names = [n for n in shown if n not in HEADINGS.values() or n in ON_TERMINAL]
-        say(as_text(shown[names], "md"))
+        say(on_terminal(aggregate(table), shutil.get_terminal_size().columns))
     collapsed = [r.folder.name for r in finished_runs(out) if r.metrics["kl"] < COLLAPSED]
     if collapsed:
         some = ", ".join(collapsed[:3]) + ", ..." * (len(collapsed) > 3)
@@ -199,7 +200,7 @@ def _run_study(configs: list[ExperimentConfig], out: Path, **options: Any) -> in
     for name, message in outcome.failed.items():
         say(f"failed: {name}: {message} (see {out / 'failed' / name})", error=True)
     drawn = f", {len(figures)} figures" if figures else ""
-    say(f"results: {out} (summary.csv, table.md{drawn})")
+    say(f"results: {out} (summary.csv, table.md with all columns{drawn})")
     return len(outcome.failed)
 
 

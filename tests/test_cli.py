@@ -83,12 +83,16 @@ def test_a_wrong_call_is_refused_in_one_line_with_what_is_allowed(
     assert not list(tmp_path.iterdir())
 
 
-def test_run_writes_what_it_says_and_runs_nothing_twice(file, capsys, tmp_path) -> None:
+def test_run_writes_what_it_says_and_runs_nothing_twice(
+    file, capsys, tmp_path, monkeypatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
     out = tmp_path / "out"
     assert main(["run", file, "--out", str(out)]) == 0
     said = capsys.readouterr().out
     assert "4 run, 0 already finished, 0 failed" in said
-    assert "| planar   | 2 " in said
+    assert "| planar 2 | importance " in said
+    assert all(len(line) <= 80 for line in said.splitlines() if line.startswith("|"))
     assert str(out) in said
     assert len(pd.read_csv(out / "summary.csv")) == 4 * 2
     assert "vaeflow run " in (out / "table.md").read_text()
