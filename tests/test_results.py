@@ -267,10 +267,10 @@ def test_a_set_has_one_mean_over_seeds_a_method_and_score(many_sets: Path) -> No
     table = adbench.read_methods(many_sets)
     auroc = adbench.per_set(table, "auroc")
     assert list(auroc.index) == ["arrhythmia", "glass", "ring", "wine"]
-    assert list(auroc) == ["planar 5, reconstruction", "planar 5, importance", "knn1", "lof"]
-    assert auroc.loc["glass", "knn1"] == pytest.approx(0.90 + 0.005 + 0.02)
+    assert list(auroc) == ["planar 5, reconstruction", "planar 5, importance", "1-NN", "LOF"]
+    assert auroc.loc["glass", "1-NN"] == pytest.approx(0.90 + 0.005 + 0.02)
     seconds = adbench.per_set(table, "seconds", "method", "min")
-    assert list(seconds) == ["planar 5", "knn1", "lof"]  # both scores are of one pass
+    assert list(seconds) == ["planar 5", "1-NN", "LOF"]  # both scores are of one pass
     least = seconds.stack().dropna()
     assert (least == 2.0).all(), "what else a machine does only adds to the least"
 
@@ -286,8 +286,8 @@ def test_settings_that_tell_variants_apart_are_in_their_names(many_sets: Path) -
 def test_differences_from_the_first_are_paired(many_sets: Path) -> None:
     """What a seed or a data set gives to all methods alike cancels: here all that varies."""
     table = adbench.read_methods(many_sets)
-    less = adbench.less_first(table, ["knn1", "planar 5, importance", "lof"])
-    for name, expected in (("planar 5, importance", -0.05), ("lof", -0.20)):
+    less = adbench.less_first(table, ["1-NN", "planar 5, importance", "LOF"])
+    for name, expected in (("planar 5, importance", -0.05), ("LOF", -0.20)):
         assert [less[name].mean, less[name].low, less[name].high] == pytest.approx(3 * [expected])
 
 
@@ -300,7 +300,7 @@ def test_the_page_ranks_complete_sets_and_keeps_published_figures_apart(many_set
     assert re.search(r"\| planar 5, importance +\| 2.00 +\| -5.00 \(-5.00 to -5.00\)", page)
     lines = page.split("average rank |")[1].split("\n")[2:6]
     ranked = [line.split("|")[1].strip() for line in lines]
-    assert ranked == ["knn1", "planar 5, importance", "planar 5, reconstruction", "lof"]
+    assert ranked == ["1-NN", "planar 5, importance", "planar 5, reconstruction", "LOF"]
     assert "12.34" not in page and "THEIRS" not in page and "34.56" not in page
     assert "34.56" in theirs  # the mean of theirs
     assert "99.99" not in theirs and "on the same 2 data sets" in theirs
@@ -464,7 +464,7 @@ def test_kdd_has_a_row_a_method_and_shares_of_each_class(
     methods = [line.split("|")[1].strip() for line in lines if line.startswith("| ")]
     assert methods[2:5] == ["diagonal, reconstruction", "diagonal, importance",
                             "planar 5, reconstruction"]  # fmt: skip
-    assert methods[-6:] == kdd.NAMES
+    assert methods[-6:] == [detectors.NAMES[name] for name in kdd.CHOSEN]
     classes = pd.read_csv(tmp_path / "baselines_by_class.csv")
     knn1 = classes[classes["baseline"] == "knn1"].set_index("class")
     assert knn1["rows"].to_dict() == {"dos": 20, "mail": 40, "web": 90}
@@ -484,7 +484,7 @@ def test_kdd_has_a_row_a_method_and_shares_of_each_class(
 def test_adbench_has_ranks_and_the_parts_of_its_scores(three_classes: None, tmp_path: Path) -> None:
     adbench.main(["--quick", str(tmp_path)])
     page = (tmp_path / "benchmark.md").read_text()
-    assert "over 2 of 2 data sets" in page and "| pyod_vae" in page
+    assert "over 2 of 2 data sets" in page and "| PyOD's VAE" in page
     table = pd.read_csv(tmp_path / "parts.csv").set_index(["dataset", "flow"])
     runs = finished_runs(tmp_path)
     assert len(table) == len(runs) == 6
