@@ -7,9 +7,12 @@ import os
 import re
 import shlex
 import shutil
+import signal
 import sys
+import threading
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, NoReturn
@@ -58,34 +61,56 @@ class _Parser(ArgumentParser):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command; 0 if all went well, 1 if a run failed, 2 if refused, 3 if rows were."""
+    """Runs the command; 0 if all went well, 1 if a run failed, 2 if refused, 3 if rows were.
+
+    130 after Ctrl-C, 143 after SIGTERM.
+    """
     argv = sys.argv[1:] if argv is None else list(argv)
     if not sys.stderr.isatty():  # a bar in a file is a few lines, not one a step
         os.environ.setdefault("TQDM_MININTERVAL", "20")
-    parser = _parser(with_detector=argv[:1] == ["fit"])
-    # Only what was given: a study's own settings are the defaults.
-    given = parser.parse_args(argv, defaults=False).as_dict()
-    values = given.get(given["subcommand"]) or {}
-    command = shlex.join(["vaeflow", *argv])
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), _sigterm_as_ctrl_c() as signals:
         warnings.simplefilter("always", UserWarning)
         warnings.showwarning = lambda text, *_: say(f"Warning: {text}", error=True)
         try:
-            return _done(given["subcommand"], values, command)
+            parser = _parser(with_detector=argv[:1] == ["fit"])
+            # Only what was given: a study's own settings are the defaults.
+            given = parser.parse_args(argv, defaults=False).as_dict()
+            values = given.get(given["subcommand"]) or {}
+            return _done(given["subcommand"], values, shlex.join(["vaeflow", *argv]))
         except (ConfigError, ImportError) as error:
-            parser.error(str(error))
+            _Parser().error(str(error))
         except KeyboardInterrupt as stop:
             said = (
                 "stopped; what is finished is kept, and the same command resumes what was stopped"
             )
             say(f"\n{str(stop) or said}", error=True)
-            return 130
+            return 128 + (signals or [signal.SIGINT])[0]
         except BrokenPipeError:  # `vaeflow table DIR | head`
             sys.stderr.close()
             return 1
         except OSError as error:  # a full disk, say
             say(f"vaeflow: {error}; what is finished is kept, the same command resumes", error=True)
             return 1
+
+
+@contextmanager
+def _sigterm_as_ctrl_c() -> Iterator[list[int]]:
+    """SIGTERM stops as Ctrl-C does: workers end and what was learned is kept; it is then listed."""
+    signals: list[int] = []
+
+    def stop(number: int, frame: Any) -> None:
+        signals.append(number)
+        on_ctrl_c = signal.getsignal(signal.SIGINT)  # training's own, or ignored in the background
+        (on_ctrl_c if callable(on_ctrl_c) else signal.default_int_handler)(signal.SIGINT, frame)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield signals
+        return
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield signals
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _done(name: str, values: dict[str, Any], command: str) -> int:
