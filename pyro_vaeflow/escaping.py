@@ -23,6 +23,11 @@ def say(*lines: object, error: bool = False) -> None:
     print(*(visible(str(line)) for line in lines), file=sys.stderr if error else sys.stdout)
 
 
+def say_warning(text: Warning | str, *_: Any, **__: Any) -> None:
+    """In place of `warnings.showwarning`: one line, and none of the source."""
+    say(f"Warning: {text}", error=True)
+
+
 def markdown(text: str) -> str:
     r"""One cell of a table.
 

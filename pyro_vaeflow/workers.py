@@ -7,6 +7,7 @@ its call is made again, a few times.
 import os
 import threading
 import time
+import warnings
 from collections import Counter, deque
 from collections.abc import Callable, Hashable, Iterator
 from concurrent.futures import BrokenExecutor, Executor, Future
@@ -19,6 +20,7 @@ from weakref import WeakSet
 import joblib
 from joblib.externals.loky import ProcessPoolExecutor
 
+from pyro_vaeflow.escaping import say_warning
 from pyro_vaeflow.validation import ConfigError, warn
 
 CONNECT = "10s"  # to wait for a scheduler
@@ -123,7 +125,7 @@ class Processes(Executor):
             self.idle.put(self._new())
 
     def _new(self) -> ProcessPoolExecutor:
-        options: dict[str, Any] = {"initializer": _end_with, "initargs": (os.getpid(),)}
+        options: dict[str, Any] = {"initializer": _start, "initargs": (os.getpid(),)}
         self.pools.append(ProcessPoolExecutor(max_workers=1, env=self.env, **options))
         return self.pools[-1]
 
@@ -149,8 +151,9 @@ class Processes(Executor):
             pool.shutdown(kill_workers=pool not in idle)
 
 
-def _end_with(parent: int) -> None:
-    """Ends this process soon after its parent has gone, at whatever it is."""
+def _start(parent: int) -> None:
+    """Warns in lines; ends this process soon after its parent has gone, at whatever it is."""
+    warnings.showwarning = say_warning  # a line of the source would be loky's
 
     def watch() -> None:
         while os.getppid() == parent:
