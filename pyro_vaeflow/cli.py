@@ -21,7 +21,7 @@ from jsonargparse import ArgumentParser
 from jsonargparse.typing import PositiveInt
 
 from pyro_vaeflow import __version__
-from pyro_vaeflow.escaping import say, say_warning, visible
+from pyro_vaeflow.escaping import say, visible, warn_in_lines
 from pyro_vaeflow.experiments.config import ExperimentConfig
 from pyro_vaeflow.experiments.study import Study, load_study, preset_names
 from pyro_vaeflow.files.commands import DEVICE, FILE_COMMANDS, add_file_commands
@@ -70,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.environ.setdefault("TQDM_MININTERVAL", "20")
     with warnings.catch_warnings(), _sigterm_as_ctrl_c() as signals:
         warnings.simplefilter("always", UserWarning)
-        warnings.showwarning = say_warning
+        warn_in_lines()
         try:
             parser = _parser(with_detector=argv[:1] == ["fit"])
             # Only what was given: a study's own settings are the defaults.

@@ -5,6 +5,7 @@ HTML pages and LaTeX are escaped by pandas, and figures draw names with ``parse_
 
 import re
 import sys
+import warnings
 from typing import Any
 
 
@@ -23,9 +24,9 @@ def say(*lines: object, error: bool = False) -> None:
     print(*(visible(str(line)) for line in lines), file=sys.stderr if error else sys.stdout)
 
 
-def say_warning(text: Warning | str, *_: Any, **__: Any) -> None:
-    """In place of `warnings.showwarning`: one line, and none of the source."""
-    say(f"Warning: {text}", error=True)
+def warn_in_lines() -> None:
+    """Warnings of this process are shown without a line of the source."""
+    warnings.showwarning = lambda text, *_: say(f"Warning: {text}", error=True)
 
 
 def markdown(text: str) -> str:

@@ -7,7 +7,6 @@ its call is made again, a few times.
 import os
 import threading
 import time
-import warnings
 from collections import Counter, deque
 from collections.abc import Callable, Hashable, Iterator
 from concurrent.futures import BrokenExecutor, Executor, Future
@@ -20,7 +19,7 @@ from weakref import WeakSet
 import joblib
 from joblib.externals.loky import ProcessPoolExecutor
 
-from pyro_vaeflow.escaping import say_warning
+from pyro_vaeflow.escaping import warn_in_lines
 from pyro_vaeflow.validation import ConfigError, warn
 
 CONNECT = "10s"  # to wait for a scheduler
@@ -153,7 +152,7 @@ class Processes(Executor):
 
 def _start(parent: int) -> None:
     """Warns in lines; ends this process soon after its parent has gone, at whatever it is."""
-    warnings.showwarning = say_warning  # a line of the source would be loky's
+    warn_in_lines()  # a line of the source would be loky's
 
     def watch() -> None:
         while os.getppid() == parent:

@@ -90,8 +90,8 @@ def test_a_call_stopped_before_it_began_leaves_no_error_and_a_worker_warns_in_li
     monkeypatch.setattr(threading, "excepthook", errors.append)
     for _ in range(3):
         pool = Processes(1)
-        shows = pool.submit(eval, "__import__('warnings').showwarning.__name__")
-        assert shows.result() == "say_warning"
+        shows = pool.submit(eval, "__import__('warnings').showwarning.__module__")
+        assert shows.result() == "pyro_vaeflow.escaping"
         pool.submit(time.sleep, 600)
         pool.shutdown(wait=False)
     for thread in set(threading.enumerate()) - before:
