@@ -38,6 +38,7 @@ from results.adbench.score_parts import parts
 from results.evidence import make as evidence
 from results.kdd import make as kdd
 from results.ring import make as ring
+from results.ring import maps
 from results.ring.prior_gap import prior_gap
 from results.shared import detectors, gaps
 from results.shared.effects import FEWEST, Effect, by_run, effect, effects, paired
@@ -319,7 +320,7 @@ def little_effort() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def ring_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def ring_folder(little_effort: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("ring")
     ring.main(["--quick", str(folder)])
     return folder
@@ -341,6 +342,24 @@ def test_gaps_add_up_to_what_the_truth_has_over_the_bound(ring_folder: Path) -> 
     assert figures == {path.stem for path in (RESULTS / "ring" / "figures").iterdir()}
     assert figures >= {"figure1_data", "figure2_diagonal0", "figure3_planar20", "figure4_iaf20"}
     assert all(p.stat().st_size < 200_000 for p in (ring_folder / "figures").iterdir())
+
+
+def test_maps_are_of_every_posterior_and_quadrature_is_exact(ring_folder: Path) -> None:
+    table = pd.read_csv(ring_folder / "maps.csv")
+    assert table["posterior"].unique().tolist() == ["diagonal", "planar 20", "IAF 20"]
+    assert np.isfinite(table[["importance", "refined", "quadrature"]]).all(axis=None)
+    assert '| diagonal: refine="all" ' in (ring_folder / "maps.md").read_text()
+    matrix, scale = torch.tensor([[0.5, 0.1], [0.0, 0.3]]), torch.tensor([0.4, 0.2])
+
+    class Linear:
+        def decode(self, z: torch.Tensor) -> dist.Independent:
+            loc = z @ matrix
+            return dist.Normal(loc, scale.expand_as(loc)).to_event(1)
+
+    x = torch.tensor([[0.0, 0.0], [0.5, -1.0], [12.0, 1.0]])  # at the last one z is about 20
+    exact = dist.MultivariateNormal(torch.zeros(2), matrix.T @ matrix + scale.square().diag())
+    log_density = maps.quadrature(Linear(), x, (200,) * 4)
+    torch.testing.assert_close(log_density, exact.log_prob(x), rtol=1e-2, atol=1e-3)
 
 
 def test_rows_are_distinct_test_inliers_and_the_same_for_each_posterior(ring_folder: Path) -> None:
