@@ -89,10 +89,14 @@ def plot(groups: Mapping[str, pd.DataFrame]) -> Figure:
     """Steps at the left, scores at the right, both axes logarithmic; a line of slope 1."""
     figure = Figure(figsize=(9.6, 4.2), layout="constrained")
     left, right = figure.subplots(1, 2)
-    for marker, (name, group) in zip("osD^v<>*", groups.items(), strict=False):
+    for number, (name, group) in enumerate(groups.items()):
         axes = right if name in OF_SCORES else left
         slope = exponent(group["size"].tolist(), group["ms"].tolist())
-        axes.plot(group["size"], group["ms"], marker=marker, label=f"{name}: exponent {slope:.2f}")
+        axes.plot(
+            group["size"], group["ms"], marker="osD^v<>*"[number % 8], color="black",
+            markerfacecolor=("black", "white", "0.6")[number % 3], linewidth=1.0,
+            label=f"{name}: exponent {slope:.2f}",
+        )  # fmt: skip
     for axes, title in ((left, "one training step"), (right, "scores, planar 5")):
         axes.set(xscale="log", yscale="log", xlabel="size", ylabel="ms of one thread", title=title)
         bottom, top = axes.get_ylim()

@@ -6,9 +6,13 @@ Modules that need torch are imported where they are used, so that ``--help`` ans
 import os
 import re
 import shlex
+import shutil
+import signal
 import sys
+import threading
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, NoReturn
@@ -17,24 +21,26 @@ from jsonargparse import ArgumentParser
 from jsonargparse.typing import PositiveInt
 
 from pyro_vaeflow import __version__
-from pyro_vaeflow.escaping import say, visible
+from pyro_vaeflow.escaping import say, visible, warn_in_lines
 from pyro_vaeflow.experiments.config import ExperimentConfig
 from pyro_vaeflow.experiments.study import Study, load_study, preset_names
 from pyro_vaeflow.files.commands import DEVICE, FILE_COMMANDS, add_file_commands
 from pyro_vaeflow.validation import ConfigError, check_names
 
 COLLAPSED = 0.05  # nats: a KL below it says that no latent tells rows apart
-ON_TERMINAL = "F1, top 20%|F1, true ratio|AUROC|AP|log evidence|train s".split("|")
 
 QUICKSTART = """
-What this was: autoencoders learned the inliers of two tables, with three posteriors q(z | x) each,
-and scored test rows. Scores are nats, high = anomalous: reconstruction is the paper's A(x),
-importance an estimate of -log p(x). AUROC and AP are near 1 where anomalies come first.
-The ring has a density that is known: figures/ shows the training rows, then for each posterior its
-two scores beside the true -log p(x), on one colour scale. Posteriors there are bent, which flows
-follow: see the log evidence. For breast_cancer a normal one is as good, and log evidences differ by
-noise. Next: vaeflow run quickstart --only dataset=ring --seeds 0 1 2 --out results/seeds, a study
-of your own csv file, or VAEFlowDetector in Python: see README.md."""
+What this was: autoencoders learned the inliers of two tables, with three
+posteriors q(z | x) each, and scored test rows. Scores are nats, high =
+anomalous: reconstruction is the paper's A(x), importance an estimate of
+-log p(x). AUROC and AP are near 1 where anomalies come first.
+The ring has a density that is known: figures/ shows the training rows, then
+for each posterior its two scores beside the true -log p(x), on one colour
+scale. Posteriors there are bent, which flows follow: see the log evidence.
+For breast_cancer a normal one is as good, and log evidences differ by noise.
+Next: vaeflow run quickstart --only dataset=ring --seeds 0 1 2 --out
+results/seeds, a study of your own csv file, or VAEFlowDetector in Python: see
+README.md."""
 
 
 class _Parser(ArgumentParser):
@@ -55,34 +61,56 @@ class _Parser(ArgumentParser):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command; 0 if all went well, 1 if a run failed, 2 if refused, 3 if rows were."""
+    """Runs the command; 0 if all went well, 1 if a run failed, 2 if refused, 3 if rows were.
+
+    130 after Ctrl-C, 143 after SIGTERM.
+    """
     argv = sys.argv[1:] if argv is None else list(argv)
     if not sys.stderr.isatty():  # a bar in a file is a few lines, not one a step
         os.environ.setdefault("TQDM_MININTERVAL", "20")
-    parser = _parser(with_detector=argv[:1] == ["fit"])
-    # Only what was given: a study's own settings are the defaults.
-    given = parser.parse_args(argv, defaults=False).as_dict()
-    values = given.get(given["subcommand"]) or {}
-    command = shlex.join(["vaeflow", *argv])
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), _sigterm_as_ctrl_c() as signals:
         warnings.simplefilter("always", UserWarning)
-        warnings.showwarning = lambda text, *_: say(f"Warning: {text}", error=True)
+        warn_in_lines()
         try:
-            return _done(given["subcommand"], values, command)
+            parser = _parser(with_detector=argv[:1] == ["fit"])
+            # Only what was given: a study's own settings are the defaults.
+            given = parser.parse_args(argv, defaults=False).as_dict()
+            values = given.get(given["subcommand"]) or {}
+            return _done(given["subcommand"], values, shlex.join(["vaeflow", *argv]))
         except (ConfigError, ImportError) as error:
-            parser.error(str(error))
+            _Parser().error(str(error))
         except KeyboardInterrupt as stop:
             said = (
                 "stopped; what is finished is kept, and the same command resumes what was stopped"
             )
             say(f"\n{str(stop) or said}", error=True)
-            return 130
+            return 128 + (signals or [signal.SIGINT])[0]
         except BrokenPipeError:  # `vaeflow table DIR | head`
             sys.stderr.close()
             return 1
         except OSError as error:  # a full disk, say
             say(f"vaeflow: {error}; what is finished is kept, the same command resumes", error=True)
             return 1
+
+
+@contextmanager
+def _sigterm_as_ctrl_c() -> Iterator[list[int]]:
+    """SIGTERM stops as Ctrl-C does: workers end and what was learned is kept; it is then listed."""
+    signals: list[int] = []
+
+    def stop(number: int, frame: Any) -> None:
+        signals.append(number)
+        on_ctrl_c = signal.getsignal(signal.SIGINT)  # training's own, or ignored in the background
+        (on_ctrl_c if callable(on_ctrl_c) else signal.default_int_handler)(signal.SIGINT, frame)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield signals
+        return
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield signals
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _done(name: str, values: dict[str, Any], command: str) -> int:
@@ -174,7 +202,7 @@ def _run_study(configs: list[ExperimentConfig], out: Path, **options: Any) -> in
     from pyro_vaeflow.experiments.fanout import run_all
     from pyro_vaeflow.experiments.figures import draw_figures
     from pyro_vaeflow.experiments.results import finished_runs
-    from pyro_vaeflow.experiments.tables import HEADINGS, aggregate, as_text, write_tables
+    from pyro_vaeflow.experiments.tables import aggregate, on_terminal, write_tables
     from pyro_vaeflow.locks import hold_lock
 
     outcome = run_all(configs, out, **options)
@@ -182,9 +210,7 @@ def _run_study(configs: list[ExperimentConfig], out: Path, **options: Any) -> in
         table = write_tables(out)
         figures = draw_figures(out)
     if table is not None:
-        shown = aggregate(table)
-        names = [n for n in shown if n not in HEADINGS.values() or n in ON_TERMINAL]
-        say(as_text(shown[names], "md"))
+        say(on_terminal(aggregate(table), shutil.get_terminal_size().columns))
     collapsed = [r.folder.name for r in finished_runs(out) if r.metrics["kl"] < COLLAPSED]
     if collapsed:
         some = ", ".join(collapsed[:3]) + ", ..." * (len(collapsed) > 3)
@@ -199,7 +225,7 @@ def _run_study(configs: list[ExperimentConfig], out: Path, **options: Any) -> in
     for name, message in outcome.failed.items():
         say(f"failed: {name}: {message} (see {out / 'failed' / name})", error=True)
     drawn = f", {len(figures)} figures" if figures else ""
-    say(f"results: {out} (summary.csv, table.md{drawn})")
+    say(f"results: {out} (summary.csv, table.md with all columns{drawn})")
     return len(outcome.failed)
 
 

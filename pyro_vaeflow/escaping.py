@@ -5,6 +5,7 @@ HTML pages and LaTeX are escaped by pandas, and figures draw names with ``parse_
 
 import re
 import sys
+import warnings
 from typing import Any
 
 
@@ -21,6 +22,11 @@ def visible(text: str) -> str:
 def say(*lines: object, error: bool = False) -> None:
     """Prints on the terminal, or as an error."""
     print(*(visible(str(line)) for line in lines), file=sys.stderr if error else sys.stdout)
+
+
+def warn_in_lines() -> None:
+    """Warnings of this process are shown without a line of the source."""
+    warnings.showwarning = lambda text, *_: say(f"Warning: {text}", error=True)
 
 
 def markdown(text: str) -> str:

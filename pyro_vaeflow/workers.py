@@ -19,6 +19,7 @@ from weakref import WeakSet
 import joblib
 from joblib.externals.loky import ProcessPoolExecutor
 
+from pyro_vaeflow.escaping import warn_in_lines
 from pyro_vaeflow.validation import ConfigError, warn
 
 CONNECT = "10s"  # to wait for a scheduler
@@ -123,7 +124,7 @@ class Processes(Executor):
             self.idle.put(self._new())
 
     def _new(self) -> ProcessPoolExecutor:
-        options: dict[str, Any] = {"initializer": _end_with, "initargs": (os.getpid(),)}
+        options: dict[str, Any] = {"initializer": _start, "initargs": (os.getpid(),)}
         self.pools.append(ProcessPoolExecutor(max_workers=1, env=self.env, **options))
         return self.pools[-1]
 
@@ -149,8 +150,9 @@ class Processes(Executor):
             pool.shutdown(kill_workers=pool not in idle)
 
 
-def _end_with(parent: int) -> None:
-    """Ends this process soon after its parent has gone, at whatever it is."""
+def _start(parent: int) -> None:
+    """Warns in lines; ends this process soon after its parent has gone, at whatever it is."""
+    warn_in_lines()  # a line of the source would be loky's
 
     def watch() -> None:
         while os.getppid() == parent:

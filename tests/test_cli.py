@@ -8,6 +8,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from pyro_vaeflow import cli
 from pyro_vaeflow.cli import main
 from pyro_vaeflow.experiments.results import finished_runs
 from pyro_vaeflow.experiments.study import preset_names
@@ -83,12 +84,16 @@ def test_a_wrong_call_is_refused_in_one_line_with_what_is_allowed(
     assert not list(tmp_path.iterdir())
 
 
-def test_run_writes_what_it_says_and_runs_nothing_twice(file, capsys, tmp_path) -> None:
+def test_run_writes_what_it_says_and_runs_nothing_twice(
+    file, capsys, tmp_path, monkeypatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
     out = tmp_path / "out"
     assert main(["run", file, "--out", str(out)]) == 0
     said = capsys.readouterr().out
     assert "4 run, 0 already finished, 0 failed" in said
-    assert "| planar   | 2 " in said
+    assert "| planar 2 | importance " in said
+    assert all(len(line) <= 80 for line in said.splitlines() if line.startswith("|"))
     assert str(out) in said
     assert len(pd.read_csv(out / "summary.csv")) == 4 * 2
     assert "vaeflow run " in (out / "table.md").read_text()
@@ -145,6 +150,18 @@ def test_presets_are_listed_with_their_size(capsys) -> None:
     lines = capsys.readouterr().out.splitlines()
     assert [line.split(":")[0] for line in lines] == preset_names()
     assert lines[0].startswith("adbench: 3 variants x 5 seeds x 19 data sets.")
+
+
+@pytest.mark.parametrize(("stop", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize("where", ["_parser", "_done"])
+def test_a_signal_stops_with_its_status_and_a_line_wherever_it_comes(
+    where: str, stop: signal.Signals, code: int, capsys, monkeypatch
+) -> None:
+    monkeypatch.setattr(cli, where, lambda *_, **__: signal.raise_signal(stop))
+    before = signal.getsignal(signal.SIGTERM)
+    assert main(["presets"]) == code
+    assert capsys.readouterr().err.startswith("\nstopped; what is finished is kept")
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 @pytest.mark.slow

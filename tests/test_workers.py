@@ -83,12 +83,15 @@ def test_a_worker_ends_with_its_parent_however_that_ends() -> None:
         pytest.fail("the worker is alive")
 
 
-def test_a_call_stopped_before_it_began_leaves_no_error(monkeypatch) -> None:
+def test_a_call_stopped_before_it_began_leaves_no_error_and_a_worker_warns_in_lines(
+    monkeypatch,
+) -> None:
     errors, before = [], set(threading.enumerate())
     monkeypatch.setattr(threading, "excepthook", errors.append)
     for _ in range(3):
         pool = Processes(1)
-        pool.submit(pow, 2, 2).result()
+        shows = pool.submit(eval, "__import__('warnings').showwarning.__module__")
+        assert shows.result() == "pyro_vaeflow.escaping"
         pool.submit(time.sleep, 600)
         pool.shutdown(wait=False)
     for thread in set(threading.enumerate()) - before:

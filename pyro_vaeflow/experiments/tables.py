@@ -17,6 +17,7 @@ from pyro_vaeflow.experiments.results import (
     FinishedRun,
     finished_runs,
     flat_settings,
+    method_name,
     settings_apart,
     summary,
 )
@@ -38,6 +39,8 @@ HEADINGS = {
     "train_seconds": "train s",
     "score_seconds": "score s",
 }
+# Of what is measured, by how soon a terminal shows it.
+ON_TERMINAL = "AUROC|AP|log evidence|seeds|train s|F1, true ratio|F1, top 20%".split("|")
 
 
 def write_tables(out: Path) -> pd.DataFrame | None:
@@ -65,6 +68,28 @@ def aggregate(table: pd.DataFrame) -> pd.DataFrame:
                 row[heading] = mean_std(group[name], digits)
         rows.append(row)
     return pd.DataFrame(rows)
+
+
+def on_terminal(table: pd.DataFrame, width: int) -> str:
+    """The columns of an `aggregate` that `width` characters have room for, as Markdown.
+
+    First come data set, posterior, score and AUROC, then the settings that tell rows apart, then
+    what else is measured.
+    """
+    names = map(method_name, table["flow"], table["num_flows"])
+    table = table.assign(flow=list(names)).drop(columns="num_flows")
+    last = {str(name): str(name).rpartition(".")[2] for name in table}
+    table = table.rename(columns={n: o for n, o in last.items() if [*last.values()].count(o) == 1})
+    keys = list(table.loc[:, :"score"])
+    same = [name for name in keys if name != "flow" and table[name].nunique() < 2]
+    first = [name for name in ("dataset", "flow", "score") if name not in same]
+    order = [*first, ON_TERMINAL[0], *(n for n in keys if n not in same), *ON_TERMINAL, *same]
+    shown: list[str] = []
+    for name in [name for name in dict.fromkeys(order) if name in table]:
+        wider = [str(other) for other in table if other in (*shown, name)]
+        if len(as_text(table[wider], "md").partition("\n")[0]) <= width:
+            shown = wider
+    return as_text(table[shown], "md")
 
 
 def mean_std(values: pd.Series, digits: int) -> str:

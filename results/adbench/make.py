@@ -22,7 +22,7 @@ from pyro_vaeflow.experiments.results import (
 from pyro_vaeflow.experiments.study import load_study
 from results.adbench.score_parts import write_parts, write_parts_page
 from results.shared import baselines
-from results.shared.detectors import usual
+from results.shared.detectors import NAMES, usual
 from results.shared.effects import Effect, effect
 from results.shared.pages import markdown, parse, parser, run_quick, run_script, write_page
 
@@ -57,7 +57,8 @@ def read_methods(folder: Path) -> pd.DataFrame:
         names.append(", ".join([method_name(row["flow"], row["num_flows"]), *settings]))
     ours = ours.assign(method=names)
     ours["scored"] = ours["method"] + ", " + ours["score"]
-    theirs = theirs.assign(method=theirs["baseline"], scored=theirs["baseline"])
+    names = theirs["baseline"].map(NAMES)
+    theirs = theirs.assign(method=names, scored=names)
     table = pd.concat([ours, theirs], ignore_index=True)
     return table.assign(seconds=table["train_seconds"] + table["score_seconds"])
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 
-import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -42,9 +41,12 @@ def plot_effects(differences: pd.DataFrame, measures: dict[str, str]) -> Figure:
         measures: column -> label of its panel.
     """
     methods = posteriors(differences)
-    figure = Figure(figsize=(3.3 * len(measures), 1.3 + 0.32 * len(methods)), layout="constrained")
-    axes = np.atleast_1d(figure.subplots(1, len(measures), sharey=True))
-    for panel, (measure, label) in zip(axes, measures.items(), strict=True):
+    columns = min(2, len(measures))
+    rows_of_panels = -(-len(measures) // columns)
+    size = (3.3 * columns, rows_of_panels * (0.8 + 0.3 * len(methods)))
+    figure = Figure(figsize=size, layout="constrained")
+    axes = figure.subplots(rows_of_panels, columns, sharey=True, squeeze=False)
+    for panel, (measure, label) in zip(axes.flat, measures.items(), strict=False):
         for place, (flow, depth) in enumerate(methods):
             rows = of_posterior(differences, flow, depth)
             of_sets = rows.groupby("dataset")[measure].mean()
@@ -56,8 +58,8 @@ def plot_effects(differences: pd.DataFrame, measures: dict[str, str]) -> Figure:
         panel.axvline(0.0, color="black", linewidth=0.8)
         panel.set(xlabel=label)
         panel.grid(axis="y", color="0.9")
-    axes[0].set_yticks(range(len(methods)), labels=[method_name(*m) for m in methods])
-    axes[0].invert_yaxis()
+    axes[0, 0].set_yticks(range(len(methods)), labels=[method_name(*m) for m in methods])
+    axes[0, 0].invert_yaxis()
     return figure
 
 
@@ -97,7 +99,7 @@ def plot_evidence_and_detection(differences: pd.DataFrame) -> Figure:
         )  # fmt: skip
     axes.axhline(0.0, color="black", linewidth=0.8)
     axes.axvline(0.0, color="black", linewidth=0.8)
-    axes.set(xlabel="change of the log evidence, nats a row", ylabel="change of AUROC, points")
+    axes.set(xlabel="change of the log evidence, nats per row", ylabel="change of AUROC, points")
     axes.legend(fontsize=7)
     return figure
 
@@ -118,7 +120,7 @@ def plot_margins(rows: pd.DataFrame) -> Figure:
         )  # fmt: skip
     axes.set_yticks(range(len(means)), labels=[n.removeprefix("adbench:") for n in means.index])
     axes.invert_yaxis()
-    axes.set(xscale="log", xlabel="nats a row, magnitude")
+    axes.set(xscale="log", xlabel="nats per row, magnitude")
     axes.grid(axis="y", color="0.9")
     figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=8)
     return figure
@@ -140,8 +142,8 @@ def study_figures(table: pd.DataFrame, rows: pd.DataFrame) -> dict[str, Figure]:
                 auroc_reconstruction=100 * differences["auroc_reconstruction"],
             ),
             {
-                "elbo": "ELBO, nats a row",
-                "log_evidence": "log evidence, nats a row",
+                "elbo": "ELBO, nats per row",
+                "log_evidence": "log evidence, nats per row",
                 "auroc_importance": "AUROC, importance, points",
                 "auroc_reconstruction": "AUROC, reconstruction, points",
             },
@@ -149,7 +151,7 @@ def study_figures(table: pd.DataFrame, rows: pd.DataFrame) -> dict[str, Figure]:
         "margins": plot_margins(central(rows)),
         "approximation": plot_sizes(factorial, "approximation_gap", "approximation gap, nats"),
         "amortization": plot_sizes(factorial, "amortization_gap", "amortization gap, nats"),
-        "evidence": plot_sizes(factorial, "log_evidence", "log evidence, nats a row"),
+        "evidence": plot_sizes(factorial, "log_evidence", "log evidence, nats per row"),
         "detection": plot_evidence_and_detection(paired(table)),
     }
 

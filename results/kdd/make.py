@@ -13,10 +13,10 @@ from pyro_vaeflow.experiments.study import load_study
 from pyro_vaeflow.experiments.tables import HEADINGS, mean_std
 from results.shared import baselines
 from results.shared.classes import write_by_class
-from results.shared.detectors import usual
+from results.shared.detectors import NAMES, usual
 from results.shared.pages import markdown, parse, parser, run_quick, run_script, write_page
 
-NAMES = "exact_rows unseen_values knn1 isolation_forest pca pyod_vae".split()
+CHOSEN = "exact_rows unseen_values knn1 isolation_forest pca pyod_vae".split()
 # PyOD's VAE has the paper's networks and number of epochs. The columns are scaled already; where
 # PyOD standardises them once more, those that hardly vary explode.
 VAE_OPTIONS = {
@@ -28,7 +28,7 @@ VAE_OPTIONS = {
     "decoder_neuron_list": [64, 128],
 }
 USUAL = usual("log-minmax", VAE_OPTIONS)
-BASELINES = {name: USUAL[name] for name in NAMES}
+BASELINES = {name: USUAL[name] for name in CHOSEN}
 
 
 def write_comparison(folder: Path) -> pd.DataFrame:
@@ -38,7 +38,9 @@ def write_comparison(folder: Path) -> pd.DataFrame:
         f"{method_name(flow, depth)}, {score}"
         for flow, depth, score in ours[["flow", "num_flows", "score"]].itertuples(index=False)
     ]
-    table = pd.concat([ours, theirs.assign(method=theirs["baseline"])], ignore_index=True)
+    table = pd.concat(
+        [ours, theirs.assign(method=theirs["baseline"].map(NAMES))], ignore_index=True
+    )
     lines = [
         {"method": method} | {HEADINGS[n]: mean_std(group[n], 4) for n in baselines.MEASURES}
         for method, group in table.groupby("method", sort=False)

@@ -1,4 +1,4 @@
-"""The ring's figures, A(x) of each posterior beside the truth, and what each lacks of the truth."""
+"""The ring's figures, each posterior's scores beside the truth, and what it lacks of the truth."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -13,6 +13,7 @@ from pyro_vaeflow.experiments.results import finished_runs
 from pyro_vaeflow.experiments.tasks import Task
 from pyro_vaeflow.inference.inference_gap import Gaps
 from pyro_vaeflow.inference.parameters import Program
+from results.ring import maps
 from results.ring.prior_gap import prior_gap
 from results.shared.gaps import QUICK, write_gaps, write_gaps_page
 from results.shared.pages import parse, parser, run_quick, run_script
@@ -47,9 +48,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         run_quick("ring", folder)
     draw_figures(folder)
     if {run.config.dataset for run in finished_runs(folder)} == {"ring"}:
+        maps.write_maps(folder, **(maps.QUICK if values.quick else maps.BUDGET))
         write_gaps(folder, settings, partial(beside_truth, num_samples=settings.num_samples))
     elif (folder / "gaps.csv").is_file():
         write_gaps_page(folder, pd.read_csv(folder / "gaps.csv"), settings)
+    if (folder / "maps.csv").is_file():
+        maps.draw_maps(folder)
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from pyro_vaeflow.experiments.tables import HEADINGS, mean_std
 from pyro_vaeflow.experiments.tasks import Task, load_task
 from pyro_vaeflow.inference.saved_folder import package_versions, write_whole
 from results.shared.classes import classes_of
-from results.shared.detectors import Baseline, anomaly_score, fit
+from results.shared.detectors import NAMES, Baseline, anomaly_score, fit
 from results.shared.pages import markdown, write_page
 
 KEYS = ["dataset", "baseline", "seed"]
@@ -90,11 +90,11 @@ def write_tables(baselines: Mapping[str, Baseline], out: Path) -> pd.DataFrame:
     table = pd.read_csv(out / "baselines.csv")
     named = [n for n in [*MEASURES, *DISTINCT, *SECONDS] if n in table]
     lines = [
-        {"dataset": dataset, "baseline": name, "seeds": len(group)}
+        {"dataset": dataset, "baseline": NAMES[name], "seeds": len(group)}
         | {HEADINGS[n]: mean_std(group[n], 1 if n in SECONDS else 4) for n in named}
         for (dataset, name), group in table.groupby(["dataset", "baseline"], sort=False)
     ]
-    about = [f"- {name}: {baselines[name].about}" for name in table["baseline"].unique()]
+    about = [f"- {NAMES[name]}: {baselines[name].about}" for name in table["baseline"].unique()]
     write_page(
         out / "baselines.md",
         f"# {out.resolve().name}: baselines and controls",

@@ -35,6 +35,19 @@ OF_VAE = (
     "at its default capacity, scored by one draw's reconstruction distance."
 )
 
+NAMES = {  # in figures and pages
+    "exact_rows": "exact rows",
+    "unseen_values": "unseen values",
+    "knn1": "1-NN",
+    "knn5": "5-NN",
+    "lof": "LOF",
+    "isolation_forest": "isolation forest",
+    "pca": "PCA",
+    "ocsvm": "one-class SVM",
+    "ecod": "ECOD",
+    "pyod_vae": "PyOD's VAE",
+}
+
 
 @dataclass(frozen=True)
 class Baseline:
@@ -144,9 +157,7 @@ def usual(preprocessing: str, vae_options: Mapping[str, Any] | None = None) -> d
         "knn1": of(KNN.format(""), lambda seed: Neighbour(1)),
         "knn5": of(KNN.format("5th "), lambda seed: Neighbour(5)),
         "lof": of(LOF, lof, max_train_rows=20_000),
-        "isolation_forest": of(
-            FOREST, lambda seed: IsolationForest(n_estimators=200, random_state=seed)
-        ),
+        "isolation_forest": of(FOREST, forest),
         "pca": of(RECONSTRUCTION, lambda seed: Reconstruction(0.9)),
         "ocsvm": of(OCSVM, lambda seed: OneClassSVM(), max_train_rows=10_000),
         "ecod": of(OF_ECOD, lambda seed: ECOD(), by_row=False),
