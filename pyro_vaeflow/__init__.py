@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from pyro_vaeflow.inference.callbacks import InterruptedWarning as InterruptedWarning
     from pyro_vaeflow.inference.checkpoint import Checkpoint as Checkpoint
     from pyro_vaeflow.inference.contributions import contributions as contributions
+    from pyro_vaeflow.inference.data_tree import to_arviz as to_arviz
     from pyro_vaeflow.inference.draws import log_weights as log_weights
     from pyro_vaeflow.inference.inference_gap import inference_gap as inference_gap
     from pyro_vaeflow.inference.parameters import param_scope as param_scope
@@ -67,6 +68,7 @@ _HOME = {
         "experiments.results": "read_summary",
         "experiments.study": "Study load_study",
         "inference.inference_gap": "inference_gap",
+        "inference.data_tree": "to_arviz",
         "inference.draws": "log_weights",
         "programs.flows": "FLOWS",
         "inference.parameters": "param_scope",
