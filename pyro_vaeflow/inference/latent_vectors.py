@@ -58,7 +58,7 @@ class Latents:
         options: Any = {"way": self.way, "seed": seed, "plate": self.plate}
         programs = self.model, self.guide, self.args
         ((model_trace, _),) = paired_traces(*programs, num_samples=num_samples, **options).traces
-        return self._vectors(prior, num_samples), self._vectors(model_trace, num_samples)
+        return self.vectors(prior, num_samples), self.vectors(model_trace, num_samples)
 
     def _trace(self, num_samples: int, handler: Any) -> Trace:
         seen = SeenRows(self.args, slice(None), num_samples, self.way, self.way.model)
@@ -107,7 +107,8 @@ class Latents:
         draws = Draws([(trace, Trace())], u.shape[1], len(u), self.way, self.plate)
         return draws.terms, values, log_volume
 
-    def _vectors(self, trace: Trace, num_samples: int) -> torch.Tensor:
+    def vectors(self, trace: Trace, num_samples: int) -> torch.Tensor:
+        """The latents of a trace of the model, whose sites are from then on those of the rows."""
         parts = []
         for site in latent_sites(trace):
             if site["name"] in self.way.alone | self.way.unasked:
