@@ -198,8 +198,8 @@ def write_tables(folder: Path) -> None:
         "Made by `python -m results.stopping.make` from evaluations.csv, a line an evaluation; "
         "README.md says what they show. Nats per row of the judging rows' bound, at the step that "
         "the held-out rows choose, that it lacks to the whole training; +- is the standard error "
-        "of that difference over rows, and the last column is the loss in standard errors of the "
-        "whole training's bound itself.",
+        "of that difference over rows, and the last column is the loss in standard errors of that "
+        "bound itself.",
         *blocks,
     )
 
