@@ -30,7 +30,10 @@ if TYPE_CHECKING:
     from pyro_vaeflow.inference.callbacks import InterruptedWarning as InterruptedWarning
     from pyro_vaeflow.inference.checkpoint import Checkpoint as Checkpoint
     from pyro_vaeflow.inference.contributions import contributions as contributions
+    from pyro_vaeflow.inference.cooldown import Cooldown as Cooldown
+    from pyro_vaeflow.inference.data_tree import to_arviz as to_arviz
     from pyro_vaeflow.inference.draws import log_weights as log_weights
+    from pyro_vaeflow.inference.evidence_bounds import evidence_bounds as evidence_bounds
     from pyro_vaeflow.inference.inference_gap import inference_gap as inference_gap
     from pyro_vaeflow.inference.parameters import param_scope as param_scope
     from pyro_vaeflow.inference.posteriors import plot_posteriors as plot_posteriors
@@ -67,7 +70,10 @@ _HOME = {
         "experiments.results": "read_summary",
         "experiments.study": "Study load_study",
         "inference.inference_gap": "inference_gap",
+        "inference.cooldown": "Cooldown",
+        "inference.data_tree": "to_arviz",
         "inference.draws": "log_weights",
+        "inference.evidence_bounds": "evidence_bounds",
         "programs.flows": "FLOWS",
         "inference.parameters": "param_scope",
         "inference.posteriors": "plot_posteriors",

@@ -1,6 +1,7 @@
 """Fixtures that every test file may use."""
 
 import signal
+from importlib.util import find_spec
 
 import pyro
 import pytest
@@ -20,6 +21,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         for filter_ in quiet:
             item.add_marker(pytest.mark.filterwarnings(filter_))
+        if item.path.stem.endswith("data_tree") and not find_spec("arviz_base"):
+            item.add_marker(pytest.mark.skip("arviz-base is not installed: pip install .[arviz]"))
 
 
 @pytest.fixture(autouse=True)

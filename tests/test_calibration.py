@@ -71,6 +71,56 @@ def test_a_wrong_posterior_is_rejected(wrong: dict) -> None:
         assert (counts[0] > counts[-1]).all()  # draws too high: few lie below the truth
 
 
+def prior_guide(x: torch.Tensor) -> None:
+    with pyro.plate("data", len(x)):
+        pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+
+
+def test_local_coverage_of_an_exact_posterior_is_nominal_in_each_region() -> None:
+    exact = LinearGaussian()
+    check = calibration_of(exact.model, exact.exact_guide, num_simulations=2000)
+    for by in (None, lambda x: x[:, 0]):
+        frame = check.local_coverage(by)
+        assert frame["simulations"].tolist() == [400] * 10 and (frame["nominal"] == 0.9).all()
+        assert (frame["p_value"] > 0.001).all() and (frame["bias_p_value"] > 0.001).all()
+        assert (frame["coverage"] - 0.9).abs().max() < 4.0 * (0.09 / 400) ** 0.5
+        assert (frame["low"] <= frame["high"]).all()
+        assert frame.groupby("coordinate")["high"].is_monotonic_increasing.all()
+    panels = check.plot_local_coverage().axes
+    assert [axes.get_title() for axes in panels] == ["z[0]", "z[1]"]
+
+
+def test_local_coverage_shows_what_is_right_on_average_alone_and_where_it_is_wrong() -> None:
+    exact = LinearGaussian()
+    # The prior, which looks at no row, has uniform ranks: a collapsed guide passes.
+    check = calibration_of(exact.model, prior_guide, num_simulations=2000)
+    assert (check.p_values["z"] > 0.01).all()
+    local = check.local_coverage(lambda x: x @ exact.weight[:, 0])
+    ends = local[(local["coordinate"] == 0) & local["region"].isin([0, 4])]
+    assert (ends[["p_value", "bias_p_value"]] < 1e-6).all(axis=None)
+
+    def narrow_far_out(x: torch.Tensor) -> None:
+        far = (x - exact.offset).norm(dim=-1) > 2.0
+        factor = torch.linalg.cholesky(exact.covariance) * torch.where(far, 0.4, 1.0)[:, None, None]
+        with pyro.plate("data", len(x)):
+            loc = exact.posterior_loc(x)
+            pyro.sample("z", dist.MultivariateNormal(loc, scale_tril=factor))
+
+    frame = calibration_of(exact.model, narrow_far_out, num_simulations=2000).local_coverage()
+    first, last = (frame[frame["region"] == number] for number in (0, 4))
+    assert (first["p_value"] > 0.001).all() and (first["coverage"] > 0.84).all()
+    assert (last["p_value"] < 1e-6).all() and (last["coverage"] < 0.6).all()
+
+
+def test_a_statistic_that_is_none_of_the_rows_is_refused() -> None:
+    exact = LinearGaussian()
+    check = calibration_of(exact.model, exact.exact_guide, num_simulations=20)
+    with pytest.raises(ValueError, match=r"a number for each of 20 rows, got shape \(\)"):
+        check.local_coverage(lambda x: x.mean())
+    with pytest.raises(ValueError, match="num_regions must be an integer from 1 to 20, got 21"):
+        check.local_coverage(num_regions=21)
+
+
 def test_p_values_are_scipys() -> None:
     exact = LinearGaussian()
     calibration = calibration_of(exact.model, scaled_guide(exact, 0.9))

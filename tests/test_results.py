@@ -184,6 +184,17 @@ def test_the_guard_sets_one_version_beside_another(tmp_path: Path) -> None:
     assert guard.comparison(rows.assign(seconds=2.0))["points gained"].tolist() == [-1.0]
 
 
+def test_what_a_rule_saves_is_measured_on_a_small_budget(tmp_path: Path) -> None:
+    stopping = import_module("results.stopping.make")
+    stopping.main(["--quick", str(tmp_path)])
+    page, table = (tmp_path / "tables.md").read_text(), pd.read_csv(tmp_path / "evaluations.csv")
+    assert "## cooldown" in page and table["rule"].value_counts().tolist() == [12, 12]
+    assert table.query("rule == 'whole'")["lost"].min() <= 0.0
+    whole = table.query("rule == 'whole'").assign(held=[0, 1, 2, 3, 2, 2, 2, 2, 2, 9, 9, 9])
+    assert len(stopping.stopped_cold(whole, "patience")) == 9
+    assert len(stopping.stopped_cold(whole, "slope")) == 9
+
+
 def test_paragraphs_are_wrapped_and_tables_are_not() -> None:
     text = wrapped("word " * 50 + "\n\n| " + "cell | " * 50 + "\n\n# Title")
     lines = text.splitlines()
@@ -194,7 +205,7 @@ def test_paragraphs_are_wrapped_and_tables_are_not() -> None:
     "study",
     [
         *("adbench", "evidence", "flow-study", "guard", "kdd", "kdd-paper"),
-        *("posteriors", "potentials", "ring"),
+        *("posteriors", "potentials", "ring", "stopping"),
     ],
 )
 def test_committed_tables_are_those_of_the_committed_numbers(study: str, tmp_path: Path) -> None:

@@ -28,6 +28,7 @@ from pyro_vaeflow import (
     Callback,
     Checkpoint,
     CheckpointError,
+    Cooldown,
     History,
     InterruptedWarning,
     VAEFlowDetector,
@@ -191,6 +192,14 @@ def test_early_stopping_goes_on(goes_on, tmp_path: Path) -> None:
     again, expected = fit(finished, tmp_path, **options), fit(straight, **options)
     assert again.resumed_at == len(history.frame)  # nothing is trained twice
     assert_same((again, finished), (expected, straight))
+
+
+def test_a_rate_that_falls_where_the_bound_is_flat_goes_on(goes_on) -> None:
+    rule = Cooldown(0.01, window=3, share=0.5)
+    options = {"num_steps": 60, "learning_rate": rule, "callbacks": [rule]}
+    options |= {"held_out": rows(9), "eval_every": 2, "schedule": linear(24)}
+    history = goes_on(partial(make, "diagonal"), 13, 30, **options)
+    assert rule.flat_at < history.resumed_at < len(history.frame) < 60
 
 
 def noisy(seed: int) -> Pair:

@@ -5,10 +5,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import pandas as pd
-import pyro.distributions as dist
 import torch
 from pyro import poutine
-from pyro.poutine.runtime import Message
 from pyro.poutine.trace_struct import Trace
 from pyro.poutine.util import site_is_subsample
 from scipy.stats import chi2, wilcoxon
@@ -17,20 +15,15 @@ from pyro_vaeflow.inference.contract import check_contract
 from pyro_vaeflow.inference.draws import DRAWS_PER_CHUNK
 from pyro_vaeflow.inference.pairs import Draws, paired_traces
 from pyro_vaeflow.inference.parameters import Program, evaluating
+from pyro_vaeflow.inference.simulation import Assemble, simulated_rows
 from pyro_vaeflow.inference.traces import (
     Args,
     as_args,
-    innermost,
-    is_data,
-    is_reparametrised,
-    of_rows,
     plate_frame,
-    sample_sites,
-    take_rows,
 )
-from pyro_vaeflow.validation import check_size
+from pyro_vaeflow.validation import check_number, check_size
 
-Assemble = Callable[[dict[str, torch.Tensor]], torch.Tensor]
+Statistic = Callable[[torch.Tensor], torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -43,6 +36,8 @@ class Calibration:
     """The largest rank."""
     num_bins: int
     """Bins of the test, all of the same number of ranks."""
+    x: torch.Tensor
+    """The simulated rows, ``(num_simulations, ...)``."""
 
     @property
     def counts(self) -> dict[str, torch.Tensor]:
@@ -85,6 +80,58 @@ class Calibration:
         from pyro_vaeflow.plots.charts import plot_ranks
 
         return plot_ranks({name: count.numpy() for name, count in self.counts.items()})
+
+    def local_coverage(
+        self, by: Statistic | None = None, *, num_regions: int = 5, level: float = 0.9
+    ) -> pd.DataFrame:
+        """Whether the guide is calibrated in each region of the rows, not on average alone.
+
+        A guide that does not look at the row passes when all are taken together, if it is the
+        prior; and what is too wide in one region may make up for what is too narrow elsewhere.
+
+        References:
+            D. Zhao, N. Dalmasso, R. Izbicki, A. B. Lee, Diagnostics for Conditional Density Models
+            and Bayesian Inference Algorithms, 2021, arXiv:2102.10473.
+
+        Args:
+            by: rows ``(num_simulations, ...)`` to numbers ``(num_simulations,)``, by which regions
+                of equal size are made, such as ``lambda x: x[:, 0]``. By default the distance from
+                the mean row in standard deviations of the columns: the last region has outliers.
+            level: of the central intervals between the guide's draws.
+
+        Returns:
+            A row a region and coordinate: ``region``, ``low`` and ``high`` of `by`,
+            ``simulations``; ``site, coordinate, p_value, bias_p_value`` as in `to_frame`;
+            ``nominal``, the share of ranks that is nearest to `level`, and ``coverage``, how often
+            the truth is there.
+        """
+        check_size("num_regions", num_regions, 1, len(self.x))
+        check_number("level", level, above=0.0, below=1.0)
+        statistic = (by or _distance)(self.x)
+        if statistic.shape != self.x.shape[:1]:
+            raise ValueError(
+                f"by must give a number for each of {len(self.x)} rows, got shape "
+                f"{tuple(statistic.shape)}"
+            )
+        cut = round((self.num_draws + 1) * (1.0 - level) / 2)
+        frames = []
+        for number, index in enumerate(statistic.argsort().tensor_split(num_regions)):
+            part = replace(
+                self, ranks={name: r[index] for name, r in self.ranks.items()}, x=self.x[index]
+            )
+            inside = [(cut <= r) & (r <= self.num_draws - cut) for r in part.ranks.values()]
+            low, high = statistic[index[[0, -1]]].tolist()
+            told = {"region": number, "low": low, "high": high, "simulations": len(index)}
+            told["nominal"] = 1.0 - 2.0 * cut / (self.num_draws + 1)
+            coverage = torch.cat([share.double().mean(0) for share in inside]).numpy()
+            frames.append(part.to_frame().assign(**told, coverage=coverage))
+        return pd.concat(frames, ignore_index=True)
+
+    def plot_local_coverage(self, by: Statistic | None = None, **options: Any) -> Any:
+        """A matplotlib ``Figure`` of `local_coverage`, which says what the arguments are."""
+        from pyro_vaeflow.plots.charts import plot_coverage
+
+        return plot_coverage(self.local_coverage(by, **options))
 
     def to_frame(self) -> pd.DataFrame:
         """One row a coordinate: ``site, coordinate, p_value, bias_p_value``."""
@@ -158,7 +205,7 @@ def simulation_based_calibration(
         if way.shared:
             shared = _shared_latents(guide, args, plate)
             model, guide = (poutine.replay(program, trace=shared) for program in (model, guide))
-        simulated, data = _simulated(model, args, index, assemble)
+        simulated, data = simulated_rows(model, args, index, assemble)
         as_drawn = [(simulated, simulated)], 1, num_simulations, replace(way, guide="runs"), plate
         truths = Draws(*as_drawn).latents
         parts: dict[str, list[torch.Tensor]] = {}
@@ -170,13 +217,21 @@ def simulation_based_calibration(
                 if name in truths:
                     parts.setdefault(name, []).append(_ranks(values, truths[name][rows]))
     ranks = {name: torch.cat(part).cpu() for name, part in parts.items()}
-    return Calibration(ranks, num_draws, num_bins)
+    return Calibration(ranks, num_draws, num_bins, data[0].cpu())
 
 
 def _ranks(draws: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
     draws, truth = (values.reshape(*values.shape[:2], -1) for values in (draws, truth))
     below, ties = (draws < truth).sum(1), (draws == truth).sum(1)
     return below + (torch.rand(ties.shape, device=ties.device) * (ties + 1)).long()
+
+
+def _distance(x: torch.Tensor) -> torch.Tensor:
+    """Of rows from their mean, in standard deviations of the columns."""
+    centred = x.reshape(len(x), -1).double()
+    centred = centred - centred.nanmean(0)
+    variance = centred.square().nanmean(0).clamp(min=torch.finfo(centred.dtype).tiny)
+    return (centred.square() / variance).nanmean(1).sqrt()
 
 
 def _shared_latents(guide: Program, args: Args, plate: str) -> Trace:
@@ -187,76 +242,3 @@ def _shared_latents(guide: Program, args: Args, plate: str) -> Trace:
         if site["is_observed"] or plate_frame(site, plate) or site_is_subsample(site):
             trace.remove_node(name)
     return trace
-
-
-class _Simulation(poutine.messenger.Messenger):
-    """Draws what a model observes, and writes it where the observed values came from.
-
-    So sites that observe parts of an argument need no more said, and what is computed from it
-    afterwards, as the next value of a series, is computed from the simulated values.
-    """
-
-    def __init__(self, args: Args) -> None:
-        super().__init__()
-        tensors = [arg for arg, own in zip(args, of_rows(args), strict=True) if own]
-        self.storages = {tensor.untyped_storage().data_ptr() for tensor in tensors}
-        self.elsewhere: list[str] = []
-        self.factors: list[str] = []
-
-    def _pyro_sample(self, msg: Message) -> None:
-        fn = innermost(msg["fn"])
-        if isinstance(fn, dist.Unit) or is_reparametrised(msg) and (fn.log_density != 0).any():
-            self.factors.append(msg["name"])
-        if not is_data(msg):
-            return
-        seen, drawn = msg["value"], msg["fn"]()
-        if isinstance(seen, torch.Tensor) and seen.untyped_storage().data_ptr() in self.storages:
-            seen.copy_(drawn)
-        else:
-            self.elsewhere.append(msg["name"])
-        msg["value"], msg["done"] = drawn, True
-
-
-def _simulated(
-    model: Program, args: Args, index: torch.Tensor, assemble: Assemble | None
-) -> tuple[Trace, Args]:
-    """A trace of simulated rows, and the programs' arguments that hold them."""
-    data = take_rows(args, index)  # copies
-    simulation = _Simulation(data)
-    try:
-        simulated = poutine.trace(simulation(model)).get_trace(*data)
-    except NotImplementedError as error:
-        raise ValueError(
-            f"the model cannot be simulated: {str(error).partition(chr(10))[0]}"
-        ) from error
-    if simulation.factors:
-        raise ValueError(
-            f"sites {simulation.factors} of the model add a density that no draw follows, as "
-            "pyro.factor does, so that rows cannot be simulated; calibrate a model without them"
-        )
-    values = {s["name"]: s["value"] for s in sample_sites(simulated) if is_data(s)}
-    if assemble is not None:
-        first = assemble(values)
-        if first.shape != data[0].shape:
-            raise ValueError(
-                f"assemble= made rows of shape {tuple(first.shape)} where the first argument has "
-                f"{tuple(data[0].shape)}"
-            )
-        data[0].copy_(first)  # in place: what each row has of the arguments stays known
-    elif simulation.elsewhere:
-        raise ValueError(
-            f"sites {sorted(simulation.elsewhere)} observe values that are computed from the "
-            "arguments; pass assemble=, a function that makes the first argument from the values "
-            "of the observed sites by name"
-        )
-    again = poutine.trace(poutine.replay(model, trace=simulated)).get_trace(*data)
-    for name in values:  # masks, which may tell what is missing, may differ
-        sites = (trace.nodes[name] for trace in (simulated, again))
-        one, other = (site["fn"].log_prob(site["value"]).double() for site in sites)
-        if not torch.allclose(one, other, rtol=1e-3, atol=1e-3, equal_nan=True):
-            raise ValueError(
-                f"the model computes site {name!r} from the values that it observes there, so that "
-                "they cannot be simulated at once: observe one after another, each given the "
-                "values before it"
-            )
-    return simulated, data

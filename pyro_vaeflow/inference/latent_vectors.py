@@ -20,7 +20,7 @@ from pyro_vaeflow.inference.pairs import (
 )
 from pyro_vaeflow.inference.parameters import Program
 from pyro_vaeflow.inference.student_mixtures import StudentMixture
-from pyro_vaeflow.inference.traces import Args, latent_sites, of_rows
+from pyro_vaeflow.inference.traces import Args, RowTerms, latent_sites, of_rows
 
 
 class NoVectors(ValueError):
@@ -58,7 +58,7 @@ class Latents:
         options: Any = {"way": self.way, "seed": seed, "plate": self.plate}
         programs = self.model, self.guide, self.args
         ((model_trace, _),) = paired_traces(*programs, num_samples=num_samples, **options).traces
-        return self._vectors(prior, num_samples), self._vectors(model_trace, num_samples)
+        return self.vectors(prior, num_samples), self.vectors(model_trace, num_samples)
 
     def _trace(self, num_samples: int, handler: Any) -> Trace:
         seen = SeenRows(self.args, slice(None), num_samples, self.way, self.way.model)
@@ -73,6 +73,21 @@ class Latents:
 
     def log_joint(self, u: torch.Tensor) -> torch.Tensor:
         """log p(x, z(u)) + log |dz/du|, ``(num_data, num_samples)``, nats; -inf where undefined."""
+        terms, _, log_volume = self._at(u)
+        return (terms.log_weight.T.double() + log_volume).nan_to_num(nan=-math.inf, posinf=math.inf)
+
+    def values(self, u: torch.Tensor) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+        """Each site's values ``(num_data, num_samples, ...)``, and their log p(x | z), nats."""
+        terms, values, _ = self._at(u)
+        for name, (transform, axes, _) in self.sites.items():
+            more = transform.domain.event_dim - transform.codomain.event_dim
+            places = axes[0] + more, axes[1] + more
+            split = split_draws(values[name], places, self.way.model, u.shape[1])
+            values[name] = split.transpose(0, 1)
+        return values, terms.log_likelihood.T
+
+    def _at(self, u: torch.Tensor) -> tuple[RowTerms, dict[str, torch.Tensor], torch.Tensor]:
+        """The model's terms at u, the values of its sites, and log |dz/du|."""
         values, log_volume = {}, torch.zeros_like(u[..., 0])
         sizes = [math.prod(shape) for *_, shape in self.sites.values()]
         for (name, site), part in zip(self.sites.items(), u.split(sizes, -1), strict=True):
@@ -90,10 +105,10 @@ class Latents:
             _unmask(trace.nodes[name])
         trace.compute_log_prob()
         draws = Draws([(trace, Trace())], u.shape[1], len(u), self.way, self.plate)
-        log_joint = draws.terms.log_weight.T.double() + log_volume
-        return log_joint.nan_to_num(nan=-math.inf, posinf=math.inf)
+        return draws.terms, values, log_volume
 
-    def _vectors(self, trace: Trace, num_samples: int) -> torch.Tensor:
+    def vectors(self, trace: Trace, num_samples: int) -> torch.Tensor:
+        """The latents of a trace of the model, whose sites are from then on those of the rows."""
         parts = []
         for site in latent_sites(trace):
             if site["name"] in self.way.alone | self.way.unasked:

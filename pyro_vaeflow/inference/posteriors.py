@@ -12,7 +12,7 @@ from pyro_vaeflow.inference.draws import log_weights
 from pyro_vaeflow.inference.latent_vectors import Latents
 from pyro_vaeflow.inference.noise import RowStream
 from pyro_vaeflow.inference.parameters import Program, evaluating
-from pyro_vaeflow.inference.refine import EFFORTS, adapted
+from pyro_vaeflow.inference.refine import weighted_draws
 from pyro_vaeflow.inference.student_mixtures import chosen, taken
 from pyro_vaeflow.inference.traces import as_args
 from pyro_vaeflow.plots.pairs import plot_pairs
@@ -53,7 +53,7 @@ def plot_posteriors(
         >>> [axes.get_title().partition(":")[0] for axes in figure.axes]
         ['diagonal', 'iaf']
     """
-    args, effort = as_args(row), EFFORTS[-1]
+    args = as_args(row)
     named = guides if isinstance(guides, Mapping) else {"q(z | x)": guides}
     check_size("rows of row", len(args[0]), 1, 1)
     check_size("num_samples", num_samples, 25)
@@ -66,10 +66,7 @@ def plot_posteriors(
             latents = Latents(model, guide, args, way, plate)
             draws[name] = latents.first_draws(num_samples, seed)[1][0]
             if name == next(iter(named)):
-                stream = RowStream(args[0], seed)
-                proposal, _ = adapted(latents, effort, stream, seed)
-                u = latents.propose(proposal, effort.final, stream)
-                log_weight = latents.log_joint(u) - proposal.log_prob(u)
+                u, log_weight = weighted_draws(latents, RowStream(args[0], seed), seed)
         options: dict[str, Any] = {"num_samples": num_samples, "seed": seed, "plate": plate}
         found = log_weights(model, guide, args, **options)
         gap = importance.log_evidence(log_weight.T) - found.mean(0)

@@ -176,6 +176,18 @@ def adapted(
     return joined([core, *some_earlier], shares), core
 
 
+def weighted_draws(
+    latents: Latents, stream: RowStream, seed: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Fresh draws ``(num_data, n, dim)`` of each row's proposal, and log weights, nats.
+
+    Chosen by their weights ``(num_data, n)`` they are draws of the posterior.
+    """
+    proposal, _ = adapted(latents, EFFORTS[-1], stream, seed)
+    u = latents.propose(proposal, EFFORTS[-1].final, stream)
+    return u, latents.log_joint(u) - proposal.log_prob(u)
+
+
 def _ends_of_paths(
     latents: Latents, starts: list[StudentMixture], effort: Effort, stream: RowStream
 ) -> list[StudentMixture]:

@@ -118,6 +118,34 @@ def plot_ranks(counts: Mapping[str, np.ndarray]) -> Figure:
     return figure
 
 
+def plot_coverage(frame: pd.DataFrame) -> Figure:
+    """Draws how often truths are inside a guide's intervals, region by region of the rows.
+
+    Grey bands hold 99% of the points of a calibrated guide; filled points have uniform ranks.
+
+    Args:
+        frame: as `Calibration.local_coverage` returns it.
+    """
+    groups = [*frame.groupby(["site", "coordinate"], sort=False)]
+    width = min(4, len(groups))
+    figure = Figure(figsize=(2.6 * width, 2.2 * -(-len(groups) // width)), layout="constrained")
+    panels = figure.subplots(-(-len(groups) // width), width, sharey=True, squeeze=False)
+    for axes, ((site, coordinate), part) in zip(panels.flat, groups, strict=False):
+        count, nominal = part["simulations"].to_numpy(), part["nominal"].to_numpy()
+        band = [binom.ppf(share, count, nominal) / count for share in (0.005, 0.995)]
+        axes.fill_between(part["region"], *band, color="0.85")
+        axes.plot(part["region"], part["coverage"], color="black", linewidth=0.8)
+        uniform = part["p_value"] > 0.01 / len(frame)
+        for some, inside in ((part[uniform], "black"), (part[~uniform], "white")):
+            axes.plot(some["region"], some["coverage"], "o", color="black", mfc=inside)
+        axes.set_xticks(part["region"], [f"{v:.3g}" for v in part["high"]], fontsize=7)
+        axes.set(title=f"{site}[{coordinate}]", xlabel="rows up to", ylabel="coverage")
+        axes.axhline(nominal[0], color="black", linestyle="--", linewidth=0.8)
+    for axes in panels.flat[len(groups) :]:
+        axes.remove()
+    return figure
+
+
 def plot_contributions(nats: pd.Series) -> Figure:
     """Draws what columns add to a row's anomaly score, the largest first, the smallest as one bar.
 
