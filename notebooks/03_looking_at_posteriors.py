@@ -345,7 +345,7 @@ pd.DataFrame(
 # ## Layer by layer
 #
 # Each layer's image of a grid of the base, three standard deviations to each side: where lines
-# crowd, the density rises. The red line encloses 90% of q; grey is the true posterior.
+# crowd, the density rises. The red line encloses 90% of q; grey holds 90% of the true posterior.
 
 
 # %%
@@ -368,22 +368,24 @@ def images(guide, row):
 
 def draw_layers(guide, most=7) -> Figure:
     """Small multiples: a line of panels a row, a panel a layer, at most so many of them."""
-    figure = Figure(figsize=(11, 3.8), layout="constrained")
-    _, grid, log_area = cells(2.5)
+    figure = Figure(figsize=(11, 4.2), layout="constrained")
     shown = np.unique(np.linspace(0, len(guide.flow), most).round().astype(int))
-    panels = figure.subplots(2, len(shown), sharex=True, sharey=True, squeeze=False)
+    panels = figure.subplots(2, len(shown), sharex="row", sharey="row", squeeze=False)
+    _, grid, log_area = cells(2.5)
     for line, (kind, row) in zip(panels, looked_at.items(), strict=True):
         steps = images(guide, row)
         density, _ = true_posterior(vae, row[0], grid, log_area)
+        level = np.sort(density.ravel())[::-1]
+        level = level[np.searchsorted(level.cumsum() / level.sum(), 0.9)]
+        drawn = np.concatenate([*(step.reshape(-1, 2) for step in steps), grid[density > level]])
+        (left, low), (right, high) = drawn.min(0) - 0.05, drawn.max(0) + 0.05
         for panel, number in zip(line, shown, strict=True):
-            panel.imshow(
-                density.T, cmap="Greys", origin="lower", extent=(-2.5, 2.5, -2.5, 2.5), vmin=0.0
-            )
+            panel.contourf(*grid.numpy().T, density.T, levels=[level, np.inf], colors="0.75")
             *mesh, circle = steps[number]
             for one in mesh:
                 panel.plot(*one.T, color="tab:blue", linewidth=0.4, alpha=0.7)
             panel.plot(*circle.T, color="tab:red", linewidth=1.2)
-            panel.set(xlim=(-2.5, 2.5), ylim=(-2.5, 2.5))
+            panel.set(xlim=(left, right), ylim=(low, high))
             panel.set_title(f"{kind}, layer {number}" if number else f"{kind}, base", fontsize=9)
     return figure
 
