@@ -50,6 +50,7 @@ class _Parser(ArgumentParser):
         super().__init__(allow_abbrev=False, **options)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        message = message.replace("Unrecognized", "unrecognized")  # of an older jsonargparse
         if "unrecognized arguments" in message:
             options = ["--help", *dict.fromkeys(re.findall(r"--[\w.]+", self.format_usage()))]
             mistyped = next(word for word in message.split() if word.startswith("-"))
