@@ -80,7 +80,7 @@ winter.columns_.round(3)
 #
 # ## The oddest flights of April
 #
-# Scores are nats: `explain` says what each column adds to the anomaly score of a row, under the
+# Scores are nats: `explain` says what each column adds to -log p(x) of a row, under the
 # column's own name. What is out of training's range is told of: that time goes on is no anomaly.
 # A flight that left nine hours late is at the top; those to Honolulu are rare and long, which is
 # odd and no fault: what an anomaly means, someone has to say who knows flights.
@@ -115,7 +115,7 @@ drift.plot()
 
 # %% [markdown]
 # `new` is the share of entries that training never showed: every date of July is, and a few places
-# that nobody flies to in winter; `nats` is what the column adds to a flight's anomaly score more
+# that nobody flies to in winter; `nats` is what the column adds to a flight's -log p(x) more
 # than it did in winter. The delays have moved: July has thunderstorms.
 #
 # ## Fit again on the second quarter

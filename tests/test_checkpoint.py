@@ -215,6 +215,8 @@ BIAS = "state.guide.base.bias"
         (lambda t: t.update({BIAS: torch.ones(3).double()}), r"'guide.base.bias': expected .*\(3,"),
         (lambda t: t.update({BIAS: t[BIAS].float()}), "expected .*float64.* got .*float32"),
         (lambda t: t.update({"calibration_scores": torch.ones(2, 2)}), "'calibration_scores'"),
+        (lambda t: t.pop("rarity.rows"), "rarity.rows.* are there if criterion is 'combined'"),
+        (lambda t: t.update({"rarity.evidence": torch.ones(2, 2)}), "must hold rows .* evidence"),
     ],
 )
 def test_tensors_that_do_not_fit_are_refused_by_name(saved: Path, change, message: str) -> None:

@@ -119,9 +119,9 @@ def test_the_combined_criterion_is_of_evidence_neighbours_and_rarest_entry(tmp_p
     np.testing.assert_array_equal(details["score"], expected)
     np.testing.assert_array_equal(again.score_samples(rows), expected)
     assert again.score_samples(odd_rows()).max() < np.median(expected)
-    detector.set_params(criterion="importance").fit(table())
-    with pytest.raises(ValueError, match="criterion='combined' compares with .* fit anew"):
-        detector.set_params(criterion="combined").score_samples(rows)
+    for call in (detector.predict, detector.score_details, lambda _: detector.save(tmp_path)):
+        with pytest.raises(ValueError, match="'combined' in fit and is 'importance': .* fit anew"):
+            detector.set_params(criterion="importance") and call(rows)
 
 
 def test_explanations_point_to_the_column_that_was_changed(fitted: VAEFlowDetector) -> None:

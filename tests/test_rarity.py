@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from pyro_vaeflow.detector.rarity import Rarity, surprise
+from pyro_vaeflow.detector.rarity import WIDTHS, Rarity, Surprise, _boxes, _weights
 from pyro_vaeflow.tables.columns import Column
 from pyro_vaeflow.tables.mixed_encoder import MixedEncoder
 
@@ -27,10 +27,11 @@ def lattice(num_rows: int) -> tuple[pd.DataFrame, MixedEncoder, torch.Tensor]:
 
 def test_surprise_is_minus_log_of_a_p_value_and_rises_beyond_all_known_scores() -> None:
     known = np.arange(99.0)
-    inside = surprise(known, known)
+    surprise = Surprise(known)
+    inside = surprise(known)
     np.testing.assert_allclose(inside, -np.log((99 - known) / 100.0), rtol=0, atol=1e-12)
-    assert surprise(np.array([3.0, 3.2, 4.0]), known).argsort().tolist() == [0, 1, 2]
-    far = surprise(np.array([98.0, 99.0, 200.0, 1e9]), known)
+    assert surprise(np.array([3.0, 3.2, 4.0])).argsort().tolist() == [0, 1, 2]
+    far = surprise(np.array([98.0, 99.0, 200.0, 1e9]))
     assert (np.diff(far) > 0).all()
 
 
@@ -64,3 +65,45 @@ def test_rows_are_scored_by_themselves_and_a_training_row_does_not_vouch_for_its
     np.testing.assert_array_equal(rarity(x[:7], np.zeros(7)), scores[:7])
     again = pickle.loads(pickle.dumps(rarity))
     np.testing.assert_array_equal(again(x, np.zeros(400)), scores)
+
+
+def test_one_row_and_impossible_rows_to_compare_with_give_finite_scores() -> None:
+    columns = [Column("size", "continuous")]
+    x = torch.tensor([[0.0], [0.5], [9.0]])
+    for num_rows in (1, 2):
+        assert np.isfinite(Rarity(columns, x[:num_rows], np.zeros(num_rows))(x, np.zeros(3))).all()
+    scores = Rarity(columns, x, np.array([0.0, -1.0, -np.inf]))(x, np.array([0.0, -0.5, -np.inf]))
+    assert np.isfinite(scores[:2]).all() and scores[2] == -np.inf
+    assert len(Rarity(columns, x, np.zeros(3))(x[:0], np.zeros(0))) == 0
+
+
+def test_blocks_of_rows_change_nothing(monkeypatch) -> None:
+    _, encoder, x = lattice(60)
+    rarity = Rarity(encoder.columns_, x[:40], np.arange(40.0))
+    whole = rarity.log_p_values(x, np.arange(60.0))
+    monkeypatch.setattr("pyro_vaeflow.detector.rarity.BLOCK", 7)
+    pd.testing.assert_frame_equal(rarity.log_p_values(x, np.arange(60.0)), whole, rtol=0, atol=0)
+
+
+def test_entries_have_a_density_of_narrow_boxes_on_a_lattice_and_of_wide_ones_among_noise() -> None:
+    numbers = np.random.default_rng(0)
+    lattice_points, noise = numbers.integers(0, 20, 400) / 5.0, numbers.normal(size=400)
+    for values, narrow, wide in ((lattice_points, 0.9, 1.0), (noise, 0.0, 0.1)):
+        known = np.sort(values)
+        weights = _weights(known)
+        assert narrow < weights[WIDTHS <= 3e-3].sum() < wide
+        ends = np.sort((known[:, None] + np.r_[-WIDTHS, WIDTHS]).ravel())
+        middles = (ends[1:] + ends[:-1]) / 2  # the density is constant from one end to the next
+        density = _boxes(known, middles, np.zeros(len(middles), dtype=bool)) @ weights
+        np.testing.assert_allclose(density @ np.diff(ends), 1.0, rtol=1e-9)
+
+
+def test_p_values_of_fresh_rows_are_about_uniform() -> None:
+    numbers = np.random.default_rng(0)
+    columns = [Column(name, "continuous") for name in "abc"]
+    rows, fresh = (torch.as_tensor(numbers.normal(size=(800, 3))) for _ in range(2))
+    evidence = [-(x**2).sum(1).numpy() / 2 for x in (rows, fresh)]
+    p_values = np.exp(Rarity(columns, rows, evidence[0]).log_p_values(fresh, evidence[1]))
+    for name, values in p_values.items():
+        shares = [(values <= level).mean() for level in (0.05, 0.25, 0.5, 0.75)]
+        np.testing.assert_allclose(shares, [0.05, 0.25, 0.5, 0.75], rtol=0, atol=0.05, err_msg=name)

@@ -11,6 +11,7 @@ from dataclasses import replace
 from functools import partial
 from importlib import import_module
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -37,6 +38,7 @@ from results.adbench import make as adbench
 from results.adbench.score_parts import parts
 from results.evidence import make as evidence
 from results.kdd import make as kdd
+from results.oddbench import contaminated
 from results.oddbench import make as oddbench
 from results.ring import make as ring
 from results.ring import maps
@@ -565,6 +567,25 @@ def test_oddbench_has_each_method_and_runs_no_table_twice(
     path.unlink()
     oddbench.main([str(out)])  # of tables.csv alone
     assert (out / "tables.md").read_text() == page
+
+
+def test_contaminated_tables_are_scored_by_what_was_fitted_to_them_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    draw, flags = np.random.default_rng(0), np.repeat([0, 1], [60, 6])
+    rows = pd.DataFrame(
+        draw.normal(size=(66, 2)) + 9.0 * draw.normal(size=(66, 2)) * flags[:, None]
+    )
+    data = SimpleNamespace(X=rows, y=flags)
+    monkeypatch.setattr(contaminated, "load_adbench", lambda name: data)
+    monkeypatch.setattr(contaminated, "SHARES", (0.05,))
+    contaminated.main(["--quick", str(tmp_path)])
+    table = pd.read_csv(tmp_path / "contaminated.csv")
+    assert len(table) == 6 and set(table["share"]) == {0.05}
+    assert (table.set_index("method")["auroc"] > 0.8).all()
+    monkeypatch.setattr(contaminated, "run", None)  # which is called for no table that is there
+    contaminated.main(["--quick", str(tmp_path)])
+    assert "| 5% anomalies |" in (tmp_path / "contaminated.md").read_text()
 
 
 def test_evidence_has_rows_before_and_after_refinement_and_fits_no_set_twice(

@@ -157,11 +157,14 @@ class Calibrated:
         self._learn_groups(self._groups(frame), scores, kept, weights)
 
     def _score_encoded(self: Any, x: torch.Tensor) -> np.ndarray:
-        return self._criterion(self._scores(x), x)
+        return self._criterion(self._scores(x), x)["score"].to_numpy()
 
-    def _criterion(self: Any, scores: Scores, x: torch.Tensor) -> np.ndarray:
-        """What `score_samples` gives of the rows, ``(num_data,)``."""
+    def _criterion(self: Any, scores: Scores, x: torch.Tensor) -> pd.DataFrame:
+        """What `score_samples` gives of the rows, ``score``, after what it adds up if it does."""
+        self._check_criterion()
         values = getattr(scores, CRITERIA[self.criterion]).cpu().numpy().astype(np.float64)
-        if self.criterion == "combined":
-            values = self._rarity()(x, values)
-        return self.gaps_.adjusted(values, x.isnan().cpu().numpy())
+        parts = pd.DataFrame(index=range(len(values)))
+        if self.rarity_ is not None:
+            parts = self.rarity_.log_p_values(x, values)
+            values = parts.sum(axis=1).to_numpy()
+        return parts.assign(score=self.gaps_.adjusted(values, x.isnan().cpu().numpy()))

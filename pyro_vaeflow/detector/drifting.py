@@ -24,7 +24,7 @@ class Drift:
         columns: a row a column: the share ``missing`` and ``new`` (levels never seen, numbers out
             of training's range), ``shift``, the largest difference of the two distribution
             functions, or half the sum of differences of the levels' shares, ``nats``, what the
-            column adds to a row's anomaly score more than before, ``p_value`` of no change, and
+            column adds to a row's -log p(x) more than before, ``p_value`` of no change, and
             whether it ``moved``: by Benjamini and Hochberg's procedure at 0.001.
         p_value: of the batch's scores and the calibration's having one distribution.
         num_data: rows of the batch.

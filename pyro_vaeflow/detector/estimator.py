@@ -27,7 +27,7 @@ from pyro_vaeflow.validation import check_size, warn
 
 
 class VAEFlowDetector(DetectorSettings, Programs, Calibrated, OutlierMixin, BaseEstimator):
-    r"""Finds anomalous rows of a table by their evidence under a variational autoencoder.
+    r"""Finds anomalous rows of a table by a variational autoencoder, and by what it saw before.
 
     A row's score is low where its evidence :math:`\log p(x)`, by importance sampling, is lower than
     that of training rows, it is farther from them than they are from each other, or one of its
@@ -45,7 +45,8 @@ class VAEFlowDetector(DetectorSettings, Programs, Calibrated, OutlierMixin, Base
         learning_rate: of Adam at the start; it falls to a sixtieth along a cosine.
         num_samples: samples of z for a row's score, at least 2.
         criterion: ``combined`` for the three together; ``importance`` for log p(x) itself;
-            ``reconstruction`` for E_q[log p(x | z)], the negative of the paper's A(x).
+            ``reconstruction`` for E_q[log p(x | z)], the negative of the paper's A(x). Thresholds
+            are those of the criterion in `fit`.
         contamination: the share of anomalies, in (0, 0.5]: so many rows like the training rows are
             flagged, and the most isolated are not trained on; ``"auto"``: 0.05, and all are.
         kinds: column name -> ``categorical``, ``discrete``, ``continuous``, ``positive`` or
@@ -76,6 +77,7 @@ class VAEFlowDetector(DetectorSettings, Programs, Calibrated, OutlierMixin, Base
         n_features_in_, feature_names_in_: of the table, names if all are texts.
         columns_, encoder_: what each column was taken for, a frame; the fitted `MixedEncoder`.
         model_, guide_: the trained programs.
+        rarity_: what ``combined`` compares rows with, a `Rarity`; None of other criteria.
         history_: of training, a frame with one row per step.
         calibration_scores_: of the rows kept from training.
         seed_: what random_state gave.
@@ -99,7 +101,8 @@ class VAEFlowDetector(DetectorSettings, Programs, Calibrated, OutlierMixin, Base
         Args:
             y: ignored.
             sample_weight: ``(num_data,)``, at least 0: how often a row is drawn in training, and
-                what it counts for in the threshold. Rows of weight 0 are left out.
+                what it counts for in the threshold; rows are compared with those of any weight
+                but 0, which are left out.
 
         Raises:
             ValueError: an argument is out of range, or the table cannot be learned from.
@@ -208,20 +211,21 @@ class VAEFlowDetector(DetectorSettings, Programs, Calibrated, OutlierMixin, Base
     def score_details(self, X: Any, refine: bool | str = False) -> pd.DataFrame:
         """Each row's evidence with its standard error, ESS and k-hat: `Scores` as a frame, nats.
 
-        Its column ``score`` is what `score_samples` gives, of the criterion ``combined`` with the
-        three logarithms that it adds up: which one is low says what is odd about a row.
+        Its column ``score`` is what `score_samples` gives, of the criterion ``combined`` after the
+        three logarithms that it adds up: which one is low says what is odd about a row. Their sum
+        is the score of a row without gaps; others are brought to the scale of such rows.
         A k-hat above 0.7 says that the log evidence is probably too low, as it often is for the
         most anomalous rows. `refine` is as in `score`; `offset_` is for scores without it.
         """
         x = self._encoded(X)
         scores = self._scores(x, refine=refine)
-        frame = scores.to_frame().assign(score=self._criterion(scores, x))
-        if self.criterion == "combined":
-            frame = frame.join(self._rarity().log_p_values(x, frame["log_evidence"]))
+        frame = scores.to_frame().join(self._criterion(scores, x))
         return frame.set_index(X.index) if isinstance(X, pd.DataFrame) else frame
 
     def explain(self, X: Any, site: str = "x") -> pd.DataFrame:
-        """What each column adds to a row's anomaly score, nats, in the table's columns and index.
+        """What each column adds to a row's -log p(x), nats, in the table's columns and index.
+
+        That is one of three parts of the criterion ``combined``: see `score_details`.
 
         See `contributions`; a missing entry adds 0. Columns that are left out have none.
 
@@ -236,7 +240,7 @@ class VAEFlowDetector(DetectorSettings, Programs, Calibrated, OutlierMixin, Base
         return plot_scores(-self.score_samples(X), -self.offset_)
 
     def plot_contributions(self, X: Any, row: int = 0) -> Figure:
-        """What the columns add to the anomaly score of one row, by its position in `X`, as bars."""
+        """What the columns add to -log p(x) of one row, by its position in `X`, as bars."""
         X = as_table(X)
         check_size("row", row, 0, len(X) - 1)
         nats = self.explain(X.iloc[[row]] if isinstance(X, pd.DataFrame) else X[[row]])
@@ -258,6 +262,7 @@ class VAEFlowDetector(DetectorSettings, Programs, Calibrated, OutlierMixin, Base
         check_is_fitted(self)
         self._check()
         self._check_built(self._built, "set it back, or fit again; nothing was saved")
+        self._check_criterion()
         save_detector(self, folder)
 
     @classmethod

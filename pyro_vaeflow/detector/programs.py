@@ -120,17 +120,20 @@ class Programs:
 
     def _learn_rarity(self: Any, rows: torch.Tensor) -> None:
         """What the criterion ``combined`` compares with: some of the training rows."""
-        self.rarity_ = None
+        self.rarity_, self._fitted_for = None, self.criterion
         if self.criterion != "combined":
             return
         rows = self._to_score(rows[:MAX_ROWS])
         evidence = self._scores(rows[:MAX_SCORED]).log_evidence.cpu().numpy()
         self.rarity_ = Rarity(self.encoder_.columns_, rows, evidence)
 
-    def _rarity(self: Any) -> Rarity:
-        if self.rarity_ is None:
-            raise ValueError("criterion='combined' compares with rows that fit keeps: fit anew")
-        return self.rarity_
+    def _check_criterion(self: Any) -> None:
+        """Refuses a criterion that `set_params` has changed: the threshold is another's."""
+        if self.criterion != self._fitted_for:
+            raise ValueError(
+                f"criterion was {self._fitted_for!r} in fit and is {self.criterion!r}: set it "
+                "back, or fit anew; score_details has log_evidence and expected_log_likelihood"
+            )
 
 
 def table_of(detector: Any, X: Any, reset: bool) -> pd.DataFrame:

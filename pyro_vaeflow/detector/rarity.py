@@ -13,7 +13,9 @@ from pyro_vaeflow.tables.columns import Column
 
 MAX_ROWS = 2000  # that rows are compared with,
 MAX_SCORED = 500  # and of which the evidence is known
-# Half widths of boxes, in standard deviations: from values that repeat to none that is alike.
+BLOCK = 4096  # rows at a time: as points they can be far wider than as codes
+# Half widths of boxes, in standard deviations: the narrowest for values that repeat, the widest so
+# that hardly a value has density 0.
 WIDTHS = np.array([1e-3, 3e-3, 1e-2, 3e-2, 0.1, 0.3, 1.0, 3.0, 30.0, 1e3])
 FAR = 1e3  # standard deviations: squares of more drown the other columns
 ROUNDS = 30  # of expectation maximisation
@@ -32,7 +34,7 @@ class Rarity:
     leave-one-out likelihood. Levels, codes and lattices get narrow boxes, and then a value that was
     never seen is rare.
 
-    A row that equals a training row is not compared with it, unless rows repeat: `tells_rows`.
+    A row that equals a training row is not compared with it, unless rows repeat: `mostly_distinct`.
 
     References:
         R. A. Fisher, Statistical Methods for Research Workers, 4th edition, 1932, section 21.1.
@@ -42,7 +44,7 @@ class Rarity:
     Args:
         columns: of the encoded rows.
         rows: of training, encoded, ``(n, num_columns)``.
-        evidence: of some of them, as if each were no training row, nats.
+        evidence: of some of them, nats.
 
     Example:
         >>> rows = torch.arange(20.0).repeat(10)[:, None]
@@ -56,15 +58,16 @@ class Rarity:
         self.rows, self.evidence = rows.cpu(), np.asarray(evidence, dtype=float)
         self._columns = columns
         values, self._hashes = self.rows.double().numpy(), row_hash(self.rows)
-        self._tells = tells_rows(self.rows)
+        self._are_distinct = mostly_distinct(self.rows)
         # A tree, as a row's distances must not depend on the rows beside it.
         self._tree = cKDTree(places := points(columns, values))
-        self._near = self._tree.query(places, 2)[0][:, 1] if len(rows) > 2 else np.empty(0)
         self._values = [np.sort(v[~np.isnan(v)]) for v in values.T]
         self._weights = [_weights(known) for known in self._values]
-        entries = self._rarities(values, np.ones(len(rows), dtype=bool))
-        self._known = [v[~np.isnan(v)] for v in entries]
-        self._rarest = self._of_entries(entries)
+        entries = self._entries(values, np.ones(len(rows), dtype=bool))
+        self._of_entry = [Surprise(known) for known in entries]
+        self._of_evidence = Surprise(-self.evidence)
+        self._of_nearest = Surprise(self._tree.query(places, [2])[0][:, 0])  # the first is itself
+        self._of_rarest = Surprise(self._rarest(entries))
 
     def __call__(self, x: torch.Tensor, evidence: ArrayLike) -> np.ndarray:
         """s(x) of encoded rows with their evidence, ``(num_data,)``, nats; low = anomalous."""
@@ -72,36 +75,74 @@ class Rarity:
 
     def log_p_values(self, x: torch.Tensor, evidence: ArrayLike) -> pd.DataFrame:
         """The three terms of s(x), a column each, nats."""
-        own = torch.isin(row_hash(x.cpu()), self._hashes).numpy() & self._tells
-        values = x.cpu().double().numpy()
-        near = self._tree.query(points(self._columns, values), min(2, len(self.rows)))[0]
-        nearest = np.where(own, near[:, -1], near[:, 0])
-        entry = self._of_entries(self._rarities(values, own))
+        nearest, rarest = np.hstack([self._compared(block) for block in x.cpu().split(BLOCK)])
         return -pd.DataFrame(
             {
-                "log_p_evidence": surprise(-np.asarray(evidence), -self.evidence),
-                "log_p_nearest": surprise(nearest, self._near),
-                "log_p_entry": surprise(entry, self._rarest),
+                "log_p_evidence": self._of_evidence(-np.asarray(evidence)),
+                "log_p_nearest": self._of_nearest(nearest),
+                "log_p_entry": self._of_rarest(rarest),
             }
         )
 
-    def _rarities(self, values: np.ndarray, own: np.ndarray) -> list[np.ndarray]:
+    def _compared(self, x: torch.Tensor) -> np.ndarray:
+        """The distance to the nearest row, and the rarest entry's surprise, ``(2, num_data)``."""
+        own = torch.isin(row_hash(x), self._hashes).numpy() & self._are_distinct
+        values = x.double().numpy()
+        first, second = self._tree.query(points(self._columns, values), [1, 2])[0].T
+        rarest = self._rarest(self._entries(values, own))
+        return np.stack([np.where(own, second, first), rarest])
+
+    def _entries(self, values: np.ndarray, own: np.ndarray) -> list[np.ndarray]:
         """-log density of the entries of each column, NaN where missing."""
         parts = zip(self._values, self._weights, values.T, strict=True)
         densities = ((_boxes(known, v, own) @ weights, v) for known, weights, v in parts)
         return [np.where(np.isnan(v), np.nan, -np.log(density + 1e-12)) for density, v in densities]
 
-    def _of_entries(self, entries: list[np.ndarray]) -> np.ndarray:
+    def _rarest(self, entries: list[np.ndarray]) -> np.ndarray:
         """The rarest entry's surprise, ``(num_data,)``; a missing one is not rare."""
-        pairs = zip(entries, self._known, strict=True)
-        return np.max([np.nan_to_num(surprise(v, known)) for v, known in pairs], axis=0)
+        pairs = zip(self._of_entry, entries, strict=True)
+        return np.max([np.nan_to_num(surprise(values)) for surprise, values in pairs], axis=0)
 
 
-def tells_rows(rows: torch.Tensor) -> bool:
+class Surprise:
+    """-log of the share of known scores that are higher, nats; ties count half.
+
+    It is linear in the rank between known scores, and beyond the highest, where all p-values are
+    alike, it rises with the logarithm of the distance. Scores of copies and of points of a lattice
+    differ by rounding: they tie to four decimals. Where no score is known, it is 0.
+
+    Args:
+        known: scores, ``(n,)``; those that are not finite do not count.
+
+    Example:
+        >>> Surprise(known=np.arange(10.0))(np.array([0.5, 9.0, 90.0])).round(1).tolist()
+        [0.1, 2.4, 6.9]
+    """
+
+    def __init__(self, known: np.ndarray) -> None:
+        known = known[np.isfinite(known)].round(4)
+        self._values, counts = np.unique(known, return_counts=True)
+        self._ranks, self._count = counts.cumsum() - 0.5 * counts, len(known)
+        if len(known):
+            self._top = self._values[-1]
+            spread = self._top - np.quantile(known, 0.9)
+            self._tail = max(spread, 1e-3 * abs(self._top) + 1e-9)
+
+    def __call__(self, scores: np.ndarray) -> np.ndarray:
+        """Of scores ``(num_data,)``, NaN where they are."""
+        if not self._count:
+            return np.zeros(len(scores))
+        scores = scores.round(4)
+        rank = np.interp(scores, self._values, self._ranks)
+        beyond = np.log1p(np.maximum(scores - self._top, 0.0) / self._tail)
+        return beyond - np.log((self._count - rank + 0.5) / (self._count + 1))
+
+
+def mostly_distinct(rows: torch.Tensor) -> bool:
     """Whether a row that equals one of `rows` must be that one: most of them have no copy.
 
     Example:
-        >>> tells_rows(torch.tensor([[1.0], [2.0], [3.0]])), tells_rows(torch.ones(3, 1))
+        >>> mostly_distinct(torch.tensor([[1.0], [2.0], [3.0]])), mostly_distinct(torch.ones(3, 1))
         (True, False)
     """
     _, copies = row_hash(rows).unique(return_counts=True)
@@ -124,30 +165,8 @@ def points(columns: Sequence[Column], rows: np.ndarray) -> np.ndarray:
     return np.hstack(parts)
 
 
-def surprise(scores: np.ndarray, known: np.ndarray) -> np.ndarray:
-    """-log of the share of known scores that are higher, nats, ``(num_data,)``; ties count half.
-
-    It is linear in the rank between known scores, and beyond the highest, where all p-values are
-    alike, it rises with the logarithm of the distance. Scores of copies and of points of a lattice
-    differ by rounding: they tie to four decimals.
-
-    Example:
-        >>> surprise(np.array([0.5, 9.0, 90.0]), known=np.arange(10.0)).round(1).tolist()
-        [0.1, 2.4, 6.9]
-    """
-    if not len(known):
-        return np.zeros(len(scores))
-    scores, known = scores.round(4), known.round(4)
-    (values, counts), count = np.unique(known, return_counts=True), len(known)
-    rank = np.interp(scores, values, counts.cumsum() - 0.5 * counts)
-    top = values[-1]
-    tail = max(top - np.quantile(known, 0.9), 1e-3 * abs(top) + 1e-9)
-    beyond = np.log1p(np.maximum(scores - top, 0.0) / tail)
-    return beyond - np.log((count - rank + 0.5) / (count + 1))
-
-
 def _boxes(known: np.ndarray, values: np.ndarray, own: np.ndarray) -> np.ndarray:
-    """Densities by boxes of each width, ``(num_data, num_widths)``; less one where `own`."""
+    """Densities by boxes of each width, ``(num_data, num_widths)``, without itself where `own`."""
     counts = np.searchsorted(known, values[:, None] + WIDTHS, side="right") - own[:, None]
     counts = counts - np.searchsorted(known, values[:, None] - WIDTHS)
     counts = np.maximum(counts, 0)  # a missing entry is in no box, its own neither
@@ -155,10 +174,12 @@ def _boxes(known: np.ndarray, values: np.ndarray, own: np.ndarray) -> np.ndarray
 
 
 def _weights(known: np.ndarray) -> np.ndarray:
+    """Of the widths, of about the largest leave-one-out likelihood of sorted values."""
     weights = np.full(len(WIDTHS), 1.0 / len(WIDTHS))
     boxes = _boxes(known, known, np.ones(len(known), dtype=bool))
     for _ in range(ROUNDS):
         parts = boxes * weights + 1e-300
+        # One more for each: at weight 0 a value that was never seen would have no density.
         total = (parts / parts.sum(1, keepdims=True)).sum(0) + 1.0
         weights = total / total.sum()
     return weights

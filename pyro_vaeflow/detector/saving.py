@@ -105,7 +105,7 @@ def _filled(detector: Any, content: Any, tensors: dict[str, torch.Tensor]) -> An
     detector._convert(torch.float64)  # as `fit` leaves a `Model` and a `Guide`
     detector._built = detector._settings_built()
     check_fits(state_of(detector.model_, detector.guide_), state)
-    detector.rarity_ = _rarity(detector, *rarity) if rarity else None
+    detector.rarity_, detector._fitted_for = _rarity(detector, rarity), detector.criterion
     if detector.model is None:
         _check_constants(detector, state)
     restore(detector.model_, detector.guide_, state)
@@ -167,7 +167,12 @@ def _take_tables(detector: Any, content: dict[str, Any], extra: dict[str, torch.
     detector.reference_ = arrays["reference"]
 
 
-def _rarity(detector: Any, rows: torch.Tensor, evidence: torch.Tensor) -> Rarity:
+def _rarity(detector: Any, tensors: list[torch.Tensor]) -> Rarity | None:
+    if len(tensors) != (len(RARITY) if detector.criterion == "combined" else 0):
+        raise CheckpointError(f"tensors {RARITY} are there if criterion is 'combined', only then")
+    if not tensors:
+        return None
+    rows, evidence = tensors
     fits = rows.shape[1:] == (len(detector.encoder_.columns_),) and evidence.dim() == 1
     if not fits or not rows.numel() or not evidence.numel() or evidence.isnan().any():
         raise CheckpointError(f"tensors {RARITY} must hold rows of these columns, and evidence")

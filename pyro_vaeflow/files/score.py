@@ -81,8 +81,8 @@ def score_files(
 
     The parts have the rows of `data` in their order: ``file`` and ``row``, the row id,
     ``anomaly_score`` (nats: the negative of `VAEFlowDetector.score_samples`), ``stderr``, ``ess``
-    and ``khat`` of the log evidence, ``flagged``, and the columns that add most to the anomaly
-    score with their nats: ``column_1``, ``nats_1`` and so on.
+    and ``khat`` of the log evidence, ``flagged``, and the columns that add most to -log p(x)
+    with their nats: ``column_1``, ``nats_1`` and so on.
 
     Args:
         model: the folder of `VAEFlowDetector.save`.

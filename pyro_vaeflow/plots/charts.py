@@ -147,7 +147,7 @@ def plot_coverage(frame: pd.DataFrame) -> Figure:
 
 
 def plot_contributions(nats: pd.Series) -> Figure:
-    """Draws what columns add to a row's anomaly score, the largest first, the smallest as one bar.
+    """Draws what columns add to a row's -log p(x), the largest first, the smallest as one bar.
 
     Raises:
         ValueError: there is no column.
@@ -171,7 +171,7 @@ def plot_contributions(nats: pd.Series) -> Figure:
     axes.set_yticks(range(len(values)), names, parse_math=False)  # a name may have a $
     axes.axvline(0.0, color="black", linewidth=0.8)
     axes.invert_yaxis()
-    axes.set(xlabel="contribution to the anomaly score, nats")
+    axes.set(xlabel="contribution to -log p(x), nats")
     return figure
 
 

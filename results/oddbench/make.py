@@ -101,9 +101,9 @@ def _scores(
     for name, column in OURS.items():
         yield name, -details[column].to_numpy(), seconds
     encoder = MixedEncoder().fit(frame)
-    for names in PARTS:
-        left = [f"log_p_{name}" for name in names]
-        yield f"of {' and '.join(names)}", -details[left].sum(axis=1).to_numpy(), seconds
+    for part in PARTS:
+        terms = [f"log_p_{name}" for name in part]
+        yield f"of {' and '.join(part)}", -details[terms].sum(axis=1).to_numpy(), seconds
     encoded = [points(encoder.columns_, encoder.transform(f).numpy()) for f in (frame, others)]
     scaler = StandardScaler().fit(x)
     standard = [scaler.transform(rows).clip(-1e6, 1e6) for rows in (x, test)]
