@@ -4,6 +4,7 @@ import pickle
 
 import numpy as np
 import pandas as pd
+import pytest
 import torch
 
 from pyro_vaeflow.detector.rarity import WIDTHS, Rarity, Surprise, _boxes, _weights
@@ -107,3 +108,16 @@ def test_p_values_of_fresh_rows_are_about_uniform() -> None:
     for name, values in p_values.items():
         shares = [(values <= level).mean() for level in (0.05, 0.25, 0.5, 0.75)]
         np.testing.assert_allclose(shares, [0.05, 0.25, 0.5, 0.75], rtol=0, atol=0.05, err_msg=name)
+
+
+def test_time_that_goes_on_makes_no_row_rare() -> None:
+    draw = np.random.default_rng(0)
+    days = pd.date_range("2024-01-01", periods=400, freq="5min")
+    frame = pd.DataFrame({"day": days, "noise": draw.normal(size=400)})
+    encoder = MixedEncoder().fit(frame)
+    rarity = Rarity(encoder.columns_, encoder.transform(frame), np.zeros(400))
+    fresh = frame.assign(noise=draw.normal(size=400))
+    with pytest.warns(UserWarning, match="out of training's range"):
+        later = encoder.transform(fresh.assign(day=days + pd.Timedelta(weeks=9)))
+    now = rarity(encoder.transform(fresh), np.zeros(400))
+    np.testing.assert_array_equal(rarity(later, np.zeros(400)), now)

@@ -34,7 +34,9 @@ class Rarity:
     leave-one-out likelihood. Levels, codes and lattices get narrow boxes, and then a value that was
     never seen is rare.
 
-    A row that equals a training row is not compared with it, unless rows repeat: `mostly_distinct`.
+    The time elapsed of dates counts in the evidence alone: it moves by itself, and later rows would
+    all be at its end. A row that equals a training row is not compared with it, unless rows repeat:
+    `mostly_distinct`.
 
     References:
         R. A. Fisher, Statistical Methods for Research Workers, 4th edition, 1932, section 21.1.
@@ -56,17 +58,20 @@ class Rarity:
 
     def __init__(self, columns: Sequence[Column], rows: torch.Tensor, evidence: ArrayLike) -> None:
         self.rows, self.evidence = rows.cpu(), np.asarray(evidence, dtype=float)
-        self._columns = columns
-        values, self._hashes = self.rows.double().numpy(), row_hash(self.rows)
+        self._hashes = row_hash(self.rows)
+        stays = [place for place, column in enumerate(columns) if column.part != "elapsed"]
+        self._places = stays or list(range(len(columns)))
+        self._columns = [columns[place] for place in self._places]
+        values = self.rows.double().numpy()[:, self._places]
         self._are_distinct = mostly_distinct(self.rows)
         # A tree, as a row's distances must not depend on the rows beside it.
-        self._tree = cKDTree(places := points(columns, values))
+        self._tree = cKDTree(training := points(self._columns, values))
         self._values = [np.sort(v[~np.isnan(v)]) for v in values.T]
         self._weights = [_weights(known) for known in self._values]
         entries = self._entries(values, np.ones(len(rows), dtype=bool))
         self._of_entry = [Surprise(known) for known in entries]
         self._of_evidence = Surprise(-self.evidence)
-        self._of_nearest = Surprise(self._tree.query(places, [2])[0][:, 0])  # the first is itself
+        self._of_nearest = Surprise(self._tree.query(training, [2])[0][:, 0])  # the first is itself
         self._of_rarest = Surprise(self._rarest(entries))
 
     def __call__(self, x: torch.Tensor, evidence: ArrayLike) -> np.ndarray:
@@ -87,7 +92,7 @@ class Rarity:
     def _compared(self, x: torch.Tensor) -> np.ndarray:
         """The distance to the nearest row, and the rarest entry's surprise, ``(2, num_data)``."""
         own = torch.isin(row_hash(x), self._hashes).numpy() & self._are_distinct
-        values = x.double().numpy()
+        values = x.double().numpy()[:, self._places]
         first, second = self._tree.query(points(self._columns, values), [1, 2])[0].T
         rarest = self._rarest(self._entries(values, own))
         return np.stack([np.where(own, second, first), rarest])
