@@ -107,3 +107,15 @@ def test_p_values_of_fresh_rows_are_about_uniform() -> None:
     for name, values in p_values.items():
         shares = [(values <= level).mean() for level in (0.05, 0.25, 0.5, 0.75)]
         np.testing.assert_allclose(shares, [0.05, 0.25, 0.5, 0.75], rtol=0, atol=0.05, err_msg=name)
+
+
+def test_a_missing_level_makes_no_row_far_and_the_others_are_compared() -> None:
+    columns = [Column(name, "categorical", levels=["a", "b"]) for name in "xyz"]
+    gap = float("nan")
+    rows = torch.tensor([[1.0, 1.0, 1.0], [2.0, 2.0, 2.0], [1.0, gap, 2.0]]).repeat(20, 1)
+    x = torch.tensor(
+        [[1.0, 1.0, 1.0], [gap, 1.0, 1.0], [gap] * 3, [1.0, gap, 2.0], [gap, 1.0, 2.0]]
+    )
+    nearest = Rarity(columns, rows, np.zeros(60)).log_p_values(x, np.zeros(5))["log_p_nearest"]
+    np.testing.assert_array_equal(nearest[:4], nearest[0])
+    assert nearest[4] < nearest[0] - 1.0, "no row has both of its entries"
