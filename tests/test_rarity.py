@@ -121,3 +121,15 @@ def test_time_that_goes_on_makes_no_row_rare() -> None:
         later = encoder.transform(fresh.assign(day=days + pd.Timedelta(weeks=9)))
     now = rarity(encoder.transform(fresh), np.zeros(400))
     np.testing.assert_array_equal(rarity(later, np.zeros(400)), now)
+
+
+def test_a_missing_level_makes_no_row_far_and_the_others_are_compared() -> None:
+    columns = [Column(name, "categorical", levels=["a", "b"]) for name in "xyz"]
+    gap = float("nan")
+    rows = torch.tensor([[1.0, 1.0, 1.0], [2.0, 2.0, 2.0], [1.0, gap, 2.0]]).repeat(20, 1)
+    x = torch.tensor(
+        [[1.0, 1.0, 1.0], [gap, 1.0, 1.0], [gap] * 3, [1.0, gap, 2.0], [gap, 1.0, 2.0]]
+    )
+    nearest = Rarity(columns, rows, np.zeros(60)).log_p_values(x, np.zeros(5))["log_p_nearest"]
+    np.testing.assert_array_equal(nearest[:4], nearest[0])
+    assert nearest[4] < nearest[0] - 1.0, "no row has both of its entries"
