@@ -82,8 +82,8 @@ winter.columns_.round(3)
 #
 # Scores are nats: `explain` says what each column adds to -log p(x) of a row, under the
 # column's own name. What is out of training's range is told of: that time goes on is no anomaly.
-# A flight that left nine hours late is at the top; those to Honolulu are rare and long, which is
-# odd and no fault: what an anomaly means, someone has to say who knows flights.
+# A flight that left nine hours late is at the top, then one of a minute to midnight that was
+# cancelled, and more delays: what an anomaly means, someone has to say who knows flights.
 
 # %%
 april = rows(4, 4, NUM_ROWS // 3)

@@ -4,6 +4,7 @@ import pickle
 
 import numpy as np
 import pandas as pd
+import pytest
 import torch
 
 from pyro_vaeflow.detector.rarity import WIDTHS, Rarity, Surprise, _boxes, _weights
@@ -107,3 +108,28 @@ def test_p_values_of_fresh_rows_are_about_uniform() -> None:
     for name, values in p_values.items():
         shares = [(values <= level).mean() for level in (0.05, 0.25, 0.5, 0.75)]
         np.testing.assert_allclose(shares, [0.05, 0.25, 0.5, 0.75], rtol=0, atol=0.05, err_msg=name)
+
+
+def test_time_that_goes_on_makes_no_row_rare() -> None:
+    draw = np.random.default_rng(0)
+    days = pd.date_range("2024-01-01", periods=400, freq="5min")
+    frame = pd.DataFrame({"day": days, "noise": draw.normal(size=400)})
+    encoder = MixedEncoder().fit(frame)
+    rarity = Rarity(encoder.columns_, encoder.transform(frame), np.zeros(400))
+    fresh = frame.assign(noise=draw.normal(size=400))
+    with pytest.warns(UserWarning, match="out of training's range"):
+        later = encoder.transform(fresh.assign(day=days + pd.Timedelta(weeks=9)))
+    now = rarity(encoder.transform(fresh), np.zeros(400))
+    np.testing.assert_array_equal(rarity(later, np.zeros(400)), now)
+
+
+def test_a_missing_level_makes_no_row_far_and_the_others_are_compared() -> None:
+    columns = [Column(name, "categorical", levels=["a", "b"]) for name in "xyz"]
+    gap = float("nan")
+    rows = torch.tensor([[1.0, 1.0, 1.0], [2.0, 2.0, 2.0], [1.0, gap, 2.0]]).repeat(20, 1)
+    x = torch.tensor(
+        [[1.0, 1.0, 1.0], [gap, 1.0, 1.0], [gap] * 3, [1.0, gap, 2.0], [gap, 1.0, 2.0]]
+    )
+    nearest = Rarity(columns, rows, np.zeros(60)).log_p_values(x, np.zeros(5))["log_p_nearest"]
+    np.testing.assert_array_equal(nearest[:4], nearest[0])
+    assert nearest[4] < nearest[0] - 1.0, "no row has both of its entries"

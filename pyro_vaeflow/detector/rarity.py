@@ -34,7 +34,9 @@ class Rarity:
     leave-one-out likelihood. Levels, codes and lattices get narrow boxes, and then a value that was
     never seen is rare.
 
-    A row that equals a training row is not compared with it, unless rows repeat: `mostly_distinct`.
+    The time elapsed of dates counts in the evidence alone: it moves by itself, and later rows would
+    all be at its end. A row that equals a training row is not compared with it, unless rows repeat:
+    `mostly_distinct`.
 
     References:
         R. A. Fisher, Statistical Methods for Research Workers, 4th edition, 1932, section 21.1.
@@ -56,17 +58,24 @@ class Rarity:
 
     def __init__(self, columns: Sequence[Column], rows: torch.Tensor, evidence: ArrayLike) -> None:
         self.rows, self.evidence = rows.cpu(), np.asarray(evidence, dtype=float)
-        self._columns = columns
-        values, self._hashes = self.rows.double().numpy(), row_hash(self.rows)
+        self._hashes = row_hash(self.rows)
+        stays = [place for place, column in enumerate(columns) if column.part != "elapsed"]
+        self._places = stays or list(range(len(columns)))
+        self._columns = [columns[place] for place in self._places]
+        values = self.rows.double().numpy()[:, self._places]
         self._are_distinct = mostly_distinct(self.rows)
+        levels = np.array([column.num_levels for column in self._columns])
+        self._has_levels = levels > 0
+        # A gap here is a level of its own, so that a gap in any row to score adds the same to all.
+        known = np.where(np.isnan(values) & self._has_levels, levels, values)
         # A tree, as a row's distances must not depend on the rows beside it.
-        self._tree = cKDTree(places := points(columns, values))
+        self._tree = cKDTree(points(self._columns, known))
         self._values = [np.sort(v[~np.isnan(v)]) for v in values.T]
         self._weights = [_weights(known) for known in self._values]
         entries = self._entries(values, np.ones(len(rows), dtype=bool))
         self._of_entry = [Surprise(known) for known in entries]
         self._of_evidence = Surprise(-self.evidence)
-        self._of_nearest = Surprise(self._tree.query(places, [2])[0][:, 0])  # the first is itself
+        self._of_nearest = Surprise(self._near(values)[:, 1])  # the first is itself
         self._of_rarest = Surprise(self._rarest(entries))
 
     def __call__(self, x: torch.Tensor, evidence: ArrayLike) -> np.ndarray:
@@ -87,10 +96,16 @@ class Rarity:
     def _compared(self, x: torch.Tensor) -> np.ndarray:
         """The distance to the nearest row, and the rarest entry's surprise, ``(2, num_data)``."""
         own = torch.isin(row_hash(x), self._hashes).numpy() & self._are_distinct
-        values = x.double().numpy()
-        first, second = self._tree.query(points(self._columns, values), [1, 2])[0].T
+        values = x.double().numpy()[:, self._places]
+        first, second = self._near(values).T
         rarest = self._rarest(self._entries(values, own))
         return np.stack([np.where(own, second, first), rarest])
+
+    def _near(self, values: np.ndarray) -> np.ndarray:
+        """Distances to the two nearest rows, ``(num_data, 2)``; a missing level adds nothing."""
+        squares = self._tree.query(points(self._columns, values), [1, 2])[0] ** 2
+        gaps = np.isnan(values[:, self._has_levels]).sum(axis=1, keepdims=True)
+        return np.sqrt(np.maximum(squares - gaps / 2, 0.0))
 
     def _entries(self, values: np.ndarray, own: np.ndarray) -> list[np.ndarray]:
         """-log density of the entries of each column, NaN where missing."""
@@ -152,14 +167,16 @@ def mostly_distinct(rows: torch.Tensor) -> bool:
 def points(columns: Sequence[Column], rows: np.ndarray) -> np.ndarray:
     """Encoded rows as points: other levels are at distance 1, missing numbers at the mean, 0.
 
+    A missing level is at a squared distance of 1/2 from all, the code ``num_levels`` among them.
+
     Example:
         >>> columns = [Column("size", "continuous"), Column("kind", "categorical", levels=["a"])]
         >>> points(columns, np.array([[0.3, 1.0], [np.nan, 0.0]])).round(1).tolist()
-        [[0.3, 0.0, 0.7], [0.0, 0.7, 0.0]]
+        [[0.3, 0.0, 0.7, 0.0], [0.0, 0.7, 0.0, 0.0]]
     """
     parts = []
     for column, values in zip(columns, rows.T, strict=True):
-        one_hot = (values[:, None] == np.arange(column.num_levels)) / 2**0.5
+        one_hot = (values[:, None] == np.arange(column.num_levels + 1)) / 2**0.5
         numbers = np.nan_to_num(values)[:, None].clip(-FAR, FAR)
         parts.append(one_hot if column.num_levels else numbers)
     return np.hstack(parts)
