@@ -14,6 +14,7 @@ from pyro_vaeflow.inference.student_mixtures import StudentMixture
 from tests.programs import LinearGaussian
 
 module = import_module("pyro_vaeflow.inference.evidence_bounds")
+refine = import_module("pyro_vaeflow.inference.refine")
 pytestmark = pytest.mark.usefixtures("float64")
 
 
@@ -37,7 +38,7 @@ def test_the_closed_form_lies_between_the_bounds(monkeypatch) -> None:
     evidence = dist.MultivariateNormal(exact.offset, covariance)
     for final, apart in ((2, 0.1), (2000, 1e-3)):
         effort = Effort(1, 40, 40, 1, 1, final, 40, 2)
-        monkeypatch.setattr(module, "EFFORTS", (effort,))
+        monkeypatch.setattr(refine, "EFFORTS", (effort,))
         bounds = evidence_bounds(exact.model, exact.diagonal_guide, torch.zeros(1, 3), num_rows=60)
         truth = evidence.log_prob(seen[-1])
         for below in (truth - bounds.lower, bounds.upper - truth):
@@ -60,7 +61,7 @@ def test_a_mode_that_the_proposal_misses_is_told(monkeypatch) -> None:
         with pyro.plate("data", len(x)):
             pyro.sample("z", dist.Normal(x, 0.1).to_event(1))
 
-    monkeypatch.setattr(module, "EFFORTS", (EFFORTS[0],))
+    monkeypatch.setattr(refine, "EFFORTS", (EFFORTS[0],))
     bounds = evidence_bounds(model, guide, torch.zeros(1, 1), num_rows=20)
     assert (bounds.upper - bounds.lower).mean() < 0.02  # refined evidence has both
 
@@ -69,6 +70,6 @@ def test_a_mode_that_the_proposal_misses_is_told(monkeypatch) -> None:
         loc = latents.columns[0].abs().unsqueeze(1)
         return StudentMixture(torch.zeros(len(loc), 1), loc, 0.1 * torch.eye(1)), None
 
-    monkeypatch.setattr(module, "adapted", near)
+    monkeypatch.setattr(refine, "adapted", near)
     bounds = evidence_bounds(model, guide, torch.zeros(1, 1), num_rows=40)
     assert (bounds.upper - bounds.lower).mean() > 0.5  # half of the exact draws are elsewhere

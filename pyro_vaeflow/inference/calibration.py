@@ -16,11 +16,7 @@ from pyro_vaeflow.inference.draws import DRAWS_PER_CHUNK
 from pyro_vaeflow.inference.pairs import Draws, paired_traces
 from pyro_vaeflow.inference.parameters import Program, evaluating
 from pyro_vaeflow.inference.simulation import Assemble, simulated_rows
-from pyro_vaeflow.inference.traces import (
-    Args,
-    as_args,
-    plate_frame,
-)
+from pyro_vaeflow.inference.traces import Args, as_args, plate_frame
 from pyro_vaeflow.validation import check_number, check_size
 
 Statistic = Callable[[torch.Tensor], torch.Tensor]

@@ -10,7 +10,7 @@ from pyro_vaeflow.inference.contract import check_contract
 from pyro_vaeflow.inference.latent_vectors import Latents
 from pyro_vaeflow.inference.noise import RowStream
 from pyro_vaeflow.inference.parameters import Program, evaluating
-from pyro_vaeflow.inference.refine import EFFORTS, NUMBERS, adapted
+from pyro_vaeflow.inference.refine import EFFORTS, NUMBERS, weighted_draws
 from pyro_vaeflow.inference.simulation import Assemble, simulated_rows
 from pyro_vaeflow.inference.traces import as_args, take_rows
 from pyro_vaeflow.validation import check_size
@@ -76,17 +76,15 @@ def evidence_bounds(
     check_size("num_rows", num_rows)
     check_size("rows of x", len(args[0]), 1)
     way = check_contract(model, guide, args, plate=plate)
-    effort, parts = EFFORTS[-1], []
+    parts = []
     with evaluating(model, guide, seed):
         index = torch.arange(num_rows, device=args[0].device) % len(args[0])
         truths, data = simulated_rows(model, args, index, assemble)
         exact = Latents(model, guide, data, way, plate).vectors(truths, 1)
-        at_once = max(1, NUMBERS // (effort.draws * exact.shape[-1]))
+        at_once = max(1, NUMBERS // (EFFORTS[-1].draws * exact.shape[-1]))
         for rows in torch.arange(num_rows, device=exact.device).split(at_once):
             latents = Latents(model, guide, take_rows(data, rows), way, plate)
             stream = RowStream(latents.columns, seed)
-            proposal, _ = adapted(latents, effort, stream, seed)
-            u = torch.cat([latents.propose(proposal, effort.final, stream), exact[rows]], 1)
-            parts.append(latents.log_joint(u) - proposal.log_prob(u))
+            parts.append(weighted_draws(latents, stream, seed, exact[rows])[1])
     log_weight = torch.cat(parts).T  # of the last draw the exact one's
     return EvidenceBounds(*map(importance.log_evidence, (log_weight[:-1], log_weight[1:])))

@@ -177,14 +177,15 @@ def adapted(
 
 
 def weighted_draws(
-    latents: Latents, stream: RowStream, seed: int
+    latents: Latents, stream: RowStream, seed: int, *others: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Fresh draws ``(num_data, n, dim)`` of each row's proposal, and log weights, nats.
 
-    Chosen by their weights ``(num_data, n)`` they are draws of the posterior.
+    Chosen by their weights ``(num_data, n)`` they are draws of the posterior. `others` are latents
+    that come from elsewhere, ``(num_data, m, dim)``: they are weighted, too, after the draws.
     """
     proposal, _ = adapted(latents, EFFORTS[-1], stream, seed)
-    u = latents.propose(proposal, EFFORTS[-1].final, stream)
+    u = torch.cat([latents.propose(proposal, EFFORTS[-1].final, stream), *others], 1)
     return u, latents.log_joint(u) - proposal.log_prob(u)
 
 

@@ -15,8 +15,9 @@ from tqdm.auto import tqdm
 
 from pyro_vaeflow import VAEFlowDetector
 from pyro_vaeflow.datasets.registry import load_adbench
+from pyro_vaeflow.experiments.tables import HEADINGS
 from pyro_vaeflow.metrics import auroc, average_precision
-from results.shared.pages import markdown, parse, parser, write_page
+from results.shared.pages import markdown, parse, parser, run_script, write_page
 
 TABLES = ("annthyroid", "cardio", "ionosphere", "satimage-2", "vowels", "wdbc")
 SHARES = (0.01, 0.05, 0.1)  # of anomalies among the rows, as far as a table has them
@@ -66,6 +67,12 @@ def run(table: str, share: float, num_steps: int) -> pd.DataFrame:
     return pd.DataFrame(lines)
 
 
+def _by_share(table: pd.DataFrame, measure: str) -> str:
+    means = 100 * table.groupby(["method", "share"], sort=False)[measure].mean().unstack()
+    means.columns = [f"{share:.0%} anomalies" for share in means.columns]
+    return markdown(means.round(1).reset_index())
+
+
 def write_table(folder: Path) -> None:
     """Writes contaminated.md from contaminated.csv."""
     table = pd.read_csv(folder / "contaminated.csv")
@@ -75,16 +82,10 @@ def write_table(folder: Path) -> None:
         "in percent, means over the tables that have so many anomalies or the next lower number. "
         "Made by `python -m results.oddbench.contaminated --fit`.",
     ]
-    for measure, title in {"auroc": "AUROC", "average_precision": "AP"}.items():
-        means = 100 * table.groupby(["method", "share"], sort=False)[measure].mean().unstack()
-        means.columns = [f"{share:.0%} anomalies" for share in means.columns]
-        blocks += [f"## {title}", markdown(means.round(1).reset_index())]
-    cardio = 100 * table[table["dataset"] == "cardio"].pivot(
-        index="method", columns="share", values="auroc"
-    )
-    cardio.columns = [f"{share:.0%} anomalies" for share in cardio.columns]
-    if len(cardio):
-        blocks += ["## AUROC on cardio alone", markdown(cardio.round(1).reset_index())]
+    for measure in ("auroc", "average_precision"):
+        blocks += [f"## {HEADINGS[measure]}", _by_share(table, measure)]
+    if len(cardio := table[table["dataset"] == "cardio"]):
+        blocks += ["## AUROC on cardio alone", _by_share(cardio, "auroc")]
     write_page(folder / "contaminated.md", *blocks)
 
 
@@ -105,4 +106,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main, "oddbench", "python -m results.oddbench.contaminated --fit")

@@ -8,6 +8,7 @@ call that was killed goes on.
 import json
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from itertools import combinations, zip_longest
 from pathlib import Path
 from typing import Any
@@ -22,14 +23,15 @@ from pyro_vaeflow import VAEFlowDetector
 from pyro_vaeflow.datasets.registry import adbench_names, load_adbench, require
 from pyro_vaeflow.datasets.splits import one_class_split
 from pyro_vaeflow.detector.rarity import points
+from pyro_vaeflow.experiments.tables import HEADINGS
 from pyro_vaeflow.metrics import auroc, average_precision
 from pyro_vaeflow.plain_files import read_arrays, write_whole
 from pyro_vaeflow.tables.mixed_encoder import MixedEncoder
 from results.adbench.make import PREFIX, per_set, ranks
 from results.oddbench.peers import PEERS
-from results.shared.detectors import anomaly_score, fit, usual
+from results.shared.detectors import Baseline, anomaly_score, fit, usual
 from results.shared.effects import effect
-from results.shared.pages import markdown, parse, parser, write_page
+from results.shared.pages import markdown, parse, parser, run_script, write_page
 
 SOURCE = "OddBench (MacrOData, arXiv 2602.09329), one NAME.npz a table"
 MAX_BYTES = 2**31
@@ -46,6 +48,7 @@ OURS = {
 PARTS = [("nearest",), ("entry",), *combinations(("evidence", "nearest", "entry"), 2)]
 Rows = tuple[np.ndarray, np.ndarray, np.ndarray]  # to train on, to score, and which are anomalies
 KEYS = ["dataset", "seed", "scored"]
+MEASURES = ("auroc", "average_precision")
 
 
 def names(folder: Path) -> list[str]:
@@ -100,20 +103,24 @@ def _scores(
     details, seconds = timed(lambda: detector.fit(frame).score_details(others))
     for name, column in OURS.items():
         yield name, -details[column].to_numpy(), seconds
-    encoder = MixedEncoder().fit(frame)
     for part in PARTS:
         terms = [f"log_p_{name}" for name in part]
         yield f"of {' and '.join(part)}", -details[terms].sum(axis=1).to_numpy(), seconds
+    encoder = MixedEncoder().fit(frame)
     encoded = [points(encoder.columns_, encoder.transform(f).numpy()) for f in (frame, others)]
     scaler = StandardScaler().fit(x)
     standard = [scaler.transform(rows).clip(-1e6, 1e6) for rows in (x, test)]
     for name, baseline in (usual("standard") | PEERS).items():
-        for rows, ending in ((standard, ""), (encoded, ", our encoding")):
-            if name in (BASELINES if rows is standard else ENCODED):
-                score = lambda b=baseline, r=rows: anomaly_score(b, fit(b, r[0], SEED), r[1], SEED)  # noqa: E731
-                yield name + ending, *timed(score)
+        if name in BASELINES:
+            yield name, *timed(partial(_fitted_scores, baseline, *standard))
+        if name in ENCODED:
+            yield f"{name}, our encoding", *timed(partial(_fitted_scores, baseline, *encoded))
     density = KernelDensity(bandwidth="scott")
     yield "kde, our encoding", *timed(lambda: -density.fit(encoded[0]).score_samples(encoded[1]))
+
+
+def _fitted_scores(baseline: Baseline, x: np.ndarray, test: np.ndarray) -> np.ndarray:
+    return anomaly_score(baseline, fit(baseline, x, SEED), test, SEED)
 
 
 def run_all(datasets: Sequence[str], tables: Path, out: Path, settings: dict[str, Any]) -> None:
@@ -137,20 +144,19 @@ def read(out: Path) -> pd.DataFrame:
 
 def summary(table: pd.DataFrame, reference: str) -> pd.DataFrame:
     """A row a method: means in percent, average ranks, and differences from a reference."""
-    wide = table.set_index(KEYS)[["auroc", "average_precision"]].unstack()
-    rows = {}
-    for name in table["scored"].unique():
-        row = {}
-        for measure, title in {"auroc": "AUROC", "average_precision": "AP"}.items():
-            values = per_set(table, measure)
-            row[f"{title}, %"] = f"{100 * values[name].mean():.1f}"
-            row[f"rank by {title}"] = f"{ranks(values)[name].mean():.2f}"
-            less = (wide[measure, name] - wide[measure, reference]).to_frame(measure)
-            same = name == reference
-            row[f"{title} less {reference}'s"] = "" if same else effect(less, measure).text(100, 1)
-        row["seconds"] = f"{per_set(table, 'seconds')[name].median():.1f}"
-        rows[name] = row
-    return pd.DataFrame(rows).T.rename_axis("method").reset_index()
+    columns: dict[str, pd.Series] = {}
+    for measure in MEASURES:
+        title, values = HEADINGS[measure], per_set(table, measure)
+        columns[f"{title}, %"] = (100 * values.mean()).map("{:.1f}".format)
+        columns[f"rank by {title}"] = ranks(values).mean().map("{:.2f}".format)
+        wide = table.set_index(KEYS)[measure].unstack()
+        less = wide.sub(wide[reference], axis=0).drop(columns=reference)
+        texts = {n: effect(less[[n]].set_axis([measure], axis=1), measure) for n in less}
+        columns[f"{title} less {reference}'s"] = pd.Series(
+            {n: found.text(100, 1) for n, found in texts.items()} | {reference: ""}
+        )
+    columns["seconds"] = per_set(table, "seconds").median().map("{:.1f}".format)
+    return pd.DataFrame(columns).loc[table["scored"].unique()].rename_axis("method").reset_index()
 
 
 def by_columns(table: pd.DataFrame) -> pd.DataFrame:
@@ -177,7 +183,7 @@ def write_tables(table: pd.DataFrame, out: Path) -> None:
         ]
         blocks += [
             "Less the nearest neighbour:",
-            markdown(summary(group, "knn1").iloc[:, [0, 3, 6]]),
+            markdown(summary(group, "knn1").filter(regex="method|less")),
         ]
         blocks += ["AUROC by the number of columns:", markdown(by_columns(group))]
     write_page(out / "tables.md", *blocks)
@@ -204,4 +210,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main, "oddbench")
