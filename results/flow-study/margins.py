@@ -119,6 +119,10 @@ def trust_table(rows: pd.DataFrame) -> pd.DataFrame:
                     share = (group[f"khat_{evidence}"] > KHAT_LIMIT).mean()
                     line[f"k-hat > {KHAT_LIMIT}, {evidence}"] = f"{share:.0%}"
                 added = group["log_evidence_refined"] - group["log_evidence_drawn"]
+                believed = added[~(group["khat_drawn"] > KHAT_LIMIT)]
+                line["1 nat low, k-hat below, drawn"] = (
+                    f"{(believed > 1.0).sum()} of {len(believed)}"
+                )
                 line["refinement adds, mean"] = f"{added.mean():+.2f}"
                 line["median"] = f"{added.median():+.2f}"
                 line["standard error, median"] = f"{group['stderr_refined'].median():.3f}"

@@ -56,7 +56,7 @@ def write_rows(folder: Path, trained: Path, budget: Mapping[str, Any]) -> None:
     A killed call goes on with what the runs' folders lack.
     """
     runs = [r for r in finished_runs(trained) if (r.config.flow, r.config.num_flows) in POSTERIORS]
-    runs.sort(key=lambda run: (run.config.seed, run.config.dataset))
+    runs.sort(key=lambda run: SETS.index(run.config.dataset))
     tables = []
     for number in range(budget["rounds"]):
         for run in runs:
