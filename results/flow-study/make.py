@@ -1,9 +1,9 @@
 """Tables and figures of the study of flow posteriors.
 
 Rebuilds summary.csv from the finished runs in FOLDER, if they are there, and writes tables.md,
-effects.csv, margins.csv and the figures from it and from refined.csv. With ``--fit`` makes the
-latter first: trains cells of the study in FOLDER/refined, and refines rows' evidence; a killed call
-goes on with what is missing.
+effects.csv, margins.csv and the figures from it, refined.csv and quadrature.csv. With ``--fit``
+makes the latter two first: trains cells of the study in FOLDER/refined, and refines rows' evidence;
+a killed call goes on with what is missing.
 """
 
 from collections.abc import Sequence
@@ -36,12 +36,13 @@ def write_study(folder: Path) -> None:
     """Writes tables.md, effects.csv, margins.csv and the figures of the study in `folder`.
 
     Raises:
-        FileNotFoundError: there are neither runs nor a summary.csv; or there is no refined.csv.
+        FileNotFoundError: there are neither runs nor a summary.csv, or no refined.csv.
     """
     write_tables(folder)
     table = by_run(pd.read_csv(folder / "summary.csv"))
     rows = pd.read_csv(folder / "refined.csv")
-    of_runs = margins(rows)
+    of_ring = pd.read_csv(folder / "quadrature.csv")
+    of_runs = margins(pd.concat([rows[rows["quadrature"].isna()], of_ring]))
     of_runs.to_csv(folder / "margins.csv", index=False, float_format="%.6g")
     differences = complete(paired(central(table)))
     by_posterior = effects(differences, ["flow", "num_flows"], [*HEADINGS])
@@ -54,9 +55,9 @@ def write_study(folder: Path) -> None:
     write_page(
         folder / "tables.md",
         f"# {folder.resolve().name}: tables",
-        "Made by `python -m results.flow-study.make` from summary.csv and refined.csv; README.md "
-        "says what they show. Brackets are 95% intervals, by a bootstrap that draws data sets and "
-        f"their seeds; fewer than {FEWEST} pairs of both have none.",
+        "Made by `python -m results.flow-study.make` from summary.csv, refined.csv and "
+        "quadrature.csv; README.md says what they show. Brackets are 95% intervals, by a bootstrap "
+        f"that draws data sets and their seeds; fewer than {FEWEST} pairs of both have none.",
         *sections,
     )
 

@@ -14,7 +14,7 @@ from .design import of_posterior, posteriors
 
 AUROC = ("auroc_importance", "auroc_reconstruction")
 CELL = ["dataset", "latent_dim", "seed"]
-EVIDENCE = {  # of a row, by what: column of refined.csv
+EVIDENCE = {  # of a row, by what: column
     "32 draws": "log_evidence_drawn",
     "refined": "log_evidence_refined",
     "quadrature": "quadrature",
@@ -26,7 +26,7 @@ def margins(rows: pd.DataFrame) -> pd.DataFrame:
     """A line a flow's run beside the diagonal posterior's of its cell, and what gives the evidence.
 
     Args:
-        rows: refined.csv, a line a row and run.
+        rows: of refined.csv or quadrature.csv, a line a row and run.
 
     Returns:
         Cell, posterior, and as `evidence` a key of `EVIDENCE`; then the numbers of `margin`.

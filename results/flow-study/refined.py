@@ -15,15 +15,14 @@ from pyro_vaeflow.experiments.results import FinishedRun, finished_runs, read_ar
 from pyro_vaeflow.experiments.run_folder import load_programs
 from pyro_vaeflow.experiments.study import load_study
 from pyro_vaeflow.experiments.tasks import load_task
-from pyro_vaeflow.metrics import auroc
 from pyro_vaeflow.programs.fitting import score_rows
 from results.ring.maps import quadrature
 
 SETS = ("ring", "kddcup99", "adbench:cardio", "adbench:annthyroid")
 POSTERIORS = [("diagonal", 0), ("planar", 20), ("iaf", 20)]
-# Rows of each kind a round; latents along a side of each square of the quadrature.
-BUDGET: dict[str, Any] = {"rounds": 6, "rows": 10, "latents": (400, 400, 400, 2400)}
-QUICK: dict[str, Any] = {"rounds": 1, "rows": 2, "latents": (8, 8, 8, 40)}
+# Rows of each kind, refined in a round and by quadrature alone; latents along a square's side.
+BUDGET: dict[str, Any] = {"rounds": 6, "rows": 10, "many": 200, "latents": (400, 400, 400, 2400)}
+QUICK: dict[str, Any] = {"rounds": 1, "rows": 2, "many": 4, "latents": (8, 8, 8, 40)}
 KEYS = ["dataset", "seed", "latent_dim", "flow", "num_flows"]
 
 
@@ -51,12 +50,13 @@ def train_cells(folder: Path) -> None:
 
 
 def write_rows(folder: Path, trained: Path, budget: Mapping[str, Any]) -> None:
-    """Writes refined.csv: rows of the runs in `trained`, in rounds over these.
+    """Writes quadrature.csv and refined.csv: rows of the runs in `trained`, in rounds over these.
 
     A killed call goes on with what the runs' folders lack.
     """
     runs = [r for r in finished_runs(trained) if (r.config.flow, r.config.num_flows) in POSTERIORS]
     runs.sort(key=lambda run: SETS.index(run.config.dataset))
+    write_quadrature(folder, [run for run in runs if _has_quadrature(run.config)], budget)
     tables = []
     for number in range(budget["rounds"]):
         for run in runs:
@@ -70,25 +70,52 @@ def write_rows(folder: Path, trained: Path, budget: Mapping[str, Any]) -> None:
 
 
 @torch.no_grad()
-def _refined(run: FinishedRun, number: int, budget: Mapping[str, Any]) -> pd.DataFrame:
+def write_quadrature(folder: Path, runs: list[FinishedRun], budget: Mapping[str, Any]) -> None:
+    """Writes quadrature.csv: many rows of the ring's runs with two latents."""
+    for run in runs:
+        path = run.folder / "quadrature.csv"
+        if not path.is_file():
+            table, model, _, x = _chosen(run, 0, budget["many"])
+            table["quadrature"] = quadrature(model.eval(), x, budget["latents"]).numpy()
+            table.to_csv(path, index=False, float_format="%.6g")
+    tables = [pd.read_csv(run.folder / "quadrature.csv") for run in runs]
+    pd.concat(tables).to_csv(folder / "quadrature.csv", index=False)
+
+
+def _has_quadrature(config: ExperimentConfig) -> bool:
+    return config.dataset == "ring" and config.latent_dim == 2
+
+
+@torch.no_grad()
+def _chosen(
+    run: FinishedRun, first: int, count: int
+) -> tuple[pd.DataFrame, Any, Any, torch.Tensor]:
+    """Distinct test rows of both kinds with the scores of the run; model, guide and the rows."""
     config, model, guide = load_programs(run.folder)
     task = load_task(config)
     drawn, some = read_arrays(run.folder / "scores.npz"), []
     order = np.random.default_rng(config.rows_seed).permutation(len(task.x_test))
-    first = number * budget["rows"]
     for kind in (0, 1):
         of_kind = order[task.is_first[order] & (task.is_anomaly[order] == kind)]
-        some.append(of_kind[first : first + budget["rows"]])
+        some.append(of_kind[first : first + count])
     rows = np.concatenate(some)
-    x = task.x_test[rows]
-    refined = score_rows(config, model, guide, x, refine="all")
     table = pd.DataFrame({name: getattr(config, name) for name in KEYS}, index=range(len(rows)))
-    table["row"], table["is_anomaly"] = rows, task.is_anomaly[rows]
-    for name in ("elbo", "log_evidence", "khat"):
-        table[f"{name}_drawn" if name != "elbo" else name] = drawn[name][rows]
+    table["row"], table["is_anomaly"], table["elbo"] = (
+        rows,
+        task.is_anomaly[rows],
+        drawn["elbo"][rows],
+    )
+    for name in ("log_evidence", "khat"):
+        table[f"{name}_drawn"] = drawn[name][rows]
+    return table, model, guide, task.x_test[rows]
+
+
+@torch.no_grad()
+def _refined(run: FinishedRun, number: int, budget: Mapping[str, Any]) -> pd.DataFrame:
+    table, model, guide, x = _chosen(run, number * budget["rows"], budget["rows"])
+    refined = score_rows(run.config, model, guide, x, refine="all")
     for name in ("log_evidence", "stderr", "khat"):
         table[f"{name}_refined"] = getattr(refined, name).numpy()
-    if config.dataset == "ring" and config.latent_dim == 2:
+    if _has_quadrature(run.config):
         table["quadrature"] = quadrature(model.eval(), x, budget["latents"]).numpy()
-    table["auroc_all_rows"] = auroc(task.is_anomaly, -drawn["log_evidence"])
     return table
