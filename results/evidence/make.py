@@ -17,7 +17,7 @@ from pyro_vaeflow import Guide, Model, VAEFlowDetector, score
 from pyro_vaeflow.datasets.kddcup99 import load_kddcup99
 from pyro_vaeflow.datasets.registry import load_adbench
 from pyro_vaeflow.datasets.splits import one_class_split
-from pyro_vaeflow.inference.scoring import KHAT_LIMIT
+from pyro_vaeflow.inference.importance import KHAT_LIMIT
 from pyro_vaeflow.metrics import auroc
 from results.shared.pages import markdown, parse, parser, run_script, write_page
 

@@ -16,8 +16,8 @@ from tqdm.auto import tqdm
 
 from pyro_vaeflow.experiments.results import method_name
 from pyro_vaeflow.experiments.tables import mean_std
+from pyro_vaeflow.inference.importance import KHAT_LIMIT
 from pyro_vaeflow.inference.saved_folder import write_whole
-from pyro_vaeflow.inference.scoring import KHAT_LIMIT
 from pyro_vaeflow.inference.training import NonFiniteError
 from results.posteriors.runs import PosteriorRun, fit_posterior
 from results.posteriors.tasks import OBSERVATIONS, TASKS
