@@ -19,6 +19,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from scipy.spatial.distance import cdist
 from scipy.stats import rankdata
 
 from pyro_vaeflow import Guide, KhatWarning, Model, log_weights, score
@@ -38,6 +39,7 @@ from results.adbench import make as adbench
 from results.adbench.score_parts import parts
 from results.evidence import make as evidence
 from results.kdd import make as kdd
+from results.kdd import unseen
 from results.oddbench import contaminated
 from results.oddbench import make as oddbench
 from results.ring import make as ring
@@ -45,7 +47,7 @@ from results.ring import maps
 from results.ring.prior_gap import prior_gap
 from results.shared import detectors, gaps
 from results.shared.effects import FEWEST, Effect, by_run, effect, effects, paired
-from results.shared.pages import wrapped
+from results.shared.pages import run_quick, wrapped
 from results.streaming import runs as streaming
 
 design = import_module("results.flow-study.design")
@@ -519,6 +521,20 @@ def test_kdd_has_a_row_a_method_and_shares_of_each_class(
     assert "pyod 3" in table.loc["knn1", "versions"]
 
 
+def test_unseen_inliers_equal_no_training_row(three_classes: None, tmp_path: Path) -> None:
+    run_quick("kdd", tmp_path)
+    unseen.main([str(tmp_path)])
+    table, task = pd.read_csv(tmp_path / "unseen.csv"), load_task(finished_runs(tmp_path)[0].config)
+    kept, count = unseen.chosen_rows(task)
+    inliers = kept[task.is_anomaly[kept] == 0]
+    differing = cdist(task.x_test.numpy()[inliers], task.x_train.numpy(), "hamming").min(axis=1)
+    assert (differing > 0).all() and 0 < len(inliers) < count
+    assert (table["inliers"] == len(inliers)).all() and set(table["anomalies"]) == {20}
+    found = unseen.controls(task.x_train.numpy(), task.x_test.numpy()[inliers])
+    np.testing.assert_allclose(found["differing columns to the nearest"], 3 * differing)
+    assert "kernel density on our columns" in (tmp_path / "unseen.md").read_text()
+
+
 def test_adbench_has_ranks_and_the_parts_of_its_scores(three_classes: None, tmp_path: Path) -> None:
     adbench.main(["--quick", str(tmp_path)])
     page = (tmp_path / "benchmark.md").read_text()
@@ -603,7 +619,7 @@ def test_evidence_has_rows_before_and_after_refinement_and_fits_no_set_twice(
     evidence.main(["--quick", str(tmp_path)])
     rows = pd.read_csv(tmp_path / "rows.csv")
     assert rows["is_anomaly"].tolist() == [0, 0, 1, 1] and set(rows["dataset"]) == {"wine"}
-    assert (rows["refined"] == (rows["khat_before"] > 0.7)).all()
+    assert rows.loc[rows["khat_before"] > 0.7, "refined"].all()
     kept = rows[~rows["refined"]]
     assert (kept["log_evidence"] == kept["log_evidence_before"]).all()
     assert rows["log_evidence_again"].notna().sum() <= 2
