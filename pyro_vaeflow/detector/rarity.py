@@ -23,7 +23,6 @@ FAR = 1e3  # standard deviations: squares of more drown the other columns
 ROUNDS = 30  # of expectation maximisation
 MOST = 2 / 3  # of the rows; by the development tables of results/oddbench
 GROUP = 20  # rows: in such a group an anomaly mostly has no row of its kind
-LEAST = 1e-4  # standard deviations: shorter distances count alike
 OF_TRAINING = np.array([0.5, 2.0, 0.5])  # weights of the three terms; their sum is 3, too
 
 
@@ -56,6 +55,7 @@ class Rarity:
         columns: of the encoded rows.
         rows: of training, encoded, ``(n, num_columns)``.
         evidence: of some of them, nats.
+        hashes: of all training rows, by `row_hash`; by default of `rows`.
 
     Example:
         >>> rows = torch.arange(20.0).repeat(10)[:, None]
@@ -65,9 +65,15 @@ class Rarity:
         True
     """
 
-    def __init__(self, columns: Sequence[Column], rows: torch.Tensor, evidence: ArrayLike) -> None:
+    def __init__(
+        self,
+        columns: Sequence[Column],
+        rows: torch.Tensor,
+        evidence: ArrayLike,
+        hashes: torch.Tensor | None = None,
+    ) -> None:
         self.rows, self.evidence = rows.cpu(), np.asarray(evidence, dtype=float)
-        self._hashes = row_hash(self.rows)
+        self.hashes = row_hash(self.rows) if hashes is None else hashes.cpu()
         stays = [place for place, column in enumerate(columns) if column.part != "elapsed"]
         self._places = stays or list(range(len(columns)))
         self._columns = [columns[place] for place in self._places]
@@ -94,7 +100,7 @@ class Rarity:
 
     def log_p_values(self, x: torch.Tensor, evidence: ArrayLike) -> pd.DataFrame:
         """The three terms of s(x), a column each, nats."""
-        own = torch.isin(row_hash(x.cpu()), self._hashes).numpy() & self._are_distinct
+        own = torch.isin(row_hash(x.cpu()), self.hashes).numpy() & self._are_distinct
         blocks = range(0, max(len(x), 1), BLOCK)
         parts = [self._compared(x[b : b + BLOCK].cpu(), own[b : b + BLOCK]) for b in blocks]
         terms = np.vstack([self._of_evidence(-np.asarray(evidence)), np.hstack(parts)])
@@ -169,8 +175,8 @@ class Surprise:
 def isolation(x: np.ndarray, known: np.ndarray) -> np.ndarray:
     """How isolated points are from known ones, their copies left out, ``(num_data,)``.
 
-    The mean, over groups of 20 known points, of the log distance to the nearest of the group. That
-    of all would be short for anomalies of one kind, which few of the groups have two of.
+    The mean, over groups of 20 known points, of the distance to the nearest of the group. That of
+    all would be short for anomalies of one kind, which many groups have none of.
 
     References:
         M. Sugiyama, K. Borgwardt, Rapid distance-based outlier detection via sampling, 2013.
@@ -188,7 +194,7 @@ def isolation(x: np.ndarray, known: np.ndarray) -> np.ndarray:
     for first in range(count):
         distances = cdist(x, known[first::count])
         nearest = np.where(distances > 0.0, distances, np.inf).min(axis=1)
-        total += np.where(nearest < np.inf, np.log(nearest + LEAST), 0.0)
+        total += np.where(nearest < np.inf, nearest, 0.0)
         num_groups += nearest < np.inf
     return total / np.maximum(num_groups, 1.0)
 
