@@ -45,7 +45,7 @@ table1: kdd-paper
 
 flow-study: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(BIN)/vaeflow run flow-study --out results/flow-study
-	$(BIN)/python -m results.flow-study.make
+	OMP_NUM_THREADS=1 $(BIN)/python -m results.flow-study.make --fit
 
 # With baselines on the same splits; hours.
 kdd: $(INSTALLED)

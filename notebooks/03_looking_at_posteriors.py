@@ -325,7 +325,7 @@ for kind, row in looked_at.items():
     display(plot_posteriors(vae, {f"{label}, {kind}": guide}, row, num_samples=500))
 
 # %% [markdown]
-# The gaps, nats; log p(x) is refined where the k-hat of q's own draws is above 0.7.
+# The gaps, nats; log p(x) is refined where it is in doubt.
 
 # %%
 both = torch.cat([*looked_at.values()])

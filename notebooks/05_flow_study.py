@@ -67,9 +67,11 @@ figures["effects"]
 #
 # ## What a flow adds, beside what lies between the classes
 #
-# `margins.csv` has a row a flow's run beside the diagonal posterior's: what lies between the median
-# inlier and the median outlier, how far the diagonal's bound is from its evidence, and what the
-# flow adds to both classes.
+# `margins.csv` has a line a flow's run beside the diagonal posterior's: what lies between the
+# median inlier and the median outlier, how far the diagonal's bound is from its evidence, and what
+# the flow adds to both classes. On the left log evidence is by the 32 draws of the study's scores,
+# on the right the same rows' is refined, and by quadrature with 2 latents: draws that miss a
+# posterior make an outlier's too low.
 
 # %%
 figures["margins"]

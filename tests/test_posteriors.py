@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from pyro_vaeflow.inference import refine
+from pyro_vaeflow.inference.training import NonFiniteError
 from results.posteriors import make, tasks
 from results.posteriors.runs import PosteriorRun, c2st
 from results.posteriors.tasks import TASKS, Moon, Spikes
@@ -109,6 +110,16 @@ def test_the_small_budget_makes_the_tables_and_fits_nothing_twice(
     monkeypatch.setattr(make, "fit_posterior", None)
     make.main(["--quick", str(tmp_path)])
     assert (tmp_path / "tables.md").read_text() == page
+
+    def overflows(run: PosteriorRun) -> None:
+        raise NonFiniteError("step 3", None)
+
+    next((tmp_path / "runs").glob("*spline*")).unlink()
+    monkeypatch.setattr(make, "fit_posterior", overflows)
+    make.main(["--quick", str(tmp_path)])
+    page = " ".join((tmp_path / "tables.md").read_text().split())
+    assert "spline 2 on two_moons, seed 0" in page and "| did not train |" in page
+    assert len(pd.read_csv(tmp_path / "summary.csv")) == 11 and "| full " in page
 
 
 def test_where_the_reference_draws_are_to_be_had_is_said(monkeypatch, tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from scipy.spatial.distance import cdist
 from scipy.stats import rankdata
 
 from pyro_vaeflow import Guide, KhatWarning, Model, log_weights, score
@@ -27,7 +28,7 @@ from pyro_vaeflow.datasets.ring import ring_log_density
 from pyro_vaeflow.datasets.splits import Dataset, Split
 from pyro_vaeflow.experiments import tasks
 from pyro_vaeflow.experiments.measurements import held_out_rows
-from pyro_vaeflow.experiments.results import COLUMNS, finished_runs
+from pyro_vaeflow.experiments.results import COLUMNS, finished_runs, read_arrays
 from pyro_vaeflow.experiments.run_folder import load_programs
 from pyro_vaeflow.experiments.tasks import load_task
 from pyro_vaeflow.inference import refine
@@ -38,6 +39,7 @@ from results.adbench import make as adbench
 from results.adbench.score_parts import parts
 from results.evidence import make as evidence
 from results.kdd import make as kdd
+from results.kdd import unseen
 from results.oddbench import contaminated
 from results.oddbench import make as oddbench
 from results.ring import make as ring
@@ -45,13 +47,14 @@ from results.ring import maps
 from results.ring.prior_gap import prior_gap
 from results.shared import detectors, gaps
 from results.shared.effects import FEWEST, Effect, by_run, effect, effects, paired
-from results.shared.pages import wrapped
+from results.shared.pages import run_quick, wrapped
 from results.streaming import runs as streaming
 
 design = import_module("results.flow-study.design")
 flow_study = import_module("results.flow-study.make")
 study_tables = import_module("results.flow-study.tables")
 margins = import_module("results.flow-study.margins")
+refined_rows = import_module("results.flow-study.refined")
 kdd_paper = import_module("results.kdd-paper.make")
 draws = import_module("results.kdd-paper.draws")
 
@@ -149,19 +152,23 @@ def test_only_cells_with_all_flows_are_compared() -> None:
     assert set(design.complete(paired(gone))["seed"]) == {0, 2}
 
 
-def test_margins_are_of_the_flow_beside_the_diagonal_of_its_cell(tmp_path: Path) -> None:
+def test_margins_are_of_the_flow_beside_the_diagonal_of_its_cell() -> None:
     draw = np.random.default_rng(0)
-    diagonal = {"is_anomaly": np.repeat([0, 1], [80, 20]), "log_evidence": draw.normal(size=100)}
-    diagonal["elbo"] = diagonal["log_evidence"] - np.repeat([0.5, 2.0], [80, 20])
-    flow = {**diagonal, "log_evidence": diagonal["log_evidence"] + np.repeat([3.0, 1.0], [80, 20])}
-    nats = margins.margin(diagonal, flow)
-    expected = {"slack_inliers": 0.5, "slack_outliers": 2.0}
-    expected |= {"gain_inliers": 3.0, "gain_outliers": 1.0}
-    assert {name: nats[name] for name in expected} == pytest.approx(expected)
-    of_flow = margins.margin(flow, flow)
-    assert of_flow["margin"] - nats["margin"] == pytest.approx(2.0)
-    assert of_flow["rank_correlation"] == pytest.approx(1.0)
-    assert margins.margins(tmp_path).empty
+    rows = pd.DataFrame({"dataset": "a", "latent_dim": 8, "seed": 0, "row": range(100)})
+    rows = rows.assign(flow="diagonal", num_flows=0, is_anomaly=np.repeat([0, 1], [80, 20]))
+    rows["log_evidence_refined"] = draw.normal(size=100) - 9.0 * rows["is_anomaly"]
+    rows["elbo"] = rows["log_evidence_refined"] - np.repeat([0.5, 2.0], [80, 20])
+    rows["log_evidence_drawn"] = rows["log_evidence_refined"] - 4.0 * rows["is_anomaly"]
+    flow = rows.assign(flow="iaf", num_flows=20)
+    flow["log_evidence_refined"] += np.repeat([3.0, 1.0], [80, 20])
+    of_runs = margins.margins(pd.concat([rows, flow.sample(frac=1.0, random_state=0)]))
+    drawn, refined = of_runs.set_index("evidence").loc[["32 draws", "refined"]].to_dict("records")
+    expected = {"slack_inliers": 0.5, "slack_outliers": 2.0, "widening": 2.0, "num_flows": 20}
+    expected |= {"gain_inliers": 3.0, "gain_outliers": 1.0, "auroc": 0.0}
+    assert {name: refined[name] for name in expected} == pytest.approx(expected)
+    assert drawn["margin"] - refined["margin"] == pytest.approx(4.0)
+    assert drawn["gain_outliers"] == drawn["widening"] == 0.0
+    assert drawn["rank_correlation"] == pytest.approx(1.0) and len(of_runs) == 2
 
 
 def test_what_moves_detection_is_told_apart() -> None:
@@ -514,6 +521,20 @@ def test_kdd_has_a_row_a_method_and_shares_of_each_class(
     assert "pyod 3" in table.loc["knn1", "versions"]
 
 
+def test_unseen_inliers_equal_no_training_row(three_classes: None, tmp_path: Path) -> None:
+    run_quick("kdd", tmp_path)
+    unseen.main([str(tmp_path)])
+    table, task = pd.read_csv(tmp_path / "unseen.csv"), load_task(finished_runs(tmp_path)[0].config)
+    kept, count = unseen.chosen_rows(task)
+    inliers = kept[task.is_anomaly[kept] == 0]
+    differing = cdist(task.x_test.numpy()[inliers], task.x_train.numpy(), "hamming").min(axis=1)
+    assert (differing > 0).all() and 0 < len(inliers) < count
+    assert (table["inliers"] == len(inliers)).all() and set(table["anomalies"]) == {20}
+    found = unseen.controls(task.x_train.numpy(), task.x_test.numpy()[inliers])
+    np.testing.assert_allclose(found["differing columns to the nearest"], 3 * differing)
+    assert "kernel density on our columns" in (tmp_path / "unseen.md").read_text()
+
+
 def test_adbench_has_ranks_and_the_parts_of_its_scores(three_classes: None, tmp_path: Path) -> None:
     adbench.main(["--quick", str(tmp_path)])
     page = (tmp_path / "benchmark.md").read_text()
@@ -598,7 +619,7 @@ def test_evidence_has_rows_before_and_after_refinement_and_fits_no_set_twice(
     evidence.main(["--quick", str(tmp_path)])
     rows = pd.read_csv(tmp_path / "rows.csv")
     assert rows["is_anomaly"].tolist() == [0, 0, 1, 1] and set(rows["dataset"]) == {"wine"}
-    assert (rows["refined"] == (rows["khat_before"] > 0.7)).all()
+    assert rows.loc[rows["khat_before"] > 0.7, "refined"].all()
     kept = rows[~rows["refined"]]
     assert (kept["log_evidence"] == kept["log_evidence_before"]).all()
     assert rows["log_evidence_again"].notna().sum() <= 2
@@ -608,7 +629,7 @@ def test_evidence_has_rows_before_and_after_refinement_and_fits_no_set_twice(
     assert (tmp_path / "tables.md").read_text() == page and "| wine " in page
 
 
-def test_the_flow_study_writes_its_tables_and_figures(tmp_path: Path) -> None:
+def test_the_flow_study_writes_its_tables_and_figures(tmp_path: Path, little_effort: None) -> None:
     flow_study.main(["--quick", str(tmp_path)])
     page = (tmp_path / "tables.md").read_text()
     assert "nan" not in page
@@ -618,6 +639,23 @@ def test_the_flow_study_writes_its_tables_and_figures(tmp_path: Path) -> None:
     table, rows = (pd.read_csv(tmp_path / f"{name}.csv") for name in ("summary", "effects"))
     again = effects(design.complete(paired(by_run(table))), ["flow", "num_flows"], ["elbo"])
     np.testing.assert_allclose(rows["elbo"], again["elbo"], rtol=1e-4, atol=1e-4)
+    rows = pd.read_csv(tmp_path / "refined.csv")
+    assert (
+        len(rows) == 2 * 3 * 4 and (rows["quadrature"].notna() == (rows["latent_dim"] == 2)).all()
+    )
+    of_cell = rows.groupby("latent_dim")["row"]  # posteriors share rows
+    assert (of_cell.nunique() == 4).all()
+    runs = finished_runs(tmp_path)
+    for run in runs:
+        of_run = rows.query("flow == @run.config.flow and latent_dim == @run.config.latent_dim")
+        if len(of_run) and run.config.num_flows in (0, 20):
+            drawn = read_arrays(run.folder / "scores.npz")["log_evidence"][of_run["row"]]
+            np.testing.assert_allclose(of_run["log_evidence_drawn"], drawn, rtol=1e-5)
+    before = (tmp_path / "refined.csv").read_text()
+    with pytest.MonkeyPatch.context() as patch:  # a row is refined once
+        patch.setattr(refined_rows, "load_programs", None)
+        refined_rows.write_rows(tmp_path, tmp_path, refined_rows.QUICK)
+    assert (tmp_path / "refined.csv").read_text() == before
 
 
 class Shifted(torch.nn.Module):

@@ -148,6 +148,22 @@ def test_the_learning_rate_schedule_is_applied() -> None:
     assert pair.param("gain").item() == pytest.approx(1.0 - left + 0.01)  # as far as the clip lets
 
 
+def test_a_gradient_whose_square_overflows_is_clipped_or_named() -> None:
+    def model(x):
+        gain = 1.0 * pyro.param("gain", torch.zeros(2))
+        if gain.requires_grad:
+            gain.register_hook(lambda gradient: gradient * 1e25)
+        independent(x, gain.sum())
+
+    pair = Pair(model, latent_alone, torch.full((4,), 1.0))
+    options = {"num_steps": 1, "optimizer": torch.optim.SGD, "learning_rate": 1.0}
+    frame = pair.fit(clip_norm=0.01, **options).frame
+    assert pair.param("gain").norm().item() == pytest.approx(0.01, rel=1e-4)
+    assert frame["grad_norm"].item() == pytest.approx(2**0.5 * 1e25, rel=0.1)
+    with pytest.raises(NonFiniteError, match=r"not finite for parameters \['gain'\]"):
+        pair.fit(**options)
+
+
 def test_gradients_left_on_parameters_do_not_matter() -> None:
     ends = []
     for left in (0.0, 1e3):

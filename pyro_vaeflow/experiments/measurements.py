@@ -13,9 +13,10 @@ from numpy.typing import ArrayLike
 from pyro_vaeflow.experiments.config import ExperimentConfig, GapSettings
 from pyro_vaeflow.experiments.tasks import Task
 from pyro_vaeflow.inference.active_units import active_units
+from pyro_vaeflow.inference.importance import KHAT_LIMIT
 from pyro_vaeflow.inference.inference_gap import Gaps, inference_gap
 from pyro_vaeflow.inference.parameters import Program
-from pyro_vaeflow.inference.scoring import KHAT_LIMIT, Scores
+from pyro_vaeflow.inference.scoring import Scores
 from pyro_vaeflow.metrics import auroc, average_precision, detection_metrics
 from pyro_vaeflow.programs.fitting import score_rows
 from pyro_vaeflow.programs.vae import Guide

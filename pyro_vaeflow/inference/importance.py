@@ -14,12 +14,15 @@ import torch
 from pyro_vaeflow.inference.psis import check_log_weight, khat
 
 __all__ = [
+    "KHAT_LIMIT",
     "effective_sample_size",
     "estimate",
     "khat",
     "log_evidence",
     "log_evidence_stderr",
 ]
+
+KHAT_LIMIT = 0.7  # Vehtari et al. 2024: above it more draws hardly help
 
 
 def log_evidence(log_weight: torch.Tensor) -> torch.Tensor:

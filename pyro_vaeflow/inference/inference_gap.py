@@ -14,9 +14,9 @@ from pyro_vaeflow.inference.latent_vectors import NoVectors
 from pyro_vaeflow.inference.noise import rows_hash
 from pyro_vaeflow.inference.pairs import called_modules
 from pyro_vaeflow.inference.parameters import Program, evaluating
+from pyro_vaeflow.inference.refine import doubtful
 from pyro_vaeflow.inference.refine import refine as refined_evidence
 from pyro_vaeflow.inference.row_guides import RowGuides, optimise
-from pyro_vaeflow.inference.scoring import KHAT_LIMIT
 from pyro_vaeflow.inference.traces import Args, as_args, of_rows, run_once, take_rows
 from pyro_vaeflow.validation import check_number, check_size, warn
 
@@ -31,7 +31,7 @@ class Gaps:
 
     log_evidence: torch.Tensor
     """log p(x), importance-sampled under the local q, or under the amortized where that gives
-    significantly more: each is biased low. Refined where its k-hat would be above 0.7."""
+    significantly more: each is biased low. Refined where it would be in doubt."""
     local_elbo: torch.Tensor
     """The ELBO with q optimised for the row alone."""
     elbo: torch.Tensor
@@ -85,8 +85,9 @@ def inference_gap(
     L is the ELBO, q the guide, and :math:`q^*` the best q for the row alone: each row has its own
     copy of all parameters of the guide that the model does not use, optimised on that row's ELBO
     from where they are, or the guide's q itself where that came out no better. So the approximation
-    gap is an upper bound that falls with `num_steps`. Where k-hat is above 0.7 the evidence, and
-    with it the gap, would be too low: it is that of `pyro_vaeflow.inference.refine.refine` there.
+    gap is an upper bound that falls with `num_steps`. Where the guide's draws miss a part of the
+    posterior the evidence, and with it the gap, would be too low: of rows that are `doubtful` it is
+    that of `pyro_vaeflow.inference.refine.refine`.
     Programs are in evaluation mode and stay as they are. A row's gaps depend on the row, the
     programs and the seed alone; rows that repeat are optimised once.
 
@@ -101,7 +102,7 @@ def inference_gap(
         learning_rate: about the length of a row's first step, over all its parameters at once; it
             falls to 0 on a cosine. A guide that is far off needs a larger one, or more steps.
         draws_per_step: draws a row behind a step's gradient.
-        refine: whether rows whose k-hat is above 0.7 have refined evidence, where all latents are
+        refine: whether rows that are `doubtful` have refined evidence, where all latents are
             continuous and the row's own; else, and with False, it is too low there.
         chunk_size: rows at once; memory grows with it and with the guide's parameters.
 
@@ -161,11 +162,14 @@ def inference_gap(
             parts.append(split_gap(start.log_weight, log_weight, (start.elbo, elbo)))
             errors.append(_stderr(elbo))
     gaps = {f.name: torch.cat([getattr(p, f.name) for p in parts]) for f in fields(Gaps)}
-    unsure = (gaps["khat"] > KHAT_LIMIT).nonzero().squeeze(-1)
-    if refine and len(unsure):
-        rows = take_rows(args, distinct[unsure])
+    unsure = distinct[:0]
+    if refine:
         options: Any = {"seed": seed, "plate": plate, "progress": progress}
+        x, known = take_rows(args, distinct), (gaps["log_evidence"], gaps["khat"])
+        unsure = doubtful(model, guide, x, *known, **options).nonzero().squeeze(-1)
+    if len(unsure):
         with suppress(NoVectors):  # then the guide's own draws must do
+            rows = take_rows(x, unsure)
             refined = refined_evidence(model, guide, rows, **options)
             numbers = {
                 "log_evidence": refined.log_evidence,

@@ -10,63 +10,37 @@ made of fresh ones from the last proposal and, to a fifth, from those before it,
 guides that score only their own draws will do.
 """
 
+import math
+from contextlib import suppress
 from dataclasses import dataclass, fields
 
 import torch
 from tqdm.auto import tqdm
 
 from pyro_vaeflow.inference import importance
+from pyro_vaeflow.inference.adaptation import Effort, Rounds, around, fit_parts
 from pyro_vaeflow.inference.contract import check_contract
-from pyro_vaeflow.inference.latent_vectors import Latents
+from pyro_vaeflow.inference.latent_vectors import Latents, NoVectors
 from pyro_vaeflow.inference.noise import RowStream
 from pyro_vaeflow.inference.pairs import Way
 from pyro_vaeflow.inference.parameters import Program, evaluating
-from pyro_vaeflow.inference.student_mixtures import (
-    StudentMixture,
-    chosen,
-    fitted,
-    joined,
-    moments,
-    taken,
-)
-from pyro_vaeflow.inference.tempering import (
-    LEAST,
-    Path,
-    annealed_log_weights,
-    cooling,
-    tempered_draws,
-)
+from pyro_vaeflow.inference.student_mixtures import StudentMixture, joined, moments
+from pyro_vaeflow.inference.tempering import Path, annealed_log_weights, tempered_draws
 from pyro_vaeflow.inference.traces import Args, take_rows
 
-MEMORY = 2  # rounds whose draws a fit reads
-COOLING = 0.25  # least effective size of tempered weights, in shares of a round's draws
 EARLIER, EVERY = 0.2, 3  # share of the proposals before the last in the final one; which of them
 WIDTHS = {1.0: 0.4, 2.0: 0.3, 4.0: 0.3}  # scales of the guide's draws, and their shares
 BROAD = {1.5: 0.3, 3.0: 0.4, 4.0: 0.3}  # of the prior's draws, where populations start
-A_PART = 20  # draws for each dimension of a part that is fitted to them, at least
 NUMBERS = 30_000  # rows times draws times dimensions at once: they should fit the cache
 ANNEALED = 500, 16  # draws and steps of rows that no proposal suits
+FOUND = 0.3  # nats beyond the guide's evidence that say its draws miss something
 CONTENT = 0.5  # the k-hat of fresh draws above which a row is adapted to with more effort
-
-
-@dataclass(frozen=True)
-class Effort:
-    """How much is done for a row."""
-
-    parts: int  # of a mixture
-    draws: int  # a round
-    fits: int  # draws that a mixture is fitted to
-    rounds: int  # before the guide's draws join in
-    more: int  # rounds after that
-    final: int  # fresh draws
-    population: int  # draws on each path to the posterior
-    steps: int  # along it
-
 
 EFFORTS = (
     Effort(8, 1000, 1000, 8, 4, 2000, 300, 16),
     Effort(16, 2000, 2000, 12, 6, 10_000, 500, 24),
 )
+LOOK = Effort(6, 500, 500, 4, 0, 500, 0, 0)  # for what the guide's draws may miss
 
 
 @dataclass(frozen=True)
@@ -144,6 +118,57 @@ def refine(
     return Refined(**numbers)
 
 
+def doubtful(
+    model: Program,
+    guide: Program,
+    args: Args,
+    log_evidence: torch.Tensor,
+    khat: torch.Tensor,
+    *,
+    seed: int = 0,
+    plate: str = "data",
+    progress: bool = False,
+) -> torch.Tensor:
+    """Whether a row's evidence by draws of its guide needs refining, ``(num_data,)``.
+
+    That is where their k-hat is above 0.7, or where a few rounds of adaptation from far around the
+    prior find 0.3 nats more: draws that agree with each other and all miss a mode have a k-hat that
+    looks well. Where evidence cannot be refined, as latents are discrete, k-hat alone decides.
+
+    Args:
+        log_evidence, khat: of the guide's draws, nats; rows with NaN are not in doubt.
+
+    Raises:
+        ValueError: the contract is broken.
+
+    Example:
+        >>> from pyro_vaeflow import Guide, Model
+        >>> programs = Model(3, 2), Guide(3, 2), (torch.rand(2, 3),)
+        >>> doubtful(*programs, torch.tensor([0.0, -99.0]), torch.zeros(2))
+        tensor([False,  True])
+    """
+    is_doubtful = khat > importance.KHAT_LIMIT
+    way = check_contract(model, guide, args, plate=plate)
+    rows = (~is_doubtful & ~log_evidence.isnan()).nonzero().squeeze(-1)
+    with suppress(NoVectors), torch.no_grad():
+        dim = _dim(model, guide, args, way, plate, seed)
+        chunks = rows.split(max(1, NUMBERS // (LOOK.draws * dim))) if len(rows) else ()
+        for some in tqdm(chunks, desc="look around", unit="chunk", disable=not progress):
+            with evaluating(model, guide, seed):
+                latents = Latents(model, guide, take_rows(args, some), way, plate)
+                prior, own = (moments(u) for u in latents.first_draws(LOOK.fits, seed))
+                starts = [around(*own, WIDTHS), around(*prior, BROAD)]
+                stream, proposal = RowStream(latents.columns, seed), starts[1]
+                rounds = Rounds(latents, LOOK, stream)
+                for _ in range(LOOK.rounds):
+                    proposal = rounds.after(proposal)
+                proposal = joined([proposal, *starts], [0.5, 0.3, 0.2])
+                log_weight = _log_weights(latents, proposal, LOOK.final, stream)
+            found = log_weight.logsumexp(0) - math.log(LOOK.final)
+            is_doubtful[some] = found > log_evidence[some] + FOUND
+    return is_doubtful
+
+
 def adapted(
     latents: Latents, effort: Effort, stream: RowStream, seed: int
 ) -> tuple[StudentMixture, StudentMixture]:
@@ -152,26 +177,16 @@ def adapted(
     And the former part of it alone.
     """
     prior, guide = (moments(u) for u in latents.first_draws(effort.fits, seed))
-    proposal = _around(*prior, {1.0: 1.0})
-    earlier, drawn, log_joint = [], [], []
-    for round_ in range(effort.rounds + effort.more):
-        if round_ == effort.rounds:
-            starts = [_around(*guide, WIDTHS), _around(*prior, BROAD)]
-            ends = _ends_of_paths(latents, starts, effort, stream)
-            proposal = joined([proposal, starts[0], *ends], [0.25] * 4)
-        earlier.append(proposal)
-        drawn.append(latents.propose(proposal, effort.draws, stream))
-        log_joint.append(latents.log_joint(drawn[-1]))
-        u, recent = torch.cat(drawn[-MEMORY:], 1), earlier[-MEMORY:]
-        log_density = torch.stack([mixture.log_prob(u) for mixture in recent]).logsumexp(0)
-        log_weight = torch.cat(log_joint[-MEMORY:], 1) - log_density
-        log_weight.nan_to_num_(LEAST, neginf=LEAST)
-        power = cooling(log_weight, COOLING * effort.draws)
-        # points at even distances: less noise than independent choices
-        places = torch.arange(effort.fits, dtype=u.dtype, device=u.device) + stream.uniform(1)
-        some = taken(u, chosen((power * log_weight).softmax(-1), places / effort.fits))
-        proposal = _fitted(some, effort, stream)
-    core, some_earlier = joined([proposal, *ends], [0.5, 0.25, 0.25]), earlier[::EVERY]
+    proposal = around(*prior, {1.0: 1.0})
+    rounds = Rounds(latents, effort, stream)
+    for _ in range(effort.rounds):
+        proposal = rounds.after(proposal)
+    starts = [around(*guide, WIDTHS), around(*prior, BROAD)]
+    ends = _ends_of_paths(latents, starts, effort, stream)
+    proposal = joined([proposal, starts[0], *ends], [0.25] * 4)
+    for _ in range(effort.more):
+        proposal = rounds.after(proposal)
+    core, some_earlier = joined([proposal, *ends], [0.5, 0.25, 0.25]), rounds.proposals[::EVERY]
     shares = [1.0 - EARLIER, *[EARLIER / len(some_earlier)] * len(some_earlier)]
     return joined([core, *some_earlier], shares), core
 
@@ -207,21 +222,9 @@ def _ends_of_paths(
     streams = stream.repeated(count)
     path = Path(log_joint, whole)
     u = tempered_draws(path, effort.population, effort.steps, streams)
-    fit = _fitted(u, effort, streams)
+    fit = fit_parts(u, effort, streams)
     parts = zip(*(getattr(fit, name).chunk(count) for name in names), strict=True)
     return [StudentMixture(*part) for part in parts]
-
-
-def _fitted(u: torch.Tensor, effort: Effort, stream: RowStream) -> StudentMixture:
-    parts = min(effort.parts, u.shape[1] // (A_PART * u.shape[2]))
-    return fitted(u, stream.uniform(max(1, parts)))
-
-
-def _around(loc: torch.Tensor, factor: torch.Tensor, widths: dict[float, float]) -> StudentMixture:
-    """Parts of one place and several widths, width -> share."""
-    log_weights = loc.new_tensor([*widths.values()]).log().expand(len(loc), -1)
-    factors = torch.stack([width * factor for width in widths], 1)
-    return StudentMixture(log_weights, loc.unsqueeze(1).expand(-1, len(widths), -1), factors)
 
 
 def _log_weights(

@@ -11,12 +11,12 @@ import torch
 
 from pyro_vaeflow.inference import importance
 from pyro_vaeflow.inference.draws import trace_chunks
+from pyro_vaeflow.inference.importance import KHAT_LIMIT
 from pyro_vaeflow.inference.pairs import Draws
 from pyro_vaeflow.inference.parameters import Program
 from pyro_vaeflow.inference.traces import RowTerms, as_args, take_rows
 from pyro_vaeflow.validation import check_number, check_size, warn
 
-KHAT_LIMIT = 0.7  # Vehtari et al. 2024: above it more draws hardly help
 FRESH_SEED = 0x9E3779B1  # from the pilot's seed to that of fresh draws: far from people's seeds
 
 
@@ -116,10 +116,10 @@ def score(
             draws are then a pilot that says how many a row needs, up to `max_samples`; fresh ones
             make its scores, so that the choice biases nothing.
         max_samples: with `tol`, the most draws a row, at least `num_samples`.
-        refine: whether rows whose k-hat is above 0.7, or whose standard error is above `tol` or not
-            a number, go on to `pyro_vaeflow.inference.refine.refine`, which needs 0.1 to 1 second a
-            row, in place of more draws; ``"all"`` for every row, as where the guide may not see a
-            part of the posterior.
+        refine: whether rows that are `pyro_vaeflow.inference.refine.doubtful`, by their k-hat or by
+            a look around, or whose standard error is above `tol` or not a number, go on to
+            `pyro_vaeflow.inference.refine.refine`, which needs 0.1 to 1 second a row, in place of
+            more draws; ``"all"`` for every row.
         seed: of the draws.
         chunk_size: rows at once; memory grows with it, scores change by rounding. By default as
             many as make 30,000 draws for each of torch's threads, or fewer, so that a chunk's
@@ -162,13 +162,17 @@ def score(
             fresh = _scores(chunks(some, num_samples=count, seed=fresh_seed), some[0])
             _replace(scores, rows, fresh)
     elif refine:
-        unsure = (scores.khat > KHAT_LIMIT) | ~(scores.stderr <= (math.inf if tol is None else tol))
-        rows = (unsure & ~scores.log_evidence.isnan() | (refine == "all")).nonzero().squeeze(-1)
-        if len(rows):
-            from pyro_vaeflow.inference.refine import refine as refined  # most scores need it not
+        from pyro_vaeflow.inference import refine as refining  # most scores need it not
 
+        is_chosen = torch.ones_like(scores.refined)
+        if refine != "all":
+            known = scores.log_evidence, scores.khat
+            is_chosen = refining.doubtful(model, guide, args, *known, seed=seed, **options)
+            is_chosen |= ~(scores.stderr <= (math.inf if tol is None else tol))
+            is_chosen &= ~scores.log_evidence.isnan()
+        if len(rows := is_chosen.nonzero().squeeze(-1)):
             unsettled = take_rows(args, rows)
-            _replace(scores, rows, refined(model, guide, unsettled, seed=seed, **options))
+            _replace(scores, rows, refining.refine(model, guide, unsettled, seed=seed, **options))
             scores.refined[rows] = True
     warn_of_tails(scores.khat)
     lost = scores.log_evidence.isnan().nonzero().squeeze(-1)

@@ -91,7 +91,7 @@ class OneOptimizer(PyroOptim):
     Attributes:
         learning_rate: of the last step.
         grad_norm: of the last step's gradient, before clipping.
-        not_finite: names of parameters whose gradient was not finite in the last step.
+        not_finite: names of parameters whose gradient's norm was not finite in the last step.
 
     Raises:
         ValueError: there is nothing to train, or `clip_norm` is not above 0.
@@ -139,6 +139,8 @@ class OneOptimizer(PyroOptim):
         for gradient in gradients if self.divisor > 1 else ():
             gradient /= self.divisor
         norm = torch.nn.utils.get_total_norm(gradients)
+        if self.clip_norm is not None and not norm.isfinite():  # squares overflow before gradients
+            norm = torch.nn.utils.get_total_norm([gradient.double() for gradient in gradients])
         self.grad_norm = norm.item()
         if math.isfinite(self.grad_norm):
             if self.clip_norm is not None:
@@ -148,7 +150,7 @@ class OneOptimizer(PyroOptim):
             self.not_finite = [
                 name
                 for name, p in self.parameters.items()
-                if p.grad is not None and not p.grad.isfinite().all()
+                if p.grad is not None and not p.grad.norm().isfinite()
             ]
         self.torch_optimizer.zero_grad()
 

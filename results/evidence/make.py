@@ -17,7 +17,7 @@ from pyro_vaeflow import Guide, Model, VAEFlowDetector, score
 from pyro_vaeflow.datasets.kddcup99 import load_kddcup99
 from pyro_vaeflow.datasets.registry import load_adbench
 from pyro_vaeflow.datasets.splits import one_class_split
-from pyro_vaeflow.inference.scoring import KHAT_LIMIT
+from pyro_vaeflow.inference.importance import KHAT_LIMIT
 from pyro_vaeflow.metrics import auroc
 from results.shared.pages import markdown, parse, parser, run_script, write_page
 
@@ -49,7 +49,7 @@ def trained(name: str, budget: Mapping[str, int]) -> tuple[Model, Guide, torch.T
 def measure(
     name: str, model: Model, guide: Guide, x: torch.Tensor, is_anomaly: np.ndarray, again: int
 ) -> pd.DataFrame:
-    """Evidence of rows, a line a row: of the guide's draws, and refined where k-hat asks for it.
+    """Evidence of rows, a line a row: of the guide's draws, and refined where it is in doubt.
 
     ``again`` is that of another seed, for so many refined rows of each kind.
     """
@@ -161,8 +161,8 @@ def write_tables(folder: Path) -> None:
         f"# {folder.resolve().name}: tables",
         "Made by `python -m results.evidence.make` from rows.csv, a line a row; README.md says "
         "what they show. Before: 100 draws of the posterior. After: `refine=True`, which takes the "
-        "rows whose k-hat is above 0.7; nats, errors and processor seconds are of these, and so "
-        "are the rows that another seed has refined anew.",
+        "rows that are in doubt; nats, errors and processor seconds are of these, and so are the "
+        "rows that another seed has refined anew.",
         "## Evidence",
         markdown(summary(rows)),
         "## Detection",

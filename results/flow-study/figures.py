@@ -105,23 +105,31 @@ def plot_evidence_and_detection(differences: pd.DataFrame) -> Figure:
 
 
 def plot_margins(rows: pd.DataFrame) -> Figure:
-    """Draws what lies between the classes beside slack and gains: a line a data set, log scale.
+    """Draws what lies between the classes beside slack and gains, by 32 draws and refined.
+
+    A line a data set and latent size; with two latents quadrature takes the place of refinement.
 
     Args:
         rows: as of `margins`.
     """
-    means = rows.groupby("dataset")[[*MARGINS]].mean().abs()
-    figure = Figure(figsize=(6.4, 1.4 + 0.34 * len(means)), layout="constrained")
-    axes = figure.subplots()
-    for name, (label, marker, fill) in MARGINS.items():
-        axes.plot(
-            means[name], range(len(means)), marker, color="black", markerfacecolor=fill,
-            markersize=6, linewidth=0, label=label,
-        )  # fmt: skip
-    axes.set_yticks(range(len(means)), labels=[n.removeprefix("adbench:") for n in means.index])
-    axes.invert_yaxis()
-    axes.set(xscale="log", xlabel="nats per row, magnitude")
-    axes.grid(axis="y", color="0.9")
+    rows = rows.replace({"evidence": {"quadrature": "refined"}})  # each table has one of the two
+    means = rows.groupby(["evidence", "dataset", "latent_dim"])[[*MARGINS]].mean()
+    figure = Figure(figsize=(7.2, 1.6 + 0.34 * len(means.loc["refined"])), layout="constrained")
+    axes = figure.subplots(1, 2, sharex=True, sharey=True)
+    for panel, evidence in zip(axes, ("32 draws", "refined"), strict=True):
+        of_sets = means.loc[evidence]
+        names = [f"{name.removeprefix('adbench:')}, z of {size}" for name, size in of_sets.index]
+        for name, (label, marker, fill) in MARGINS.items():
+            panel.plot(
+                of_sets[name], range(len(names)), marker, color="black", markerfacecolor=fill,
+                markersize=6, linewidth=0, label=label if panel is axes[0] else None,
+            )  # fmt: skip
+        panel.axvline(0.0, color="black", linewidth=0.8)
+        panel.set_yticks(range(len(names)), labels=names)
+        panel.set_xscale("symlog", linthresh=1.0)
+        panel.set(title=evidence, xlabel="nats per row")
+        panel.grid(axis="y", color="0.9")
+    axes[0].invert_yaxis()
     figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=8)
     return figure
 
@@ -148,7 +156,7 @@ def study_figures(table: pd.DataFrame, rows: pd.DataFrame) -> dict[str, Figure]:
                 "auroc_reconstruction": "AUROC, reconstruction, points",
             },
         ),
-        "margins": plot_margins(central(rows)),
+        "margins": plot_margins(rows),
         "approximation": plot_sizes(factorial, "approximation_gap", "approximation gap, nats"),
         "amortization": plot_sizes(factorial, "amortization_gap", "amortization gap, nats"),
         "evidence": plot_sizes(factorial, "log_evidence", "log evidence, nats per row"),

@@ -1,112 +1,149 @@
 """Margins: what a flow adds to the evidence of rows, beside what lies between the classes."""
 
 from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pandas as pd
 from scipy.stats import spearmanr
 
-from pyro_vaeflow.experiments.results import finished_runs, flat_settings, read_arrays
-from results.shared.effects import CELL, POSTERIOR, effect, paired
+from pyro_vaeflow.experiments.results import method_name
+from pyro_vaeflow.inference.scoring import KHAT_LIMIT
+from pyro_vaeflow.metrics import auroc
+from results.shared.effects import effect
 
-from .design import central
+from .design import of_posterior, posteriors
 
-Arrays = Mapping[str, np.ndarray]
-KDD = "kddcup99"
 AUROC = ("auroc_importance", "auroc_reconstruction")
-NATS = ["margin", "slack_inliers", "slack_outliers", "gain_inliers", "gain_outliers"]
+CELL = ["dataset", "latent_dim", "seed"]
+EVIDENCE = {  # of a row, by what: column
+    "32 draws": "log_evidence_drawn",
+    "refined": "log_evidence_refined",
+    "quadrature": "quadrature",
+}
+NATS = ["margin", "slack_inliers", "slack_outliers", "gain_inliers", "gain_outliers", "widening"]
 
 
-def margins(folder: Path) -> pd.DataFrame:
-    """A row a flow's run that has the diagonal posterior's run of its cell and seed beside it.
+def margins(rows: pd.DataFrame) -> pd.DataFrame:
+    """A line a flow's run beside the diagonal posterior's of its cell, and what gives the evidence.
 
-    Columns are those of `margin` after data set, seed, cell and posterior. Empty without runs.
+    Args:
+        rows: of refined.csv or quadrature.csv, a line a row and run.
+
+    Returns:
+        Cell, posterior, and as `evidence` a key of `EVIDENCE`; then the numbers of `margin`.
     """
-    cells: dict[tuple[Any, ...], dict[tuple[str, int], Arrays]] = {}
-    for run in finished_runs(folder):
-        settings = flat_settings(run.config)
-        cell = run.config.dataset, run.config.seed, *(settings.get(name) for name in CELL)
-        posterior = run.config.flow, run.config.num_flows
-        cells.setdefault(cell, {})[posterior] = read_arrays(run.folder / "scores.npz")
-    return pd.DataFrame(
-        [
-            dict(zip(("dataset", "seed", *CELL), cell, strict=True))
-            | {"flow": flow, "num_flows": depth}
-            | margin(of_posterior["diagonal", 0], arrays)
-            for cell, of_posterior in cells.items()
-            if ("diagonal", 0) in of_posterior
-            for (flow, depth), arrays in of_posterior.items()
-            if flow != "diagonal"
-        ]
-    )
+    lines = []
+    for cell, of_cell in rows.groupby(CELL):
+        diagonal = of_posterior(of_cell, "diagonal", 0)
+        for flow, depth in posteriors(of_cell)[1:]:
+            of_flow = of_posterior(of_cell, flow, depth)
+            for name, column in EVIDENCE.items():
+                if column in of_cell and of_flow[column].notna().all():
+                    line = dict(zip(CELL, cell, strict=True)) | {"flow": flow, "num_flows": depth}
+                    lines.append(line | {"evidence": name} | margin(diagonal, of_flow, column))
+    return pd.DataFrame(lines)
 
 
-def margin(diagonal: Arrays, flow: Arrays) -> dict[str, float]:
+def margin(diagonal: pd.DataFrame, flow: pd.DataFrame, column: str) -> dict[str, float]:
     """How far apart the evidence holds the classes, and how far the flow moves each of them.
 
     Args:
-        diagonal: of a run's test rows (n): is_anomaly, log_evidence and elbo, in nats.
-        flow: the same of the same rows, under another posterior.
+        diagonal: rows of a run, with row, is_anomaly, elbo and `column`, the log evidence; nats.
+        flow: the same rows under another posterior.
 
     Returns:
         margin: the median log evidence of inliers less that of outliers, under the diagonal.
         slack_inliers, slack_outliers: medians of the diagonal's log evidence less its ELBO; the
             most that a better posterior could do for the bound.
         gain_inliers, gain_outliers: medians of the flow's log evidence less the diagonal's.
+        mean_gain_inliers, mean_gain_outliers: their means.
+        widening: the flow's margin less the diagonal's, between medians of classes.
         rank_correlation: of the two log evidences over all rows (Spearman).
+        auroc: of the flow's evidence less that of the diagonal's.
     """
-    outlier = diagonal["is_anomaly"] == 1
-    evidence = diagonal["log_evidence"]
-    slack, gain = evidence - diagonal["elbo"], flow["log_evidence"] - evidence
-    nats = {"margin": np.median(evidence[~outlier]) - np.median(evidence[outlier])}
-    for name, values in (("slack", slack), ("gain", gain)):
-        nats[f"{name}_inliers"] = np.median(values[~outlier])
-        nats[f"{name}_outliers"] = np.median(values[outlier])
-    return nats | {"rank_correlation": spearmanr(evidence, flow["log_evidence"]).statistic}
-
-
-def with_auroc(rows: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:
-    """The rows of `margins` beside what their flow changed of AUROC.
-
-    Args:
-        table: the study's summary, a row a run.
-    """
-    changes = paired(table)
-    cell = [name for name in ("dataset", "seed", *POSTERIOR, *CELL) if name in changes]
-    return rows.merge(changes[[*cell, AUROC[0]]], on=cell, validate="one_to_one")
-
-
-def share_and_auroc(rows: pd.DataFrame) -> str:
-    """How far flows move the classes apart, and whether detection follows."""
-    inner = central(rows)
-    inner = inner.assign(widened=inner["gain_inliers"] - inner["gain_outliers"])
-    of_sets = inner.groupby("dataset")[["widened", "margin"]].mean()
-    shares = (100 * of_sets["widened"] / of_sets["margin"]).map("{:.1f}%".format)
-    rank = spearmanr(inner["widened"] / inner["margin"], inner[AUROC[0]]).statistic
-    return (
-        "Flows move the classes apart by these shares of what already lies between them: "
-        + ", ".join(f"{name.removeprefix('adbench:')} {share}" for name, share in shares.items())
-        + f". Over all pairs, this share and the change of AUROC have a rank correlation of "
-        f"{rank:.2f} (Spearman, {len(inner)} pairs). All of these are of the scores that the runs "
-        "gave, by 32 draws a row: nats of log p(x) they are not where k-hat is high, as it is for "
-        "most outliers, whose evidence is too low then; on the ring by tens of nats."
-    )
+    both = diagonal.merge(flow, on=["row", "is_anomaly"], suffixes=("", "_flow"))
+    before, after = both[column], both[f"{column}_flow"]
+    values = pd.DataFrame({"before": before, "after": after, "gain": after - before})
+    values["slack"] = before - both["elbo"]
+    of_kind = values.groupby(both["is_anomaly"])
+    (_, inliers), (_, outliers) = of_kind.median().iterrows()
+    nats = {"margin": inliers["before"] - outliers["before"]}
+    for name in ("slack", "gain"):
+        nats |= {f"{name}_inliers": inliers[name], f"{name}_outliers": outliers[name]}
+    for kind, gain in zip(("inliers", "outliers"), of_kind["gain"].mean(), strict=True):
+        nats[f"mean_gain_{kind}"] = gain
+    nats["widening"] = inliers["after"] - outliers["after"] - nats["margin"]
+    nats["rank_correlation"] = spearmanr(before, after).statistic
+    nats["auroc"] = auroc(both["is_anomaly"], -after) - auroc(both["is_anomaly"], -before)
+    return nats
 
 
 def margin_table(rows: pd.DataFrame) -> pd.DataFrame:
-    """Means over the flows' runs: a row a data set, and one of KDD under the paper's likelihood."""
-    groups = {str(name): group for name, group in central(rows).groupby("dataset")}
-    paper = rows[(rows["dataset"] == KDD) & (rows["preprocessing"] == "minmax")]
-    if len(paper):
-        groups[f"{KDD}, Bernoulli"] = paper
+    """Means over the flows' runs: a line a data set, latent size and what gives the evidence."""
     lines = []
-    for name, group in groups.items():
-        means = {n.replace("_", ", "): f"{group[n].mean():.2f}" for n in NATS}
-        means["rank correlation"] = f"{group['rank_correlation'].mean():.3f}"
-        means["AUROC, points"] = f"{100 * group[AUROC[0]].mean():+.2f}"
-        lines.append({"data set": name, "pairs": len(group)} | means)
+    for (name, latents, evidence), group in rows.groupby(["dataset", "latent_dim", "evidence"]):
+        line = {"data set": name, "latents": latents, "evidence": evidence, "pairs": len(group)}
+        line |= {n.replace("_", ", "): f"{group[n].mean():.2f}" for n in NATS}
+        apart = group["gain_inliers"] - group["gain_outliers"]
+        line["moved apart"] = f"{100 * apart.mean() / group['margin'].mean():.1f}%"
+        line["rank correlation"] = f"{group['rank_correlation'].mean():.3f}"
+        line["AUROC, points"] = f"{100 * group['auroc'].mean():+.2f}"
+        lines.append(line)
+    return pd.DataFrame(lines)
+
+
+def gain_table(rows: pd.DataFrame) -> pd.DataFrame:
+    """Effects of flows with 8 latents over all data sets: a line what gives the evidence."""
+    measures = {
+        "mean_gain_inliers": ("mean gain, inliers, nats", 1),
+        "gain_outliers": ("median gain, outliers, nats", 1),
+        "widening": ("between medians of classes, nats", 1),
+        "auroc": ("AUROC of these rows, points", 100),
+    }
+    lines = []
+    for evidence, group in rows[rows["latent_dim"] == 8].groupby("evidence"):
+        line = {"evidence": evidence, "pairs": len(group)}
+        line |= {h: effect(group, n).text(factor) for n, (h, factor) in measures.items()}
+        lines.append(line)
+    return pd.DataFrame(lines)
+
+
+def trust_table(rows: pd.DataFrame) -> pd.DataFrame:
+    """What refinement adds and what can be believed: a line a data set, posterior and class."""
+    lines = []
+    for (name, latents), of_set in rows.groupby(["dataset", "latent_dim"]):
+        for flow, depth in posteriors(of_set):
+            for kind, group in of_posterior(of_set, flow, depth).groupby("is_anomaly"):
+                line = {"data set": name, "latents": latents, "posterior": method_name(flow, depth)}
+                line["rows"] = f"{len(group)} {('inliers', 'outliers')[kind]}"
+                for evidence in ("drawn", "refined"):
+                    share = (group[f"khat_{evidence}"] > KHAT_LIMIT).mean()
+                    line[f"k-hat > {KHAT_LIMIT}, {evidence}"] = f"{share:.0%}"
+                added = group["log_evidence_refined"] - group["log_evidence_drawn"]
+                believed = added[~(group["khat_drawn"] > KHAT_LIMIT)]
+                line["1 nat low, k-hat below, drawn"] = (
+                    f"{(believed > 1.0).sum()} of {len(believed)}"
+                )
+                line["refinement adds, mean"] = f"{added.mean():+.2f}"
+                line["median"] = f"{added.median():+.2f}"
+                line["standard error, median"] = f"{group['stderr_refined'].median():.3f}"
+                lines.append(line)
+    return pd.DataFrame(lines)
+
+
+def quadrature_table(rows: pd.DataFrame) -> pd.DataFrame:
+    """Errors of log evidence beside quadrature, nats: a line a posterior, class and evidence."""
+    lines = []
+    rows = rows.dropna(subset=["quadrature"])
+    for flow, depth in posteriors(rows):
+        for kind, group in of_posterior(rows, flow, depth).groupby("is_anomaly"):
+            for name in ("32 draws", "refined"):
+                error = group[EVIDENCE[name]] - group["quadrature"]
+                line = {"posterior": method_name(flow, depth), "evidence": name}
+                line["rows"] = f"{len(group)} {('inliers', 'outliers')[kind]}"
+                line |= {"mean error": f"{error.mean():+.3f}", "median": f"{error.median():+.3f}"}
+                line["largest"] = f"{error.loc[error.abs().idxmax()]:+.2f}"
+                line["within 0.1"] = f"{(error.abs() <= 0.1).mean():.0%}"
+                lines.append(line)
     return pd.DataFrame(lines)
 
 

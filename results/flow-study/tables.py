@@ -1,4 +1,4 @@
-"""The study's tables: effects, gaps, margins and costs, from summary.csv and margins.csv."""
+"""The study's tables: effects, gaps, margins and costs, from summary.csv and refined.csv."""
 
 from collections.abc import Sequence
 
@@ -10,7 +10,7 @@ from results.shared.effects import Effect, effect, effects, paired
 from results.shared.pages import markdown
 
 from .design import central, choices, complete, of_posterior, over_sets, posteriors
-from .margins import margin_table, moves, share_and_auroc, with_auroc
+from .margins import gain_table, margin_table, moves, quadrature_table, trust_table
 
 GAPS = ("approximation_gap", "amortization_gap")
 HEADINGS = {  # measure -> heading, factor, digits
@@ -28,17 +28,17 @@ BRIEF = ["elbo", "log_evidence", "auroc_importance", "auroc_reconstruction"]
 BY_SIZE = ["elbo", "log_evidence", "approximation_gap", "auroc_importance"]
 
 
-def study_tables(table: pd.DataFrame, rows: pd.DataFrame) -> dict[str, str]:
+def study_tables(table: pd.DataFrame, of_runs: pd.DataFrame, rows: pd.DataFrame) -> dict[str, str]:
     """Heading -> Markdown of each table.
 
     Args:
         table: summary.csv, a row a run.
-        rows: margins.csv.
+        of_runs: as of `margins`.
+        rows: refined.csv, a line a row and run.
     """
     factorial = central(table)
     differences = complete(paired(factorial))
     cells = differences[["dataset", "seed", "latent_dim"]].drop_duplicates()
-    known = with_auroc(rows, table)
     of_flow = {
         flow: differences[differences["flow"] == flow].sort_values(["num_flows", "latent_dim"])
         for flow in ("planar", "iaf")
@@ -53,8 +53,10 @@ def study_tables(table: pd.DataFrame, rows: pd.DataFrame) -> dict[str, str]:
             ["flow", "num_flows"],
             [*HEADINGS],
         ),
-        "What lies between the classes": f"{markdown(margin_table(known))}\n\n"
-        f"{share_and_auroc(known)}",
+        "Flows with 8 latents by 32 draws and refined": markdown(gain_table(of_runs)),
+        "What lies between the classes": markdown(margin_table(of_runs)),
+        "What refinement adds": markdown(trust_table(rows)),
+        "Evidence beside quadrature, ring with 2 latents": markdown(quadrature_table(rows)),
         "What choices do to AUROC, in points": f"{markdown(moves(choices(table)))}\n\n"
         f"The importance score less the reconstruction score, all posteriors together: {score}.",
         "Gaps, nats a row": markdown(gap_table(factorial.merge(cells))),

@@ -18,8 +18,8 @@ from pyro_vaeflow.experiments.results import FinishedRun, finished_runs, method_
 from pyro_vaeflow.experiments.run_folder import load_programs
 from pyro_vaeflow.experiments.tasks import load_task
 from pyro_vaeflow.inference.draws import log_weights
-from pyro_vaeflow.inference.importance import log_evidence, log_evidence_stderr
-from pyro_vaeflow.inference.scoring import KHAT_LIMIT, KhatWarning, Scores, score
+from pyro_vaeflow.inference.importance import KHAT_LIMIT, log_evidence, log_evidence_stderr
+from pyro_vaeflow.inference.scoring import KhatWarning, Scores, score
 from results.shared.pages import markdown, write_page
 
 POSTERIORS = (("diagonal", 0), ("planar", 50))

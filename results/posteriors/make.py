@@ -1,12 +1,12 @@
 """How near amortised posteriors are to reference draws; with ``--fit`` fits what is not fitted yet.
 
 One run is a task, a family and a seed. A finished run is a JSON file in ``runs/``, so a killed call
-goes on with the next.
+goes on with the next; one whose training ended in numbers that are not finite is a result, too.
 """
 
 import json
 from collections.abc import Sequence
-from dataclasses import fields
+from dataclasses import asdict, fields
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -16,8 +16,9 @@ from tqdm.auto import tqdm
 
 from pyro_vaeflow.experiments.results import method_name
 from pyro_vaeflow.experiments.tables import mean_std
+from pyro_vaeflow.inference.importance import KHAT_LIMIT
 from pyro_vaeflow.inference.saved_folder import write_whole
-from pyro_vaeflow.inference.scoring import KHAT_LIMIT
+from pyro_vaeflow.inference.training import NonFiniteError
 from results.posteriors.runs import PosteriorRun, fit_posterior
 from results.posteriors.tasks import OBSERVATIONS, TASKS
 from results.shared.pages import markdown, parse, parser, write_page
@@ -55,7 +56,11 @@ def fit_missing(folder: Path, runs: Sequence[PosteriorRun]) -> None:
     for run in tqdm(runs, desc="posteriors", unit="fit"):
         path = folder / "runs" / f"{run.name}.json"
         if not path.is_file():
-            write_whole(path, json.dumps(fit_posterior(run)).encode())
+            try:
+                found = fit_posterior(run)
+            except NonFiniteError:
+                found = asdict(run)
+            write_whole(path, json.dumps(found).encode())
 
 
 def write_results(folder: Path, runs: Sequence[PosteriorRun]) -> None:
@@ -67,16 +72,21 @@ def write_results(folder: Path, runs: Sequence[PosteriorRun]) -> None:
     paths = [folder / "runs" / f"{run.name}.json" for run in runs]
     finished = [json.loads(path.read_text()) for path in paths if path.is_file()]
     if finished:
-        evidence = {run["task"]: run["log_evidence"] for run in finished if run["refined"]}
+        evidence = {run["task"]: run["log_evidence"] for run in finished if "log_evidence" in run}
         rows = [row for run in finished for row in _rows(run, evidence[run["task"]])]
         pd.DataFrame(rows).to_csv(folder / "summary.csv", index=False, float_format="%.6g")
     write_tables(folder, pd.read_csv(folder / "summary.csv"), runs[0])
 
 
 def _rows(run: dict[str, Any], evidence: Sequence[float]) -> list[dict[str, Any]]:
-    """What a run says of each observation, and of its calibration, the same in each row."""
-    names = ("task", "flow", "num_flows", "seed", "seconds")
-    common = {name: run[name] for name in names}
+    """What a run says of each observation, and of its calibration, the same in each row.
+
+    Of a run that did not train there is one row, with its names alone.
+    """
+    common = {name: run[name] for name in ("task", "flow", "num_flows", "seed")}
+    if "c2st" not in run:
+        return [common]
+    common |= {"seconds": run["seconds"]}
     common |= {name: min(run[name]) for name in ("sbc", "vsbc")}
     measured = zip(OBSERVATIONS, run["c2st"], run["khat"], evidence, run["elbo"], strict=True)
     return [
@@ -86,12 +96,13 @@ def _rows(run: dict[str, Any], evidence: Sequence[float]) -> list[dict[str, Any]
 
 
 def by_family(table: pd.DataFrame, cell: Any) -> pd.DataFrame:
-    """A row a family and a column a task, of what `cell` makes of their rows."""
+    """A row a family and a column a task, of what `cell` makes of the rows that trained."""
     lines = {}
     for (task, flow, depth), group in table.groupby(["task", "flow", "num_flows"], sort=False):
         place = ORDER.index(flow), depth
         line = lines.setdefault(place, {"family": method_name(flow, depth)})
-        line[task] = cell(group)
+        trained = group[group["c2st"].notna()]
+        line[task] = cell(trained) if len(trained) else "did not train"
     names = [task for task in TASKS if task in set(table["task"])]
     return pd.DataFrame([lines[place] for place in sorted(lines)], columns=["family", *names])
 
@@ -103,11 +114,16 @@ def write_tables(folder: Path, table: pd.DataFrame, run: PosteriorRun) -> None:
         for f in fields(run)
         if f.name.startswith(("num_", "batch", "learning", "temp")) and f.name != "num_flows"
     )
+    lost = table[table["c2st"].isna()]
+    names = [
+        f"{method_name(r.flow, r.num_flows)} on {r.task}, seed {r.seed}" for r in lost.itertuples()
+    ]
     write_page(
         folder / "tables.md",
         f"# {folder.resolve().name}: tables",
         f"Made by `python -m results.posteriors.make --fit`: {len(OBSERVATIONS)} observations, "
-        f"seeds {sorted(set(table['seed']))}; {settings}.",
+        f"seeds {sorted(set(table['seed']))}; {settings}. Trainings whose gradients overflowed, of "
+        f"which the tables know nothing: {'; '.join(names) or 'none'}.",
         "## C2ST, mean ± standard deviation over observations and seeds (0.5: as the reference)",
         markdown(by_family(table, lambda group: mean_std(group["c2st"], 3))),
         "## log p(x) - ELBO, nats, median",

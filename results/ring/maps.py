@@ -13,7 +13,8 @@ from pyro_vaeflow import Model, score
 from pyro_vaeflow.datasets.ring import ring_log_density
 from pyro_vaeflow.experiments.results import finished_runs, method_name
 from pyro_vaeflow.experiments.run_folder import load_programs
-from pyro_vaeflow.inference.scoring import KHAT_LIMIT, KhatWarning
+from pyro_vaeflow.inference.refine import doubtful
+from pyro_vaeflow.inference.scoring import KhatWarning
 from pyro_vaeflow.plots.maps import plot_score_maps
 from results.shared.pages import markdown, write_page
 
@@ -92,6 +93,9 @@ def _measured(folder: Path, x: torch.Tensor, latents: Sequence[int]) -> pd.DataF
         "reconstruction": drawn.reconstruction,
         "importance": drawn.importance,
         "khat": drawn.khat,
+        "is_doubtful": doubtful(
+            model, guide, (x,), drawn.log_evidence, drawn.khat, seed=config.seed
+        ),
         "refined": refined.importance,
         "refined_khat": refined.khat,
         "quadrature": -quadrature(model.eval(), x, latents),
@@ -121,9 +125,7 @@ def draw_maps(folder: Path) -> None:
         of_draws, refined = rows["importance"], rows["refined"]
         lines += [
             _compared(f"{name}: 100 draws", rows, of_draws),
-            _compared(
-                f"{name}: refine=True", rows, refined.where(rows["khat"] > KHAT_LIMIT, of_draws)
-            ),
+            _compared(f"{name}: refine=True", rows, refined.where(rows["is_doubtful"], of_draws)),
             _compared(f'{name}: refine="all"', rows, refined),
         ]
     write_page(

@@ -127,15 +127,16 @@ def watched(config: ExperimentConfig) -> pd.DataFrame:
 
 
 def fit_missing(folder: Path, runs: Sequence[ExperimentConfig]) -> None:
-    """Trains what is not finished, and writes evaluations.csv of what is."""
+    """Trains what is not finished, and writes evaluations.csv of what is, after each training."""
     (folder / "runs").mkdir(parents=True, exist_ok=True)
+    finished: list[pd.DataFrame] = []
     for config in tqdm(runs, desc="stopping", unit="training"):
         path = folder / "runs" / f"{config.run_name}.csv"
         if not path.is_file():
             text = watched(config).to_csv(index=False, float_format="%.6g")
             write_whole(path, text.encode())
-    finished = [pd.read_csv(folder / "runs" / f"{config.run_name}.csv") for config in runs]
-    pd.concat(finished).to_csv(folder / "evaluations.csv", index=False)
+        finished = [pd.concat([*finished, pd.read_csv(path)])]
+        finished[0].to_csv(folder / "evaluations.csv", index=False)
 
 
 def stopped_cold(whole: pd.DataFrame, rule: str) -> pd.DataFrame:
