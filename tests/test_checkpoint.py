@@ -217,6 +217,7 @@ BIAS = "state.guide.base.bias"
         (lambda t: t.update({"calibration_scores": torch.ones(2, 2)}), "'calibration_scores'"),
         (lambda t: t.pop("rarity.rows"), "rarity.rows.* are there if criterion is 'combined'"),
         (lambda t: t.update({"rarity.evidence": torch.ones(2, 2)}), "must hold rows .* evidence"),
+        (lambda t: t.update({"rarity.hashes": torch.ones(2)}), "rarity.hashes.* 64-bit integers"),
     ],
 )
 def test_tensors_that_do_not_fit_are_refused_by_name(saved: Path, change, message: str) -> None:

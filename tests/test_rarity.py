@@ -7,7 +7,8 @@ import pandas as pd
 import pytest
 import torch
 
-from pyro_vaeflow.detector.rarity import WIDTHS, Rarity, Surprise, _boxes, _weights
+from pyro_vaeflow.detector.rarity import WIDTHS, Rarity, Surprise, _boxes, _weights, isolation
+from pyro_vaeflow.inference.noise import row_hash
 from pyro_vaeflow.tables.columns import Column
 from pyro_vaeflow.tables.mixed_encoder import MixedEncoder
 
@@ -66,6 +67,31 @@ def test_rows_are_scored_by_themselves_and_a_training_row_does_not_vouch_for_its
     np.testing.assert_array_equal(rarity(x[:7], np.zeros(7)), scores[:7])
     again = pickle.loads(pickle.dumps(rarity))
     np.testing.assert_array_equal(again(x, np.zeros(400)), scores)
+
+
+def test_training_rows_do_not_vouch_for_their_like() -> None:
+    """The last 12 of 400 rows are one anomaly with small differences."""
+    draw = torch.Generator().manual_seed(0)
+    rows = torch.randn(400, 4, generator=draw, dtype=torch.float64)
+    rows[-12:] = rows[-12:] / 100 + 6.0
+    known = rows[torch.randperm(400, generator=draw)]
+    columns, evidence = [Column(name, "continuous") for name in "abcd"], np.zeros(400)
+    for some in (known, known[:300]):  # the others are training rows by their hash
+        rarity = Rarity(columns, some, evidence[: len(some)], row_hash(rows))
+        nearest = rarity.log_p_values(rows, evidence)["log_p_nearest"]
+        assert sorted(nearest.argsort()[:12]) == list(range(388, 400))
+        assert set(range(388, 400)) < set(rarity(rows, evidence).argsort()[:40])
+    fresh = rows + 1e-9  # new rows: that such were seen before says that they are usual
+    nearest = rarity.log_p_values(fresh, evidence)["log_p_nearest"]
+    assert nearest[388:].mean() > nearest[:388].mean()
+
+
+def test_copies_of_a_row_make_it_no_less_isolated() -> None:
+    known = np.random.default_rng(0).normal(size=(200, 3))
+    once, often = (np.vstack([known, np.full((count, 3), 5.0)]) for count in (1, 20))
+    expected = isolation(often[-1:], known)
+    np.testing.assert_allclose(isolation(often[-1:], often), expected, rtol=0.1)
+    assert (isolation(once, once).argmax(), isolation(known[:1], known[:1])) == (200, 0.0)
 
 
 def test_one_row_and_impossible_rows_to_compare_with_give_finite_scores() -> None:

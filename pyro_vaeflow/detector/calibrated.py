@@ -5,13 +5,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from sklearn.ensemble import IsolationForest
 from sklearn.utils.validation import check_is_fitted
 
 from pyro_vaeflow.detector import conformal
 from pyro_vaeflow.detector.drifting import Drift, drift_of
 from pyro_vaeflow.detector.gaps import GapScale
 from pyro_vaeflow.detector.programs import table_of
+from pyro_vaeflow.detector.rarity import MAX_ROWS, isolation, points
 from pyro_vaeflow.detector.settings import CRITERIA
 from pyro_vaeflow.inference.scoring import Scores
 from pyro_vaeflow.tables.column_values import as_text
@@ -125,15 +125,18 @@ class Calibrated:
     def _mostly_clean(
         self: Any, rows: torch.Tensor, weight: np.ndarray | None
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """The rows to train on: of a known share of anomalies, without the most isolated ones.
+        """The rows to train on: of a known share of anomalies, without twice as many isolated ones.
 
-        A density would learn an anomaly that comes again and again, and find it usual.
+        A density would learn an anomaly that comes again and again, and find it usual; it misses
+        an anomaly's like more than a few of the outermost rows.
         """
         weights = None if weight is None else torch.as_tensor(weight)
         if isinstance(self.contamination, str):
             return rows, weights
-        forest = IsolationForest(contamination=self.contamination, random_state=self.seed_)
-        kept = torch.as_tensor(forest.fit_predict(rows.numpy()) > 0)
+        x = points(self.encoder_.columns_, rows.double().numpy())
+        nearest = isolation(x, x[:MAX_ROWS])
+        num_kept = len(rows) - int(min(2.0 * self.contamination, 0.5) * len(rows))
+        kept = torch.as_tensor(nearest.argsort(kind="stable")[:num_kept]).sort().values
         return rows[kept], None if weights is None else weights[kept]
 
     def _calibrate(

@@ -48,7 +48,8 @@ class VAEFlowDetector(DetectorSettings, Programs, Calibrated, OutlierMixin, Base
             ``reconstruction`` for E_q[log p(x | z)], the negative of the paper's A(x). Thresholds
             are those of the criterion in `fit`.
         contamination: the share of anomalies, in (0, 0.5]: so many rows like the training rows are
-            flagged, and the most isolated are not trained on; ``"auto"``: 0.05, and all are.
+            flagged, and twice as many, the most isolated, are not trained on; ``"auto"``: 0.05, and
+            all are. A training row is not scored as a new one: `Rarity`.
         kinds: column name -> ``categorical``, ``discrete``, ``continuous``, ``positive`` or
             ``date``, where the training rows should not decide. They find heavy tails above 0 to be
             positive. Identifiers are left out unless it names them.

@@ -13,6 +13,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from pyro_vaeflow.detector.rarity import MAX_ROWS, MAX_SCORED, Rarity
 from pyro_vaeflow.inference.contributions import contributions
 from pyro_vaeflow.inference.fingerprint import structure
+from pyro_vaeflow.inference.noise import row_hash
 from pyro_vaeflow.inference.parameters import Program, check_device, modules, move
 from pyro_vaeflow.inference.saved_folder import named_digest, state_of, tensor_digest
 from pyro_vaeflow.inference.scoring import KhatWarning, NoScoreWarning, Scores
@@ -123,9 +124,9 @@ class Programs:
         self.rarity_, self._fitted_for = None, self.criterion
         if self.criterion != "combined":
             return
-        rows = self._to_score(rows[:MAX_ROWS])
+        rows, hashes = self._to_score(rows[:MAX_ROWS]), row_hash(rows)
         evidence = self._scores(rows[:MAX_SCORED]).log_evidence.cpu().numpy()
-        self.rarity_ = Rarity(self.encoder_.columns_, rows, evidence)
+        self.rarity_ = Rarity(self.encoder_.columns_, rows, evidence, hashes)
 
     def _check_criterion(self: Any) -> None:
         """Refuses a criterion that `set_params` has changed: the threshold is another's."""

@@ -36,7 +36,7 @@ FITTED = {
 }
 PLAIN = (bool, int, float, str, type(None))
 ROWS = "model.prior.rows"
-RARITY = ("rarity.rows", "rarity.evidence")
+RARITY = ("rarity.rows", "rarity.evidence", "rarity.hashes")
 
 
 def save_detector(detector: Any, folder: str | Path) -> None:
@@ -65,7 +65,8 @@ def save_detector(detector: Any, folder: str | Path) -> None:
     tensors["calibration_scores"] = torch.as_tensor(detector.calibration_scores_)
     tensors["reference"] = torch.as_tensor(detector.reference_)
     if (rarity := detector.rarity_) is not None:
-        tensors |= dict(zip(RARITY, (rarity.rows, torch.as_tensor(rarity.evidence)), strict=True))
+        values = (rarity.rows, torch.as_tensor(rarity.evidence), rarity.hashes)
+        tensors |= dict(zip(RARITY, values, strict=True))
     tensors["history"] = torch.as_tensor(history.to_numpy(dtype=np.float64, copy=True))
     write(folder, _plain(content, "detector"), tensors)
 
@@ -172,11 +173,13 @@ def _rarity(detector: Any, tensors: list[torch.Tensor]) -> Rarity | None:
         raise CheckpointError(f"tensors {RARITY} are there if criterion is 'combined', only then")
     if not tensors:
         return None
-    rows, evidence = tensors
+    rows, evidence, hashes = tensors
     fits = rows.shape[1:] == (len(detector.encoder_.columns_),) and evidence.dim() == 1
     if not fits or not rows.numel() or not evidence.numel() or evidence.isnan().any():
         raise CheckpointError(f"tensors {RARITY} must hold rows of these columns, and evidence")
-    return Rarity(detector.encoder_.columns_, rows, evidence.numpy())
+    if hashes.dim() != 1 or hashes.dtype != torch.int64:
+        raise CheckpointError(f"tensor {RARITY[2]!r} must hold 64-bit integers")
+    return Rarity(detector.encoder_.columns_, rows, evidence.numpy(), hashes)
 
 
 def _programs(
