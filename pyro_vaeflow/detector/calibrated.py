@@ -11,7 +11,7 @@ from pyro_vaeflow.detector import conformal
 from pyro_vaeflow.detector.drifting import Drift, drift_of
 from pyro_vaeflow.detector.gaps import GapScale
 from pyro_vaeflow.detector.programs import table_of
-from pyro_vaeflow.detector.rarity import MAX_ROWS, isolation, points
+from pyro_vaeflow.detector.rarity import BLOCK, MAX_ROWS, isolation, points
 from pyro_vaeflow.detector.settings import CRITERIA
 from pyro_vaeflow.inference.scoring import Scores
 from pyro_vaeflow.tables.column_values import as_text
@@ -133,10 +133,12 @@ class Calibrated:
         weights = None if weight is None else torch.as_tensor(weight)
         if isinstance(self.contamination, str):
             return rows, weights
-        x = points(self.encoder_.columns_, rows.double().numpy())
-        nearest = isolation(x, x[:MAX_ROWS])
+        columns = self.encoder_.columns_
+        known = points(columns, rows[:MAX_ROWS].double().numpy())
+        blocks = (points(columns, block.double().numpy()) for block in rows.split(BLOCK))
+        nearest = torch.cat([torch.as_tensor(isolation(block, known)) for block in blocks])
         num_kept = len(rows) - int(min(2.0 * self.contamination, 0.5) * len(rows))
-        kept = torch.as_tensor(nearest.argsort(kind="stable")[:num_kept]).sort().values
+        kept = nearest.argsort(stable=True)[:num_kept].sort().values
         return rows[kept], None if weights is None else weights[kept]
 
     def _calibrate(
