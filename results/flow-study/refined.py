@@ -21,7 +21,7 @@ from results.ring.maps import quadrature
 SETS = ("ring", "kddcup99", "adbench:cardio", "adbench:annthyroid")
 POSTERIORS = [("diagonal", 0), ("planar", 20), ("iaf", 20)]
 # Rows of each kind, refined in a round and by quadrature alone; latents along a square's side.
-BUDGET: dict[str, Any] = {"rounds": 6, "rows": 10, "many": 200, "latents": (400, 400, 400, 2400)}
+BUDGET: dict[str, Any] = {"rounds": 2, "rows": 10, "many": 200, "latents": (400, 400, 400, 2400)}
 QUICK: dict[str, Any] = {"rounds": 1, "rows": 2, "many": 4, "latents": (8, 8, 8, 40)}
 KEYS = ["dataset", "seed", "latent_dim", "flow", "num_flows"]
 

@@ -23,7 +23,7 @@ REACH = 1.25  # of a map
 BUDGET: dict[str, Any] = {"places": 25, "latents": (400, 400, 400, 2400)}
 QUICK: dict[str, Any] = {"places": 3, "latents": (8, 8, 8, 40)}
 WIDEST = 32.0  # half a side of the widest square; the next one is half as wide
-CELLS = 8.0  # of decoded latents that are taken together, to a standard deviation of the decoder's
+CELLS = 40.0  # of decoded latents that are taken together, to a standard deviation of the decoder's
 
 
 def quadrature(model: Model, x: torch.Tensor, latents: Sequence[int]) -> torch.Tensor:
