@@ -217,9 +217,9 @@ draw(densities, edges, table, unit=" (km)", density_unit="per square kilometre")
 # - A posterior in two pieces is another matter. KL(q || p) punishes a q that is where p is not,
 #   and not one that leaves a piece out: that costs log 2 = 0.69 nats, once, and is a local
 #   optimum.
-# - **No diagnostic made of q's own draws sees a piece that q never visits**: compare the two
-#   columns of log p(x) for the first row, and its k-hat. Where the estimate is too low while
-#   k-hat looks well, only another look helps: quadrature, as here, or a guide from another start.
+# - **No diagnostic made of q's own draws sees a piece that q never visits**: their k-hat looks
+#   well on the first row, where every guide has one of two pieces. `inference_gap` looks around
+#   such rows from far off, and so its estimate of log p(x) is that of quadrature.
 
 # %%
 pd.set_option("display.width", 120)
