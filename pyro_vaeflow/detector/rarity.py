@@ -90,8 +90,8 @@ class Rarity:
         entries = self._entries(values, np.ones(len(rows), dtype=bool))
         self._of_entry = [Surprise(known) for known in entries]
         self._of_evidence = Surprise(-self.evidence)
-        self._of_nearest = Surprise(self._near(values)[:, 1])  # the first is itself
         self._known = points(self._columns, values)
+        self._of_nearest = Surprise(self._near(values, self._known)[:, 1])  # the first is itself
         self._of_rarest = Surprise(self._rarest(entries))
 
     def __call__(self, x: torch.Tensor, evidence: ArrayLike) -> np.ndarray:
@@ -100,9 +100,10 @@ class Rarity:
 
     def log_p_values(self, x: torch.Tensor, evidence: ArrayLike) -> pd.DataFrame:
         """The three terms of s(x), a column each, nats."""
-        own = torch.isin(row_hash(x.cpu()), self.hashes).numpy() & self._are_distinct
+        x = x.cpu()
+        own = torch.isin(row_hash(x), self.hashes).numpy() & self._are_distinct
         blocks = range(0, max(len(x), 1), BLOCK)
-        parts = [self._compared(x[b : b + BLOCK].cpu(), own[b : b + BLOCK]) for b in blocks]
+        parts = [self._compared(x[b : b + BLOCK], own[b : b + BLOCK]) for b in blocks]
         terms = np.vstack([self._of_evidence(-np.asarray(evidence)), np.hstack(parts)])
         terms[:, own] *= OF_TRAINING[:, None]
         return -pd.DataFrame(terms.T, columns=["log_p_evidence", "log_p_nearest", "log_p_entry"])
@@ -114,15 +115,19 @@ class Rarity:
     def _compared(self, x: torch.Tensor, own: np.ndarray) -> np.ndarray:
         """The surprise of the nearest row and of the rarest entry, ``(2, num_data)``."""
         values = x.double().numpy()[:, self._places]
-        nearest = self._of_nearest(self._near(values)[:, 0])
+        at = points(self._columns, values)
+        nearest = self._of_nearest(self._near(values, at)[:, 0])
         if own.any():
-            apart = isolation(points(self._columns, values[own]), self._known)
-            nearest[own] = self._of_isolation(apart)
+            nearest[own] = self._of_isolation(isolation(at[own], self._known))
         return np.stack([nearest, self._of_rarest(self._rarest(self._entries(values, own)))])
 
-    def _near(self, values: np.ndarray) -> np.ndarray:
-        """Distances to the two nearest rows, ``(num_data, 2)``; a missing level adds nothing."""
-        squares = self._tree.query(points(self._columns, values), [1, 2])[0] ** 2
+    def _near(self, values: np.ndarray, at: np.ndarray) -> np.ndarray:
+        """Distances to the two nearest rows, ``(num_data, 2)``; a missing level adds nothing.
+
+        Args:
+            at: the values as `points`.
+        """
+        squares = self._tree.query(at, [1, 2])[0] ** 2
         gaps = np.isnan(values[:, self._has_levels]).sum(axis=1, keepdims=True)
         return np.sqrt(np.maximum(squares - gaps / 2, 0.0))
 

@@ -1,12 +1,12 @@
 """Margins: what a flow adds to the evidence of rows, beside what lies between the classes."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import pandas as pd
 from scipy.stats import spearmanr
 
 from pyro_vaeflow.experiments.results import method_name
-from pyro_vaeflow.inference.scoring import KHAT_LIMIT
+from pyro_vaeflow.inference.importance import KHAT_LIMIT
 from pyro_vaeflow.metrics import auroc
 from results.shared.effects import effect
 
@@ -107,43 +107,43 @@ def gain_table(rows: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(lines)
 
 
+def _classes(rows: pd.DataFrame) -> Iterator[tuple[str, str, pd.DataFrame]]:
+    """Name of each posterior, how many rows of each class, and these."""
+    for flow, depth in posteriors(rows):
+        for kind, group in of_posterior(rows, flow, depth).groupby("is_anomaly"):
+            yield method_name(flow, depth), f"{len(group)} {('inliers', 'outliers')[kind]}", group
+
+
 def trust_table(rows: pd.DataFrame) -> pd.DataFrame:
     """What refinement adds and what can be believed: a line a data set, posterior and class."""
     lines = []
     for (name, latents), of_set in rows.groupby(["dataset", "latent_dim"]):
-        for flow, depth in posteriors(of_set):
-            for kind, group in of_posterior(of_set, flow, depth).groupby("is_anomaly"):
-                line = {"data set": name, "latents": latents, "posterior": method_name(flow, depth)}
-                line["rows"] = f"{len(group)} {('inliers', 'outliers')[kind]}"
-                for evidence in ("drawn", "refined"):
-                    share = (group[f"khat_{evidence}"] > KHAT_LIMIT).mean()
-                    line[f"k-hat > {KHAT_LIMIT}, {evidence}"] = f"{share:.0%}"
-                added = group["log_evidence_refined"] - group["log_evidence_drawn"]
-                believed = added[~(group["khat_drawn"] > KHAT_LIMIT)]
-                line["1 nat low, k-hat below, drawn"] = (
-                    f"{(believed > 1.0).sum()} of {len(believed)}"
-                )
-                line["refinement adds, mean"] = f"{added.mean():+.2f}"
-                line["median"] = f"{added.median():+.2f}"
-                line["standard error, median"] = f"{group['stderr_refined'].median():.3f}"
-                lines.append(line)
+        for posterior, count, group in _classes(of_set):
+            line = {"data set": name, "latents": latents, "posterior": posterior, "rows": count}
+            for evidence in ("drawn", "refined"):
+                share = (group[f"khat_{evidence}"] > KHAT_LIMIT).mean()
+                line[f"k-hat > {KHAT_LIMIT}, {evidence}"] = f"{share:.0%}"
+            added = group["log_evidence_refined"] - group["log_evidence_drawn"]
+            believed = added[~(group["khat_drawn"] > KHAT_LIMIT)]
+            line["1 nat low, k-hat below, drawn"] = f"{(believed > 1.0).sum()} of {len(believed)}"
+            line["refinement adds, mean"] = f"{added.mean():+.2f}"
+            line["median"] = f"{added.median():+.2f}"
+            line["standard error, median"] = f"{group['stderr_refined'].median():.3f}"
+            lines.append(line)
     return pd.DataFrame(lines)
 
 
 def quadrature_table(rows: pd.DataFrame) -> pd.DataFrame:
     """Errors of log evidence beside quadrature, nats: a line a posterior, class and evidence."""
     lines = []
-    rows = rows.dropna(subset=["quadrature"])
-    for flow, depth in posteriors(rows):
-        for kind, group in of_posterior(rows, flow, depth).groupby("is_anomaly"):
-            for name in ("32 draws", "refined"):
-                error = group[EVIDENCE[name]] - group["quadrature"]
-                line = {"posterior": method_name(flow, depth), "evidence": name}
-                line["rows"] = f"{len(group)} {('inliers', 'outliers')[kind]}"
-                line |= {"mean error": f"{error.mean():+.3f}", "median": f"{error.median():+.3f}"}
-                line["largest"] = f"{error.loc[error.abs().idxmax()]:+.2f}"
-                line["within 0.1"] = f"{(error.abs() <= 0.1).mean():.0%}"
-                lines.append(line)
+    for posterior, count, group in _classes(rows.dropna(subset=["quadrature"])):
+        for name in ("32 draws", "refined"):
+            error = group[EVIDENCE[name]] - group["quadrature"]
+            line = {"posterior": posterior, "evidence": name, "rows": count}
+            line |= {"mean error": f"{error.mean():+.3f}", "median": f"{error.median():+.3f}"}
+            line["largest"] = f"{error.loc[error.abs().idxmax()]:+.2f}"
+            line["within 0.1"] = f"{(error.abs() <= 0.1).mean():.0%}"
+            lines.append(line)
     return pd.DataFrame(lines)
 
 
