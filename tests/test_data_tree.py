@@ -82,7 +82,32 @@ def test_refined_draws_are_of_the_posterior_where_the_guide_is_elsewhere(monkeyp
     torch.testing.assert_close(share.mean(0), expected, atol=0.02, rtol=0.0)
     torch.testing.assert_close(rate.mean(0), (counts.sum(-1) + 2.0) / 2.0, rtol=0.03, atol=0.0)
     assert of_draws(tree.guide["x"]).mean().item() == pytest.approx(2.0, abs=0.05)
+    kinds = dist.Multinomial(probs=share, validate_args=False).log_prob(counts)
+    likelihood = kinds + dist.Poisson(rate).log_prob(counts.sum(-1))
+    torch.testing.assert_close(of_draws(tree.log_likelihood["x"]), likelihood)
     assert (tree.scores["khat"] < 0.7).all()
+
+
+@pytest.mark.filterwarnings(FROM_STREAM)
+def test_the_likelihood_of_refined_draws_has_no_prior_in_it(monkeypatch) -> None:
+    """Nor has it where a class that the prior hangs on is summed out."""
+    monkeypatch.setattr(refine, "EFFORTS", (SMALL,))
+    x = torch.tensor([-2.0, 0.0, 3.0])
+
+    def model(x: torch.Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            enumerate_it = {"enumerate": "parallel"}
+            kind = pyro.sample("kind", dist.Bernoulli(torch.tensor(0.3)), infer=enumerate_it)
+            z = pyro.sample("z", dist.Normal(4.0 * kind - 2.0, 1.0))
+            pyro.sample("x", dist.Normal(z, 0.5), obs=x)
+
+    def guide(x: torch.Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(x, 1.0))
+
+    tree = to_arviz(model, guide, x, num_samples=50, refine=True)
+    likelihood = dist.Normal(of_draws(tree.posterior["z"]), 0.5).log_prob(x)
+    torch.testing.assert_close(of_draws(tree.log_likelihood["x"]), likelihood)
 
 
 def test_every_pair_has_a_tree_of_draws_for_each_row(pair) -> None:

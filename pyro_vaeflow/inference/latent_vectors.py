@@ -20,7 +20,7 @@ from pyro_vaeflow.inference.pairs import (
 )
 from pyro_vaeflow.inference.parameters import Program
 from pyro_vaeflow.inference.student_mixtures import StudentMixture
-from pyro_vaeflow.inference.traces import Args, RowTerms, latent_sites, of_rows
+from pyro_vaeflow.inference.traces import Args, latent_sites, of_rows
 
 
 class NoVectors(ValueError):
@@ -73,21 +73,23 @@ class Latents:
 
     def log_joint(self, u: torch.Tensor) -> torch.Tensor:
         """log p(x, z(u)) + log |dz/du|, ``(num_data, num_samples)``, nats; -inf where undefined."""
-        terms, _, log_volume = self._at(u)
-        return (terms.log_weight.T.double() + log_volume).nan_to_num(nan=-math.inf, posinf=math.inf)
+        draws, _, log_volume = self._at(u)
+        return (draws.terms.log_weight.T.double() + log_volume).nan_to_num(nan=-math.inf, posinf=math.inf)
 
     def values(self, u: torch.Tensor) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
         """Each site's values ``(num_data, num_samples, ...)``, and their log p(x | z), nats."""
-        terms, values, _ = self._at(u)
+        draws, values, _ = self._at(u)
+        ((trace, _),) = draws.traces
         for name, (transform, axes, _) in self.sites.items():
             more = transform.domain.event_dim - transform.codomain.event_dim
             places = axes[0] + more, axes[1] + more
             split = split_draws(values[name], places, self.way.model, u.shape[1])
             values[name] = split.transpose(0, 1)
-        return values, terms.log_likelihood.T
+            trace.nodes[name]["is_observed"] = False  # its value was given, but it is no data
+        return values, draws.terms.log_likelihood.T
 
-    def _at(self, u: torch.Tensor) -> tuple[RowTerms, dict[str, torch.Tensor], torch.Tensor]:
-        """The model's terms at u, the values of its sites, and log |dz/du|."""
+    def _at(self, u: torch.Tensor) -> tuple[Draws, dict[str, torch.Tensor], torch.Tensor]:
+        """The model's trace at u, the values of its sites, and log |dz/du|."""
         values, log_volume = {}, torch.zeros_like(u[..., 0])
         sizes = [math.prod(shape) for *_, shape in self.sites.values()]
         for (name, site), part in zip(self.sites.items(), u.split(sizes, -1), strict=True):
@@ -105,7 +107,7 @@ class Latents:
             _unmask(trace.nodes[name])
         trace.compute_log_prob()
         draws = Draws([(trace, Trace())], u.shape[1], len(u), self.way, self.plate)
-        return draws.terms, values, log_volume
+        return draws, values, log_volume
 
     def vectors(self, trace: Trace, num_samples: int) -> torch.Tensor:
         """The latents of a trace of the model, whose sites are from then on those of the rows."""
