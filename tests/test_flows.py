@@ -381,6 +381,21 @@ def test_gates_that_are_all_but_shut_have_a_finite_log_scale() -> None:
     torch.testing.assert_close(log_det, torch.full((4,), -3000.0), rtol=0.02, atol=0.0)
 
 
+def test_where_a_planar_layer_folds_its_log_determinant_is_finite() -> None:
+    """Far beyond what is invertible, w^T u_hat is -1 to all digits, and tanh there is 1e-5."""
+    layers = [transforms.Planar(2), transforms.Planar(2)]
+    with torch.no_grad():
+        for layer, along in zip(layers, torch.eye(2), strict=True):
+            layer.w.copy_(along)
+            layer.u.copy_(-90.0 * along)
+            layer.bias.zero_()
+    z = torch.tensor([[1e-5, 0.3], [0.2, 1e-5]])
+    _, log_det = push(given(fused(layers), torch.zeros(CONTEXT)), z)
+    exact = [layer.double() for layer in layers]  # one by one they are Pyro's own
+    _, expected = push(given(exact, torch.zeros(CONTEXT)), z.double())
+    torch.testing.assert_close(log_det, expected.to(log_det), rtol=1e-4, atol=0.0)
+
+
 @affine
 @conditioned
 def test_iaf_layers_take_the_coordinates_in_alternate_orders(kind, conditioned) -> None:

@@ -138,14 +138,15 @@ def _planar(layers: Sequence[Any], z: torch.Tensor, context: torch.Tensor | None
         parts = [_of_context(weight, bias, context) for weight, bias in cut]
     b, u, w = (_before_rows(part, z) for part in parts)
     along = (w * u).sum(1, keepdim=True)
-    slope = F.softplus(along) - 1.0  # w^T u_hat: above -1 the layer is invertible
-    u_hat = u + (slope - along) / w.square().sum(1, keepdim=True) * w
+    margin = F.softplus(along)  # w^T u_hat + 1: above 0 the layer is invertible
+    u_hat = u + (margin - 1.0 - along) / w.square().sum(1, keepdim=True) * w
     acts = []
     for b_k, u_k, w_k in zip(b.unbind(), u_hat.unbind(), w.unbind(), strict=True):
         acts.append(torch.tanh((w_k * z).sum(0, keepdim=True) + b_k))
         z = torch.addcmul(z, u_k, acts[-1])
-    stretch = 1.0 + (1.0 - torch.stack(acts).square()) * slope
-    return z, stretch.abs().log().sum((0, 1)), None
+    # 1 + (1 - tanh^2) w^T u_hat, of which float32 would leave 0 where a layer folds
+    square = torch.stack(acts).square()
+    return z, (square + (1.0 - square) * margin).log().sum((0, 1)), None
 
 
 def _autoregressive(
