@@ -14,7 +14,7 @@ import pandas as pd
 import torch
 from tqdm.auto import tqdm
 
-from pyro_vaeflow import Callback, Cooldown, ExemplarPrior, load_study, score, train
+from pyro_vaeflow import Callback, Cooldown, load_study, score, train
 from pyro_vaeflow.experiments.config import ExperimentConfig
 from pyro_vaeflow.experiments.results import method_name
 from pyro_vaeflow.experiments.tasks import load_task
@@ -91,8 +91,6 @@ def watched(config: ExperimentConfig) -> pd.DataFrame:
         ("cooldown", rule, [rule]),
     ):
         model, guide = build(config, task.num_features, x[held:])
-        if isinstance(model.prior, ExemplarPrior):
-            model.prior.remember(x[held:])
         watch = Watch(rows, max(1, config.num_steps // EVALUATIONS))
         train(
             model,
