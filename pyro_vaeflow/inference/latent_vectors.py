@@ -74,7 +74,9 @@ class Latents:
     def log_joint(self, u: torch.Tensor) -> torch.Tensor:
         """log p(x, z(u)) + log |dz/du|, ``(num_data, num_samples)``, nats; -inf where undefined."""
         draws, _, log_volume = self._at(u)
-        return (draws.terms.log_weight.T.double() + log_volume).nan_to_num(nan=-math.inf, posinf=math.inf)
+        return (draws.terms.log_weight.T.double() + log_volume).nan_to_num(
+            nan=-math.inf, posinf=math.inf
+        )
 
     def values(self, u: torch.Tensor) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
         """Each site's values ``(num_data, num_samples, ...)``, and their log p(x | z), nats."""
