@@ -15,7 +15,7 @@ from tests.programs import LinearGaussian, rows
 
 pytestmark = pytest.mark.usefixtures("float64")
 FROM_STREAM = "ignore:site .* draws from torch's stream"
-SMALL = refine.Effort(2, 200, 200, 3, 2, 3000, 100, 6)
+SMALL = refine.Effort(200, 3000, 100, 6)
 
 
 def of_draws(values: Any) -> torch.Tensor:

@@ -37,7 +37,7 @@ def test_the_closed_form_lies_between_the_bounds(monkeypatch) -> None:
     covariance = exact.weight @ exact.weight.T + exact.scale**2 * torch.eye(3)
     evidence = dist.MultivariateNormal(exact.offset, covariance)
     for final, apart in ((2, 0.1), (2000, 1e-3)):
-        effort = Effort(1, 40, 40, 1, 1, final, 40, 2)
+        effort = Effort(40, final, 40, 2)
         monkeypatch.setattr(refine, "EFFORTS", (effort,))
         bounds = evidence_bounds(exact.model, exact.diagonal_guide, torch.zeros(1, 3), num_rows=60)
         truth = evidence.log_prob(seen[-1])
@@ -68,7 +68,7 @@ def test_a_mode_that_the_proposal_misses_is_told(monkeypatch) -> None:
     def near(latents, *_):
         latents.first_draws(2, 0)
         loc = latents.columns[0].abs().unsqueeze(1)
-        return StudentMixture(torch.zeros(len(loc), 1), loc, 0.1 * torch.eye(1)), None
+        return StudentMixture(torch.zeros(len(loc), 1), loc, 0.1 * torch.eye(1))
 
     monkeypatch.setattr(refine, "adapted", near)
     bounds = evidence_bounds(model, guide, torch.zeros(1, 1), num_rows=40)

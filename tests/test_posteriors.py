@@ -86,7 +86,7 @@ def test_the_classifier_tells_what_differs_and_nothing_else() -> None:
 def test_the_small_budget_makes_the_tables_and_fits_nothing_twice(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(refine, "EFFORTS", (refine.Effort(2, 50, 50, 1, 1, 50, 20, 2),))
+    monkeypatch.setattr(refine, "EFFORTS", (refine.Effort(50, 50, 20, 2),))
     monkeypatch.setattr(refine, "ANNEALED", (20, 2))
     task, draw = TASKS["two_moons"], np.random.default_rng(0)
     with zipfile.ZipFile(tmp_path / tasks.WHEEL, "w") as wheel:

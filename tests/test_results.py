@@ -335,7 +335,7 @@ def test_the_page_ranks_complete_sets_and_keeps_published_figures_apart(many_set
 def little_effort() -> Iterator[None]:
     """Refinement by few draws: what its numbers are worth is for tests/test_refine.py to say."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(refine, "EFFORTS", (refine.Effort(2, 50, 50, 1, 1, 50, 20, 2),))
+        patch.setattr(refine, "EFFORTS", (refine.Effort(50, 50, 20, 2),))
         patch.setattr(refine, "ANNEALED", (20, 2))
         yield
 

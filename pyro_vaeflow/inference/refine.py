@@ -1,11 +1,12 @@
 r"""Evidence of rows that the guide does not cover, by proposals that are adapted to each row.
 
-A proposal of Student's t mixtures is adapted to each row's posterior in rounds. The first draws
-come from the prior, and weights are raised to a power that keeps their effective size until 1
-serves: the proposal closes in on separate modes step by step. For the last rounds it is joined by
-the guide's draws and by fits to populations that gradients lead to the posterior (`tempering`),
-which find it in tens of dimensions too. All of these draws are then thrown away. The estimate is
-made of fresh ones from the last proposal and, to a fifth, from those before it, so that
+A proposal of Student's t mixtures is adapted to each row's posterior in rounds. They begin far
+around the prior and where the outermost hundredth of its draws is, as the posterior of an anomaly
+is often there, and weights are raised to a power that keeps their effective size until 1 serves:
+the proposal closes in on separate modes step by step. For the last rounds it is joined by the
+guide's draws and by fits to populations that gradients lead to the posterior (`tempering`), which
+find it in tens of dimensions too. All of these draws are then thrown away. The estimate is made of
+fresh ones from the last proposal and, to a fifth, from those before it, so that
 :math:`E[w] = p(x)`, whatever the adaptation has done. No log q(z | x) of the guide is needed:
 guides that score only their own draws will do.
 """
@@ -18,7 +19,7 @@ import torch
 from tqdm.auto import tqdm
 
 from pyro_vaeflow.inference import importance
-from pyro_vaeflow.inference.adaptation import Effort, Rounds, around, fit_parts
+from pyro_vaeflow.inference.adaptation import Rounds, around, fit_parts, outermost
 from pyro_vaeflow.inference.contract import check_contract
 from pyro_vaeflow.inference.latent_vectors import Latents, NoVectors
 from pyro_vaeflow.inference.noise import RowStream
@@ -28,19 +29,30 @@ from pyro_vaeflow.inference.student_mixtures import StudentMixture, joined, mome
 from pyro_vaeflow.inference.tempering import Path, annealed_log_weights, tempered_draws
 from pyro_vaeflow.inference.traces import Args, take_rows
 
-EARLIER, EVERY = 0.2, 3  # share of the proposals before the last in the final one; which of them
+FIRST = 2000  # draws of the prior and of the guide
 WIDTHS = {1.0: 0.4, 2.0: 0.3, 4.0: 0.3}  # scales of the guide's draws, and their shares
-BROAD = {1.5: 0.3, 3.0: 0.4, 4.0: 0.3}  # of the prior's draws, where populations start
+BROAD = {1.5: 0.3, 3.0: 0.7}  # of the prior's draws
+OUTER, OUTER_WIDTH = 0.01, 1.25  # share of the prior's draws that are outermost; their scale
+ROUNDS, MORE = 8, 6  # of adaptation, before the guide's draws join in and after that
+EARLIER, EVERY = 0.2, 3  # share of the proposals before the last in the final one; which of them
 NUMBERS = 30_000  # rows times draws times dimensions at once: they should fit the cache
-ANNEALED = 500, 16  # draws and steps of rows that no proposal suits
+ANNEALED = 1000, 16  # draws and steps of rows that no proposal suits
 FOUND = 0.3  # nats beyond the guide's evidence that say its draws miss something
 CONTENT = 0.5  # the k-hat of fresh draws above which a row is adapted to with more effort
+LOOK, LOOKS = 500, 6  # draws and rounds for what the guide's draws may miss
 
-EFFORTS = (
-    Effort(8, 1000, 1000, 8, 4, 2000, 300, 16),
-    Effort(16, 2000, 2000, 12, 6, 10_000, 500, 24),
-)
-LOOK = Effort(6, 500, 500, 4, 0, 500, 0, 0)  # for what the guide's draws may miss
+
+@dataclass(frozen=True)
+class Effort:
+    """How much is done for a row."""
+
+    draws: int  # a round
+    final: int  # fresh draws
+    population: int  # draws on each path to the posterior
+    steps: int  # along it
+
+
+EFFORTS = Effort(2000, 4000, 200, 16), Effort(8000, 20_000, 500, 24)
 
 
 @dataclass(frozen=True)
@@ -66,9 +78,9 @@ def refine(
 ) -> Refined:
     r"""Estimates each row's log p(x) by a proposal that is adapted to the row; nats.
 
-    Where a trial of the proposal has a k-hat above 0.5, adaptation is done again with more draws
-    and parts; where that does not do either, draws of the proposal are annealed to the posterior.
-    Rows and seed decide the result.
+    Where a trial of the proposal has a k-hat above 0.5, adaptation is done again with more draws;
+    where that does not do either, draws of the proposal are annealed to the posterior. Rows and
+    seed decide the result.
 
     References:
         J.-M. Cornuet, J.-M. Marin, A. Mira, C. Robert, Adaptive Multiple Importance Sampling, 2012,
@@ -99,19 +111,19 @@ def refine(
             with evaluating(model, guide, seed):
                 latents = Latents(model, guide, take_rows(args, some), way, plate)
                 stream = RowStream(latents.columns, seed)
-                proposal, core = adapted(latents, effort, stream, seed)
+                proposal = adapted(latents, effort, stream, seed)
                 trial, log_weight = (
                     _log_weights(latents, proposal, count, stream)
                     for count in (EFFORTS[0].final, effort.final)
                 )
-                estimate = importance.estimate(log_weight)
-                is_content = importance.khat(trial) <= CONTENT
-                if effort is EFFORTS[-1] and not is_content.all():
-                    path = Path(latents.log_joint, core)
+                estimate, khat = importance.estimate(log_weight), importance.khat(trial)
+                is_annealed = khat > importance.KHAT_LIMIT
+                if effort is EFFORTS[-1] and is_annealed.any():
+                    path = Path(latents.log_joint, proposal)
                     log_weight = annealed_log_weights(path, *ANNEALED, stream)
                     for name, value in importance.estimate(log_weight).items():
-                        estimate[name] = torch.where(is_content, estimate[name], value)
-            unsettled.append(some[~is_content])
+                        estimate[name] = torch.where(is_annealed, value, estimate[name])
+            unsettled.append(some[~(khat <= CONTENT)])
             for name, value in estimate.items():
                 numbers[name][some] = value.double()
         rows = torch.cat(unsettled)
@@ -152,43 +164,47 @@ def doubtful(
     rows = (~is_doubtful & ~log_evidence.isnan()).nonzero().squeeze(-1)
     with suppress(NoVectors), torch.no_grad():
         dim = _dim(model, guide, args, way, plate, seed)
-        chunks = rows.split(max(1, NUMBERS // (LOOK.draws * dim))) if len(rows) else ()
+        chunks = rows.split(max(1, NUMBERS // (LOOK * dim))) if len(rows) else ()
         for some in tqdm(chunks, desc="look around", unit="chunk", disable=not progress):
             with evaluating(model, guide, seed):
                 latents = Latents(model, guide, take_rows(args, some), way, plate)
-                prior, own = (moments(u) for u in latents.first_draws(LOOK.fits, seed))
-                starts = [around(*own, WIDTHS), around(*prior, BROAD)]
-                stream, proposal = RowStream(latents.columns, seed), starts[1]
-                rounds = Rounds(latents, LOOK, stream)
-                for _ in range(LOOK.rounds):
+                stream, (near, far) = RowStream(latents.columns, seed), starts(latents, seed)
+                rounds, proposal = Rounds(latents, far, LOOK, stream), far
+                for _ in range(LOOKS):
                     proposal = rounds.after(proposal)
-                proposal = joined([proposal, *starts], [0.5, 0.3, 0.2])
-                log_weight = _log_weights(latents, proposal, LOOK.final, stream)
-            found = log_weight.logsumexp(0) - math.log(LOOK.final)
+                proposal = joined([proposal, near], [0.7, 0.3])
+                log_weight = _log_weights(latents, proposal, LOOK, stream)
+            found = log_weight.logsumexp(0) - math.log(LOOK)
             is_doubtful[some] = found > log_evidence[some] + FOUND
     return is_doubtful
 
 
-def adapted(
-    latents: Latents, effort: Effort, stream: RowStream, seed: int
-) -> tuple[StudentMixture, StudentMixture]:
-    """The proposal of each row: what the rounds and the paths end with, and what rounds began with.
+def starts(latents: Latents, seed: int) -> tuple[StudentMixture, StudentMixture]:
+    """Where each row's posterior is looked for first: near the guide's draws, and far around.
 
-    And the former part of it alone.
+    The outermost draws of a prior with a part that is wide and seldom are that part's, which all
+    draws' moments hardly show.
     """
-    prior, guide = (moments(u) for u in latents.first_draws(effort.fits, seed))
-    proposal = around(*prior, {1.0: 1.0})
-    rounds = Rounds(latents, effort, stream)
-    for _ in range(effort.rounds):
+    prior, own = latents.first_draws(FIRST, seed)
+    outer = outermost(prior, OUTER)
+    outskirts = around(outer.mean(1), outer.std(1).diag_embed(), {OUTER_WIDTH: 1.0})
+    far = joined([around(*moments(prior), BROAD), outskirts], [0.5, 0.5])
+    return around(*moments(own), WIDTHS), far
+
+
+def adapted(latents: Latents, effort: Effort, stream: RowStream, seed: int) -> StudentMixture:
+    """The proposal of each row that rounds and paths end with."""
+    near, far = starts(latents, seed)
+    rounds, proposal = Rounds(latents, far, effort.draws, stream), far
+    for _ in range(ROUNDS):
         proposal = rounds.after(proposal)
-    starts = [around(*guide, WIDTHS), around(*prior, BROAD)]
-    ends = _ends_of_paths(latents, starts, effort, stream)
-    proposal = joined([proposal, starts[0], *ends], [0.25] * 4)
-    for _ in range(effort.more):
+    ends = _ends_of_paths(latents, [near, far], effort, stream)
+    proposal = joined([proposal, near, *ends], [0.25] * 4)
+    for _ in range(MORE):
         proposal = rounds.after(proposal)
-    core, some_earlier = joined([proposal, *ends], [0.5, 0.25, 0.25]), rounds.proposals[::EVERY]
-    shares = [1.0 - EARLIER, *[EARLIER / len(some_earlier)] * len(some_earlier)]
-    return joined([core, *some_earlier], shares), core
+    some_earlier = rounds.proposals[::EVERY]
+    shares = [0.5, 0.15, 0.15, *[EARLIER / len(some_earlier)] * len(some_earlier)]
+    return joined([proposal, *ends, *some_earlier], shares)
 
 
 def weighted_draws(
@@ -199,7 +215,7 @@ def weighted_draws(
     Chosen by their weights ``(num_data, n)`` they are draws of the posterior. `others` are latents
     that come from elsewhere, ``(num_data, m, dim)``: they are weighted, too, after the draws.
     """
-    proposal, _ = adapted(latents, EFFORTS[-1], stream, seed)
+    proposal = adapted(latents, EFFORTS[-1], stream, seed)
     u = torch.cat([latents.propose(proposal, EFFORTS[-1].final, stream), *others], 1)
     return u, latents.log_joint(u) - proposal.log_prob(u)
 
@@ -222,7 +238,7 @@ def _ends_of_paths(
     streams = stream.repeated(count)
     path = Path(log_joint, whole)
     u = tempered_draws(path, effort.population, effort.steps, streams)
-    fit = fit_parts(u, effort, streams)
+    fit = fit_parts(u, streams)
     parts = zip(*(getattr(fit, name).chunk(count) for name in names), strict=True)
     return [StudentMixture(*part) for part in parts]
 
