@@ -68,7 +68,7 @@ def test_a_mode_that_the_proposal_misses_is_told(monkeypatch) -> None:
     def near(latents, *_):
         latents.first_draws(2, 0)
         loc = latents.columns[0].abs().unsqueeze(1)
-        return StudentMixture(torch.zeros(len(loc), 1), loc, 0.1 * torch.eye(1))
+        return StudentMixture(torch.zeros(len(loc), 1), loc, 0.1 * torch.eye(1)), None
 
     monkeypatch.setattr(refine, "adapted", near)
     bounds = evidence_bounds(model, guide, torch.zeros(1, 1), num_rows=40)

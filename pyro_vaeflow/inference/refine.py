@@ -36,7 +36,7 @@ OUTER, OUTER_WIDTH = 0.01, 1.25  # share of the prior's draws that are outermost
 ROUNDS, MORE = 8, 6  # of adaptation, before the guide's draws join in and after that
 EARLIER, EVERY = 0.2, 3  # share of the proposals before the last in the final one; which of them
 NUMBERS = 30_000  # rows times draws times dimensions at once: they should fit the cache
-ANNEALED = 1000, 16  # draws and steps of rows that no proposal suits
+ANNEALED = 1000, 32  # draws and steps of rows that no proposal suits
 FOUND = 0.3  # nats beyond the guide's evidence that say its draws miss something
 CONTENT = 0.5  # the k-hat of fresh draws above which a row is adapted to with more effort
 LOOK, LOOKS = 500, 6  # draws and rounds for what the guide's draws may miss
@@ -79,8 +79,8 @@ def refine(
     r"""Estimates each row's log p(x) by a proposal that is adapted to the row; nats.
 
     Where a trial of the proposal has a k-hat above 0.5, adaptation is done again with more draws;
-    where that does not do either, draws of the proposal are annealed to the posterior. Rows and
-    seed decide the result.
+    where its k-hat is above 0.7 even then, draws of what gradients found are annealed to the
+    posterior. Rows and seed decide the result.
 
     References:
         J.-M. Cornuet, J.-M. Marin, A. Mira, C. Robert, Adaptive Multiple Importance Sampling, 2012,
@@ -111,7 +111,7 @@ def refine(
             with evaluating(model, guide, seed):
                 latents = Latents(model, guide, take_rows(args, some), way, plate)
                 stream = RowStream(latents.columns, seed)
-                proposal = adapted(latents, effort, stream, seed)
+                proposal, core = adapted(latents, effort, stream, seed)
                 trial, log_weight = (
                     _log_weights(latents, proposal, count, stream)
                     for count in (EFFORTS[0].final, effort.final)
@@ -119,7 +119,7 @@ def refine(
                 estimate, khat = importance.estimate(log_weight), importance.khat(trial)
                 is_annealed = khat > importance.KHAT_LIMIT
                 if effort is EFFORTS[-1] and is_annealed.any():
-                    path = Path(latents.log_joint, proposal)
+                    path = Path(latents.log_joint, core)
                     log_weight = annealed_log_weights(path, *ANNEALED, stream)
                     for name, value in importance.estimate(log_weight).items():
                         estimate[name] = torch.where(is_annealed, value, estimate[name])
@@ -192,8 +192,10 @@ def starts(latents: Latents, seed: int) -> tuple[StudentMixture, StudentMixture]
     return around(*moments(own), WIDTHS), far
 
 
-def adapted(latents: Latents, effort: Effort, stream: RowStream, seed: int) -> StudentMixture:
-    """The proposal of each row that rounds and paths end with."""
+def adapted(
+    latents: Latents, effort: Effort, stream: RowStream, seed: int
+) -> tuple[StudentMixture, StudentMixture]:
+    """The proposal of each row that rounds and paths end with; and what the paths do, alone."""
     near, far = starts(latents, seed)
     rounds, proposal = Rounds(latents, far, effort.draws, stream), far
     for _ in range(ROUNDS):
@@ -204,7 +206,7 @@ def adapted(latents: Latents, effort: Effort, stream: RowStream, seed: int) -> S
         proposal = rounds.after(proposal)
     some_earlier = rounds.proposals[::EVERY]
     shares = [0.5, 0.15, 0.15, *[EARLIER / len(some_earlier)] * len(some_earlier)]
-    return joined([proposal, *ends, *some_earlier], shares)
+    return joined([proposal, *ends, *some_earlier], shares), joined(ends, [0.5, 0.5])
 
 
 def weighted_draws(
@@ -215,7 +217,7 @@ def weighted_draws(
     Chosen by their weights ``(num_data, n)`` they are draws of the posterior. `others` are latents
     that come from elsewhere, ``(num_data, m, dim)``: they are weighted, too, after the draws.
     """
-    proposal = adapted(latents, EFFORTS[-1], stream, seed)
+    proposal, _ = adapted(latents, EFFORTS[-1], stream, seed)
     u = torch.cat([latents.propose(proposal, EFFORTS[-1].final, stream), *others], 1)
     return u, latents.log_joint(u) - proposal.log_prob(u)
 
