@@ -99,14 +99,18 @@ def test_the_likelihood_of_refined_draws_has_no_prior_in_it(monkeypatch) -> None
             enumerate_it = {"enumerate": "parallel"}
             kind = pyro.sample("kind", dist.Bernoulli(torch.tensor(0.3)), infer=enumerate_it)
             z = pyro.sample("z", dist.Normal(4.0 * kind - 2.0, 1.0))
-            pyro.sample("x", dist.Normal(z, 0.5), obs=x)
+            pyro.sample("x", dist.Normal(z + 3.0 * kind, 0.5), obs=x)
 
     def guide(x: torch.Tensor) -> None:
         with pyro.plate("data", len(x)):
             pyro.sample("z", dist.Normal(x, 1.0))
 
     tree = to_arviz(model, guide, x, num_samples=50, refine=True)
-    likelihood = dist.Normal(of_draws(tree.posterior["z"]), 0.5).log_prob(x)
+    z, kind = of_draws(tree.posterior["z"]), torch.tensor([0.0, 1.0]).view(2, 1, 1)
+    prior = torch.tensor([0.7, 0.3]).log().view(2, 1, 1)
+    prior = prior + dist.Normal(4.0 * kind - 2.0, 1.0).log_prob(z)
+    joint = prior + dist.Normal(z + 3.0 * kind, 0.5).log_prob(x)
+    likelihood = joint.logsumexp(0) - prior.logsumexp(0)
     torch.testing.assert_close(of_draws(tree.log_likelihood["x"]), likelihood)
 
 

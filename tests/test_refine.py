@@ -15,7 +15,7 @@ from pyro_vaeflow.inference import importance
 from pyro_vaeflow.inference.contract import check_contract
 from pyro_vaeflow.inference.latent_vectors import Latents
 from pyro_vaeflow.inference.noise import RowStream
-from pyro_vaeflow.inference.refine import Effort, Refined, refine, starts
+from pyro_vaeflow.inference.refine import Effort, Refined, doubtful, refine, starts
 from pyro_vaeflow.inference.student_mixtures import StudentMixture, fitted
 from pyro_vaeflow.inference.tempering import Path, annealed_log_weights, tempered_draws
 from pyro_vaeflow.programs.priors import ExemplarMixture
@@ -261,6 +261,45 @@ def test_rounds_begin_in_a_part_of_the_prior_that_is_wide_and_seldom() -> None:
     wide = dist.Normal(torch.zeros(dim), 3.0).to_event(1)
     u = far.draw(2000, RowStream(torch.arange(5.0).unsqueeze(-1), 0))
     assert (importance.effective_sample_size((wide.log_prob(u) - far.log_prob(u)).T) > 60).all()
+
+
+@pytest.mark.filterwarnings("ignore:site 'r'")  # a beta has no counter-based noise
+def test_draws_of_the_prior_that_are_equal_leave_a_place_to_begin() -> None:
+    """In single precision a beta's outermost draws are all 1, the transform's last number."""
+
+    def model(x: torch.Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            r = pyro.sample("r", dist.Beta(torch.tensor(1.0).float(), 0.25))
+            pyro.sample("x", dist.Normal(r, 0.3), obs=x)
+
+    def guide(x: torch.Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            pyro.sample("r", dist.Beta(torch.full_like(x, 2.0), 2.0))
+
+    x = torch.tensor([-0.5, 0.3, 0.9]).float()
+    share = torch.linspace(0.0, 1.0, 400_001)[1:-1].double()  # of (1 - r)^0.25, whose prior is even
+    r = (1.0 - share**4).unsqueeze(-1)
+    truth = dist.Normal(r, 0.3).log_prob(x.double()).logsumexp(0) - math.log(len(r))
+    refined = refine(model, guide, (x,))
+    assert ((refined.log_evidence - truth).abs() < 0.1).all()
+    low = torch.full((3,), -50.0)
+    assert doubtful(model, guide, (x,), low, torch.zeros(3)).all()
+
+
+def test_every_way_of_a_row_has_its_closed_form_and_its_number_of_draws(monkeypatch) -> None:
+    """Content with the first trial, with the second, or with none and annealed."""
+    efforts = Effort(200, 400, 50, 8), Effort(400, 800, 50, 8)
+    monkeypatch.setattr("pyro_vaeflow.inference.refine.EFFORTS", efforts)
+    exact = LinearGaussian()
+    x, guide = exact.sample(20), exact.narrow_guide(0.3)
+    for content, limit, num_samples in ((9.0, 9.0, 400), (-9.0, 9.0, 800), (-9.0, -9.0, 1000)):
+        monkeypatch.setattr("pyro_vaeflow.inference.refine.CONTENT", content)
+        monkeypatch.setattr(importance, "KHAT_LIMIT", limit)
+        refined = refine(exact.model, guide, (x,))
+        assert (refined.num_samples == num_samples).all()
+        assert_right(refined.log_evidence - exact.log_evidence(x), refined, allowed=1)
+        alone = refine(exact.model, guide, (x[7:8],))
+        torch.testing.assert_close(alone.log_evidence, refined.log_evidence[7:8])
 
 
 def test_rows_and_seed_decide() -> None:

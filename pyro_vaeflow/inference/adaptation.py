@@ -6,33 +6,19 @@ import torch
 
 from pyro_vaeflow.inference.latent_vectors import Latents
 from pyro_vaeflow.inference.noise import RowStream
-from pyro_vaeflow.inference.student_mixtures import (
-    StudentMixture,
-    chosen,
-    fitted,
-    joined,
-    moments,
-    taken,
-)
+from pyro_vaeflow.inference.student_mixtures import StudentMixture, chosen, fitted, moments, taken
 from pyro_vaeflow.inference.tempering import LEAST, cooling
 
-ALWAYS = 0.15  # share that what rounds begin with keeps in every proposal
 MEMORY = 6  # rounds whose draws a fit reads
 COOLING = 0.25  # least effective size of tempered weights, in shares of a round's draws
 PARTS, A_PART = 16, 60  # of a mixture, at most; draws for each dimension of one, at least
 
 
 class Rounds:
-    """Proposals that follow each other: each is fitted to weighted draws of the last few.
+    """Proposals that follow each other: each is fitted to weighted draws of the last few."""
 
-    What they begin with stays a part of each, so that a place which only few draws have seen is
-    not lost when others are found.
-    """
-
-    def __init__(
-        self, latents: Latents, start: StudentMixture, draws: int, stream: RowStream
-    ) -> None:
-        self.latents, self.start, self.draws, self.stream = latents, start, draws, stream
+    def __init__(self, latents: Latents, draws: int, stream: RowStream) -> None:
+        self.latents, self.draws, self.stream = latents, draws, stream
         self.proposals: list[StudentMixture] = []
         self.drawn: list[torch.Tensor] = []
         self.log_joint: list[torch.Tensor] = []
@@ -50,7 +36,7 @@ class Rounds:
         # points at even distances: less noise than independent choices
         places = torch.arange(self.draws, dtype=u.dtype, device=u.device) + self.stream.uniform(1)
         some = taken(u, chosen((power * log_weight).softmax(-1), places / self.draws))
-        return joined([fit_parts(some, self.stream), self.start], [1.0 - ALWAYS, ALWAYS])
+        return fit_parts(some, self.stream)
 
 
 def fit_parts(u: torch.Tensor, stream: RowStream) -> StudentMixture:

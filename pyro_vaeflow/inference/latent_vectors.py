@@ -1,6 +1,7 @@
 """The latents of each row as one vector of real numbers, and the model's density of it."""
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -20,7 +21,7 @@ from pyro_vaeflow.inference.pairs import (
 )
 from pyro_vaeflow.inference.parameters import Program
 from pyro_vaeflow.inference.student_mixtures import StudentMixture
-from pyro_vaeflow.inference.traces import Args, latent_sites, of_rows
+from pyro_vaeflow.inference.traces import Args, is_data, latent_sites, of_rows, sample_sites
 
 
 class NoVectors(ValueError):
@@ -82,13 +83,17 @@ class Latents:
         """Each site's values ``(num_data, num_samples, ...)``, and their log p(x | z), nats."""
         draws, values, _ = self._at(u)
         ((trace, _),) = draws.traces
+        log_joint, of_latents = draws.terms.log_weight, trace.copy()
+        for site in sample_sites(trace):
+            if is_data(site) and site["name"] not in self.sites:
+                of_latents.remove_node(site["name"])
+        log_prior = replace(draws, traces=[(of_latents, Trace())]).terms.log_weight
         for name, (transform, axes, _) in self.sites.items():
             more = transform.domain.event_dim - transform.codomain.event_dim
             places = axes[0] + more, axes[1] + more
             split = split_draws(values[name], places, self.way.model, u.shape[1])
             values[name] = split.transpose(0, 1)
-            trace.nodes[name]["is_observed"] = False  # its value was given, but it is no data
-        return values, draws.terms.log_likelihood.T
+        return values, (log_joint - log_prior).T
 
     def _at(self, u: torch.Tensor) -> tuple[Draws, dict[str, torch.Tensor], torch.Tensor]:
         """The model's trace at u, the values of its sites, and log |dz/du|."""

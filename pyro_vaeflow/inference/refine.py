@@ -6,7 +6,7 @@ is often there, and weights are raised to a power that keeps their effective siz
 the proposal closes in on separate modes step by step. For the last rounds it is joined by the
 guide's draws and by fits to populations that gradients lead to the posterior (`tempering`), which
 find it in tens of dimensions too. All of these draws are then thrown away. The estimate is made of
-fresh ones from the last proposal and, to a fifth, from those before it, so that
+fresh ones from the last proposal, from those fits and, to a fifth, from proposals before, so that
 :math:`E[w] = p(x)`, whatever the adaptation has done. No log q(z | x) of the guide is needed:
 guides that score only their own draws will do.
 """
@@ -34,8 +34,8 @@ WIDTHS = {1.0: 0.4, 2.0: 0.3, 4.0: 0.3}  # scales of the guide's draws, and thei
 BROAD = {1.5: 0.3, 3.0: 0.7}  # of the prior's draws
 OUTER, OUTER_WIDTH = 0.01, 1.25  # share of the prior's draws that are outermost; their scale
 ROUNDS, MORE = 8, 6  # of adaptation, before the guide's draws join in and after that
-EARLIER, EVERY = 0.2, 3  # share of the proposals before the last in the final one; which of them
-NUMBERS = 30_000  # rows times draws times dimensions at once: they should fit the cache
+SHARES, EVERY = (0.5, 0.15, 0.15, 0.2), 3  # of the last fit, both paths', and each third before
+NUMBERS = 30_000  # rows times draws of a round times dimensions: a round should fit the cache
 ANNEALED = 1000, 32  # draws and steps of rows that no proposal suits
 FOUND = 0.3  # nats beyond the guide's evidence that say its draws miss something
 CONTENT = 0.5  # the k-hat of fresh draws above which a row is adapted to with more effort
@@ -79,7 +79,7 @@ def refine(
     r"""Estimates each row's log p(x) by a proposal that is adapted to the row; nats.
 
     Where a trial of the proposal has a k-hat above 0.5, adaptation is done again with more draws;
-    where its k-hat is above 0.7 even then, draws of what gradients found are annealed to the
+    where its k-hat is above 0.7 even then, draws of what they end with are annealed to the
     posterior. Rows and seed decide the result.
 
     References:
@@ -117,7 +117,7 @@ def refine(
                     for count in (EFFORTS[0].final, effort.final)
                 )
                 estimate, khat = importance.estimate(log_weight), importance.khat(trial)
-                is_annealed = khat > importance.KHAT_LIMIT
+                is_annealed = ~(khat <= importance.KHAT_LIMIT)
                 if effort is EFFORTS[-1] and is_annealed.any():
                     path = Path(latents.log_joint, core)
                     log_weight = annealed_log_weights(path, *ANNEALED, stream)
@@ -169,13 +169,13 @@ def doubtful(
             with evaluating(model, guide, seed):
                 latents = Latents(model, guide, take_rows(args, some), way, plate)
                 stream, (near, far) = RowStream(latents.columns, seed), starts(latents, seed)
-                rounds, proposal = Rounds(latents, far, LOOK, stream), far
+                rounds, proposal = Rounds(latents, LOOK, stream), far
                 for _ in range(LOOKS):
                     proposal = rounds.after(proposal)
                 proposal = joined([proposal, near], [0.7, 0.3])
                 log_weight = _log_weights(latents, proposal, LOOK, stream)
             found = log_weight.logsumexp(0) - math.log(LOOK)
-            is_doubtful[some] = found > log_evidence[some] + FOUND
+            is_doubtful[some] = ~(found <= log_evidence[some] + FOUND)
     return is_doubtful
 
 
@@ -186,27 +186,28 @@ def starts(latents: Latents, seed: int) -> tuple[StudentMixture, StudentMixture]
     draws' moments hardly show.
     """
     prior, own = latents.first_draws(FIRST, seed)
-    outer = outermost(prior, OUTER)
-    outskirts = around(outer.mean(1), outer.std(1).diag_embed(), {OUTER_WIDTH: 1.0})
-    far = joined([around(*moments(prior), BROAD), outskirts], [0.5, 0.5])
+    outer, (loc, factor) = outermost(prior, OUTER), moments(prior)
+    scale = outer.std(1).maximum(0.1 * factor.diagonal(dim1=-2, dim2=-1))  # they may be equal
+    outskirts = around(outer.mean(1), scale.diag_embed(), {OUTER_WIDTH: 1.0})
+    far = joined([around(loc, factor, BROAD), outskirts], [0.5, 0.5])
     return around(*moments(own), WIDTHS), far
 
 
 def adapted(
     latents: Latents, effort: Effort, stream: RowStream, seed: int
 ) -> tuple[StudentMixture, StudentMixture]:
-    """The proposal of each row that rounds and paths end with; and what the paths do, alone."""
+    """The proposal of each row; and the part that rounds and paths end with, alone."""
     near, far = starts(latents, seed)
-    rounds, proposal = Rounds(latents, far, effort.draws, stream), far
+    rounds, proposal = Rounds(latents, effort.draws, stream), far
     for _ in range(ROUNDS):
         proposal = rounds.after(proposal)
     ends = _ends_of_paths(latents, [near, far], effort, stream)
     proposal = joined([proposal, near, *ends], [0.25] * 4)
     for _ in range(MORE):
         proposal = rounds.after(proposal)
-    some_earlier = rounds.proposals[::EVERY]
-    shares = [0.5, 0.15, 0.15, *[EARLIER / len(some_earlier)] * len(some_earlier)]
-    return joined([proposal, *ends, *some_earlier], shares), joined(ends, [0.5, 0.5])
+    last, some_earlier = [proposal, *ends], rounds.proposals[::EVERY]
+    shares = [*SHARES[:3], *[SHARES[3] / len(some_earlier)] * len(some_earlier)]
+    return joined([*last, *some_earlier], shares), joined(last, SHARES[:3])
 
 
 def weighted_draws(
@@ -223,20 +224,20 @@ def weighted_draws(
 
 
 def _ends_of_paths(
-    latents: Latents, starts: list[StudentMixture], effort: Effort, stream: RowStream
+    latents: Latents, origins: list[StudentMixture], effort: Effort, stream: RowStream
 ) -> list[StudentMixture]:
     """Fits to populations that went from each start to the posterior; each on a path of its own.
 
     In one population the draws of a start that is near would take the place of all others before
     these have found what is far.
     """
-    count = len(starts)
+    count = len(origins)
 
     def log_joint(u: torch.Tensor) -> torch.Tensor:
         return torch.cat(latents.log_joint(torch.cat(u.chunk(count), 1)).chunk(count, 1))
 
     names = ("log_weights", "loc", "factor")
-    whole = StudentMixture(*(torch.cat([getattr(s, name) for s in starts]) for name in names))
+    whole = StudentMixture(*(torch.cat([getattr(s, name) for s in origins]) for name in names))
     streams = stream.repeated(count)
     path = Path(log_joint, whole)
     u = tempered_draws(path, effort.population, effort.steps, streams)

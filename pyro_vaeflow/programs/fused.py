@@ -129,7 +129,7 @@ class FusedTransform(Transform):
 
 
 def _planar(layers: Sequence[Any], z: torch.Tensor, context: torch.Tensor | None) -> Outcome:
-    """Planar layers on z ``(dim, ...)``, as Pyro's ``ConditionedPlanar`` has them."""
+    """Planar layers on z ``(dim, ...)``, as Pyro's ``ConditionedPlanar``, but finite folded."""
     if context is None:
         parts = _stacked(layers, "bias", "u", "w")
     else:  # three products, not one that is then cut: its gradient would be put together again
