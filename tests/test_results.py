@@ -33,11 +33,13 @@ from pyro_vaeflow.experiments.run_folder import load_programs
 from pyro_vaeflow.experiments.tasks import load_task
 from pyro_vaeflow.inference import refine
 from pyro_vaeflow.inference.importance import log_evidence, log_evidence_stderr
+from pyro_vaeflow.programs.priors import ExemplarMixture
 from pyro_vaeflow.validation import ConfigError
 from results import report
 from results.adbench import make as adbench
 from results.adbench.score_parts import parts
 from results.evidence import make as evidence
+from results.evidence import wide
 from results.kdd import make as kdd
 from results.kdd import unseen
 from results.oddbench import contaminated
@@ -628,6 +630,24 @@ def test_evidence_has_rows_before_and_after_refinement_and_fits_no_set_twice(
     monkeypatch.setattr(evidence, "trained", None)
     evidence.main(["--quick", str(tmp_path)])
     assert (tmp_path / "tables.md").read_text() == page and "| wine " in page
+    wide.main(["--quick", str(tmp_path)])
+    assert "2 inliers" in (tmp_path / "wide.md").read_text()
+
+
+def test_plain_draws_have_the_evidence_of_a_closed_form() -> None:
+    """One latent that the decoder copies; the row is where the prior's wide normal is."""
+    exemplars = ExemplarMixture(*map(torch.tensor, ([0.0, -4.6], [[5.0]], [0.5], [3.0])))
+    model = SimpleNamespace(
+        prior=lambda x: exemplars, decode=lambda z: dist.Normal(z, 0.3).to_event(1)
+    )
+    guide = SimpleNamespace(
+        posterior=lambda x: dist.Normal(torch.full((1, 1), 5.0), 1.0).to_event(1)
+    )
+    found = wide.plain_evidence(model, guide, torch.tensor([[-4.0]]), 20_000)
+    parts = dist.Normal(torch.tensor([5.0, 0.0]), torch.tensor([0.34, 9.09]).sqrt())
+    weights = torch.tensor([0.0, -4.6]).log_softmax(0)
+    truth = (weights + parts.log_prob(torch.tensor(-4.0))).logsumexp(0)
+    assert abs(found["log_evidence"].item() - truth.item()) < 3.0 * found["stderr"].item() < 0.2
 
 
 def test_the_flow_study_writes_its_tables_and_figures(tmp_path: Path, little_effort: None) -> None:
