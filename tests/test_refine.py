@@ -288,13 +288,11 @@ def test_draws_of_the_prior_that_are_equal_leave_a_place_to_begin() -> None:
 
 def test_every_way_of_a_row_has_its_closed_form_and_its_number_of_draws(monkeypatch) -> None:
     """Content with the first trial, with the second, or with none and annealed."""
-    efforts = Effort(200, 400, 50, 8), Effort(400, 800, 50, 8)
-    monkeypatch.setattr("pyro_vaeflow.inference.refine.EFFORTS", efforts)
     exact = LinearGaussian()
     x, guide = exact.sample(20), exact.narrow_guide(0.3)
-    for content, limit, num_samples in ((9.0, 9.0, 400), (-9.0, 9.0, 800), (-9.0, -9.0, 1000)):
-        monkeypatch.setattr("pyro_vaeflow.inference.refine.CONTENT", content)
-        monkeypatch.setattr(importance, "KHAT_LIMIT", limit)
+    for first, second, num_samples in ((9.0, 9.0, 400), (-9.0, 9.0, 800), (-9.0, -9.0, 1000)):
+        efforts = Effort(200, 400, 50, 8, first), Effort(400, 800, 50, 8, second)
+        monkeypatch.setattr("pyro_vaeflow.inference.refine.EFFORTS", efforts)
         refined = refine(exact.model, guide, (x,))
         assert (refined.num_samples == num_samples).all()
         assert_right(refined.log_evidence - exact.log_evidence(x), refined, allowed=1)

@@ -38,7 +38,6 @@ SHARES, EVERY = (0.5, 0.15, 0.15, 0.2), 3  # of the last fit, both paths', and e
 NUMBERS = 30_000  # rows times draws of a round times dimensions: a round should fit the cache
 ANNEALED = 1000, 32  # draws and steps of rows that no proposal suits
 FOUND = 0.3  # nats beyond the guide's evidence that say its draws miss something
-CONTENT = 0.5  # the k-hat of fresh draws above which a row is adapted to with more effort
 LOOK, LOOKS = 500, 6  # draws and rounds for what the guide's draws may miss
 
 
@@ -50,9 +49,10 @@ class Effort:
     final: int  # fresh draws
     population: int  # draws on each path to the posterior
     steps: int  # along it
+    content: float = 0.5  # the k-hat of a trial above which more is done
 
 
-EFFORTS = Effort(2000, 4000, 200, 16), Effort(8000, 20_000, 500, 24)
+EFFORTS = Effort(2000, 4000, 200, 16), Effort(8000, 20_000, 500, 24, 0.6)
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ def refine(
     r"""Estimates each row's log p(x) by a proposal that is adapted to the row; nats.
 
     Where a trial of the proposal has a k-hat above 0.5, adaptation is done again with more draws;
-    where its k-hat is above 0.7 even then, draws of what they end with are annealed to the
+    where its k-hat is above 0.6 even then, draws of what they end with are annealed to the
     posterior. Rows and seed decide the result.
 
     References:
@@ -116,14 +116,14 @@ def refine(
                     _log_weights(latents, proposal, count, stream)
                     for count in (EFFORTS[0].final, effort.final)
                 )
-                estimate, khat = importance.estimate(log_weight), importance.khat(trial)
-                is_annealed = ~(khat <= importance.KHAT_LIMIT)
-                if effort is EFFORTS[-1] and is_annealed.any():
+                estimate = importance.estimate(log_weight)
+                is_content = importance.khat(trial) <= effort.content
+                if effort is EFFORTS[-1] and not is_content.all():
                     path = Path(latents.log_joint, core)
                     log_weight = annealed_log_weights(path, *ANNEALED, stream)
                     for name, value in importance.estimate(log_weight).items():
-                        estimate[name] = torch.where(is_annealed, value, estimate[name])
-            unsettled.append(some[~(khat <= CONTENT)])
+                        estimate[name] = torch.where(is_content, estimate[name], value)
+            unsettled.append(some[~is_content])
             for name, value in estimate.items():
                 numbers[name][some] = value.double()
         rows = torch.cat(unsettled)
