@@ -335,9 +335,14 @@ def test_score_refines_the_rows_that_need_it_alone() -> None:
     scores = score(exact.model, narrow, x, refine=True, tol=0.13)
     assert torch.equal(scores.refined, (first.khat > 0.7) | (first.stderr > 0.13))
     assert scores.refined.any() and not scores.refined.all()
-    kept = ~scores.refined
-    assert torch.equal(scores.log_evidence[kept], first.log_evidence[kept])
-    assert torch.equal(scores.elbo, first.elbo)
+    kept, fresh = ~scores.refined, score(exact.model, narrow, x, tol=0.13)
+    assert torch.equal(scores.log_evidence[kept], fresh.log_evidence[kept])  # no pilot's draws
+    assert (scores.log_evidence[kept] != first.log_evidence[kept]).all()
+    without = score(exact.model, narrow, x, refine=True)
+    kept = ~without.refined
+    assert torch.equal(without.log_evidence[kept], first.log_evidence[kept])
+    assert torch.equal(without.elbo, first.elbo)
+    assert len(score(exact.model, narrow, x[:0], refine=True, tol=0.1).khat) == 0
     off = (scores.log_evidence - exact.log_evidence(x)).abs()[scores.refined]
     assert (off < 3.0 * scores.stderr[scores.refined]).all()
     assert scores.to_frame()["refined"].sum() == scores.refined.sum()
