@@ -275,7 +275,7 @@ pd.DataFrame(
 # ## What a family buys per second
 #
 # All guides again, with two controls: a normal of any covariance, and affine coupling layers. What
-# each gains over the diagonal posterior, in nats a row of the bound of inliers and of anomalies, and
+# each gains over the diagonal posterior, in nats a row of the bound, of inliers and anomalies, and
 # what its training takes in seconds of the processor; the best buy first.
 
 # %%
