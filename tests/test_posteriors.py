@@ -14,7 +14,7 @@ from torch import nn
 
 from pyro_vaeflow.inference import refine
 from pyro_vaeflow.inference.training import NonFiniteError
-from results.posteriors import make, tasks
+from results.posteriors import make, targets, tasks
 from results.posteriors.runs import PosteriorRun, c2st
 from results.posteriors.tasks import TASKS, Moon, Spikes
 
@@ -136,3 +136,29 @@ def test_runs_are_what_the_study_names_and_the_first_have_the_evidence() -> None
         PosteriorRun("slcp", "full", 1, 0).name
         != PosteriorRun("slcp", "full", 1, 0, num_draws=9).name
     )
+
+
+def test_both_targets_integrate_to_one() -> None:
+    side = torch.linspace(-50.0, 50.0, 1001)
+    density = targets.forty(torch.cartesian_prod(side, side)).exp() * (side[1] - side[0]) ** 2
+    assert density.sum().item() == pytest.approx(1.0, abs=1e-3)
+    v = dist.Normal(0.0, 4.0)
+    draws = v.sample((50_000, 1))
+    rest = dist.Normal(0.0, 1.3 * (0.5 * draws).exp().expand(-1, 9)).to_event(1)
+    z = rest.sample()
+    log_density = v.log_prob(draws).squeeze(-1) + rest.log_prob(z)
+    weight = (targets.funnel(torch.cat([draws, z], 1)) - log_density).exp()
+    assert abs(weight.mean() - 1.0) < 4.0 * weight.std() / len(weight) ** 0.5 < 0.2
+
+
+def test_targets_are_fitted_once_and_their_integral_is_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(targets, "FAMILIES", {("diagonal", 0): {}})
+    targets.main(["--quick", str(tmp_path)])
+    table = pd.read_csv(tmp_path / "targets.csv").set_index("target")
+    assert table.loc["forty Gaussians", "log_evidence_draws"] < -0.5  # q is at the middle
+    assert abs(table.loc["forty Gaussians", "log_evidence_refined"]) < 0.1
+    monkeypatch.setattr(targets, "fitted", None)
+    targets.main(["--quick", str(tmp_path)])
+    assert "| funnel " in (tmp_path / "targets.md").read_text()

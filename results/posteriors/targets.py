@@ -50,7 +50,7 @@ def forty(z: torch.Tensor) -> torch.Tensor:
 
 @dataclass(frozen=True)
 class Target:
-    """A density of `dim` numbers over `width` as a model: z is standard normal, a factor mends it."""
+    """A density of `dim` numbers over `width` as a model: a factor mends a standard normal z."""
 
     log_density: Callable[[torch.Tensor], torch.Tensor]
     dim: int
