@@ -38,8 +38,8 @@ from pyro_vaeflow.validation import ConfigError
 from results import report
 from results.adbench import make as adbench
 from results.adbench.score_parts import parts
+from results.evidence import bounds, wide
 from results.evidence import make as evidence
-from results.evidence import wide
 from results.kdd import make as kdd
 from results.kdd import unseen
 from results.oddbench import contaminated
@@ -632,6 +632,10 @@ def test_evidence_has_rows_before_and_after_refinement_and_fits_no_set_twice(
     assert (tmp_path / "tables.md").read_text() == page and "| wine " in page
     wide.main(["--quick", str(tmp_path)])
     assert "2 inliers" in (tmp_path / "wide.md").read_text()
+    bounds.main(["--quick", str(tmp_path)])
+    monkeypatch.setattr(bounds, "trained", None)
+    bounds.main(["--quick", str(tmp_path)])
+    assert "| wine     | 2 " in (tmp_path / "bounds.md").read_text()
 
 
 def test_plain_draws_have_the_evidence_of_a_closed_form() -> None:
