@@ -6,7 +6,7 @@ import torch
 
 from pyro_vaeflow.inference.latent_vectors import Latents
 from pyro_vaeflow.inference.noise import RowStream
-from pyro_vaeflow.inference.student_mixtures import StudentMixture, chosen, fitted, moments, taken
+from pyro_vaeflow.inference.student_mixtures import StudentMixture, chosen, fitted, taken
 from pyro_vaeflow.inference.tempering import LEAST, cooling
 
 MEMORY = 6  # rounds whose draws a fit reads
@@ -51,8 +51,9 @@ def around(loc: torch.Tensor, factor: torch.Tensor, widths: dict[float, float]) 
     return StudentMixture(log_weights, loc.unsqueeze(1).expand(-1, len(widths), -1), factors)
 
 
-def outermost(u: torch.Tensor, share: float) -> torch.Tensor:
-    """Those of the draws ``(num_data, n, dim)`` that are the farthest from all, by covariances."""
-    loc, factor = moments(u)
+def outermost(
+    u: torch.Tensor, loc: torch.Tensor, factor: torch.Tensor, share: float
+) -> torch.Tensor:
+    """Those of the draws ``(num_data, n, dim)`` that are the farthest out, by their `moments`."""
     whole = torch.linalg.solve_triangular(factor, (u - loc.unsqueeze(1)).mT, upper=False)
     return taken(u, whole.square().sum(1).topk(math.ceil(share * u.shape[1])).indices)

@@ -79,8 +79,8 @@ def refine(
     r"""Estimates each row's log p(x) by a proposal that is adapted to the row; nats.
 
     Where a trial of the proposal has a k-hat above 0.5, adaptation is done again with more draws;
-    where its k-hat is above 0.6 even then, draws of what they end with are annealed to the
-    posterior. Rows and seed decide the result.
+    where its k-hat is above 0.6 even then, draws of what rounds and paths end with are annealed to
+    the posterior. Rows and seed decide the result.
 
     References:
         J.-M. Cornuet, J.-M. Marin, A. Mira, C. Robert, Adaptive Multiple Importance Sampling, 2012,
@@ -186,7 +186,8 @@ def starts(latents: Latents, seed: int) -> tuple[StudentMixture, StudentMixture]
     draws' moments hardly show.
     """
     prior, own = latents.first_draws(FIRST, seed)
-    outer, (loc, factor) = outermost(prior, OUTER), moments(prior)
+    loc, factor = moments(prior)
+    outer = outermost(prior, loc, factor, OUTER)
     scale = outer.std(1).maximum(0.1 * factor.diagonal(dim1=-2, dim2=-1))  # they may be equal
     outskirts = around(outer.mean(1), scale.diag_embed(), {OUTER_WIDTH: 1.0})
     far = joined([around(loc, factor, BROAD), outskirts], [0.5, 0.5])

@@ -154,7 +154,6 @@ def score(
     options: Any = {"plate": plate, "progress": progress}
     chunks: Any = partial(trace_chunks, model, guide, chunk_size=chunk_size, summed=True, **options)
     scores = _scores(chunks(args, num_samples=num_samples, seed=seed), args[0])
-    pilot = scores.stderr.clone()
     if refine and len(args[0]):
         from pyro_vaeflow.inference import refine as refining  # most scores need it not
 
@@ -162,14 +161,16 @@ def score(
         if refine != "all":
             known = scores.log_evidence, scores.khat
             is_chosen = refining.doubtful(model, guide, args, *known, seed=seed, **options)
-            is_chosen |= ~(pilot <= (math.inf if tol is None else tol))
+            is_chosen |= ~(scores.stderr <= (math.inf if tol is None else tol))
             is_chosen &= ~scores.log_evidence.isnan()
         if len(rows := is_chosen.nonzero().squeeze(-1)):
             unsettled = take_rows(args, rows)
             _replace(scores, rows, refining.refine(model, guide, unsettled, seed=seed, **options))
             scores.refined[rows] = True
     if tol is not None and len(args[0]):
-        needed = _needed(pilot, num_samples, tol, max_samples).masked_fill(scores.refined, 0)
+        needed = _needed(scores.stderr, num_samples, tol, max_samples).masked_fill(
+            scores.refined, 0
+        )
         for count in needed[~scores.refined].unique().tolist():
             rows = (needed == count).nonzero().squeeze(-1)
             some, fresh_seed = take_rows(args, rows), (seed + FRESH_SEED) % 2**32
